@@ -1,0 +1,1 @@
+"""The machine as data: `Target`, the hardware descriptor, the analytic cost."""
