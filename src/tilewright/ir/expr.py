@@ -1,0 +1,479 @@
+"""Scalars, subscripts and sizes: one immutable, hash-consed node type.
+
+In: nothing. Out: `Expr` and its constructors. Invariants: structurally equal expressions are the same object, so `is`
+is equality; integer (i64) sums and products are kept as polynomials in a canonical order, so two spellings of one
+subscript are one object; constructors fold constants, nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import InternalError
+from tilewright.ir.dtypes import BOOL
+from tilewright.ir.dtypes import F32
+from tilewright.ir.dtypes import I64
+from tilewright.ir.dtypes import DType
+
+__all__ = [
+    "BINARY", "COMPARE", "Expr", "UNARY", "add", "binary", "cast", "compare", "const", "dim", "floordiv", "index",
+    "int_value", "logical", "maximum", "minimum", "mod", "mul", "neg", "polynomial", "read", "select", "sub",
+    "substitute", "unary",
+]  # fmt: skip
+
+# Unary operations on floats, except where the comment says otherwise. Their NumPy meaning is in ir/scalar.py.
+UNARY: frozenset[str] = frozenset(
+    "neg abs sign floor ceil round trunc sqrt rsqrt exp exp2 expm1 log log2 log1p sin cos tan asin acos atan "
+    "sinh cosh tanh asinh acosh atanh erf sigmoid isnan isinf not".split()  # neg abs sign: any; not: bool, ints
+)
+BINARY: frozenset[str] = frozenset("add sub mul div floordiv mod min max pow atan2 fmod and or xor shl shr".split())
+COMPARE: frozenset[str] = frozenset("lt le eq ne".split())
+
+Polynomial = dict[tuple["Expr", ...], int]
+
+
+class Expr:
+    """One node `op(args; attr): dtype`.
+
+    op       leaf forms: const (attr: Python value), index (attr: iteration variable), dim (attr: symbolic size);
+             read (attr: (tensor, has_else); args: subscripts, then the else value); a unary, binary or compare name;
+             select (condition, then, else); cast.
+    Source: tinygrad UOp, Halide Expr.
+    """
+
+    __slots__ = ("__weakref__", "_poly", "_text", "args", "attr", "dtype", "op")
+    op: str
+    args: tuple[Expr, ...]
+    attr: Any
+    dtype: DType
+    _poly: Polynomial | None
+    _text: str | None
+
+    def __init__(self) -> None:
+        raise InternalError("X001", "Expr is made by its constructors only")
+
+    def __str__(self) -> str:
+        if self._text is None:
+            from tilewright.ir.text import expr_text
+
+            self._text = expr_text(self)
+        return self._text
+
+    __repr__ = __str__
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_make, (self.op, self.args, self.attr, self.dtype))
+
+    # Arithmetic on i64 is so common in subscripts that operators read better; ints are lifted.
+    def __add__(self, other: Expr | int) -> Expr:
+        return add(self, _lift(other))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Expr | int) -> Expr:
+        return sub(self, _lift(other))
+
+    def __rsub__(self, other: int) -> Expr:
+        return sub(_lift(other), self)
+
+    def __mul__(self, other: Expr | int) -> Expr:
+        return mul(self, _lift(other))
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Expr | int) -> Expr:
+        return floordiv(self, _lift(other))
+
+    def __mod__(self, other: Expr | int) -> Expr:
+        return mod(self, _lift(other))
+
+    def __neg__(self) -> Expr:
+        return neg(self)
+
+    def walk(self) -> Iterator[Expr]:
+        """Every distinct node below and including this one, operands first."""
+        seen: set[int] = set()
+        stack: list[tuple[Expr, bool]] = [(self, False)]
+        while stack:
+            node, done = stack.pop()
+            if done:
+                yield node
+            elif id(node) not in seen:
+                seen.add(id(node))
+                stack.append((node, True))
+                stack.extend((a, False) for a in reversed(node.args))
+
+    def names(self, op: str) -> set[str]:
+        """Names of all leaves of kind `op` ('index' or 'dim')."""
+        return {n.attr for n in self.walk() if n.op == op}
+
+    def reads(self) -> list[Expr]:
+        """All distinct reads in it, operands first."""
+        return [n for n in self.walk() if n.op == "read"]
+
+
+_TABLE: weakref.WeakValueDictionary[tuple[Any, ...], Expr] = weakref.WeakValueDictionary()
+
+
+def _make(op: str, args: tuple[Expr, ...], attr: Any, dtype: DType) -> Expr:
+    # 1, 1.0 and True, and 0.0 and -0.0, are different constants but equal dictionary keys: repr tells them apart.
+    key = (op, tuple(map(id, args)), repr(attr) if op == "const" else attr, dtype)
+    found = _TABLE.get(key)
+    if found is not None:
+        return found
+    node = object.__new__(Expr)
+    node.op, node.args, node.attr, node.dtype = op, args, attr, dtype
+    node._poly = node._text = None
+    _TABLE[key] = node
+    return node
+
+
+def _lift(x: Expr | int) -> Expr:
+    return x if isinstance(x, Expr) else const(x)
+
+
+# ---- leaves ----------------------------------------------------------------------------------------------------------
+
+
+def const(value: float | int | bool | np.generic, dtype: DType | None = None) -> Expr:
+    """A constant, rounded to `dtype` (default: bool, i64 or f32 after the Python type)."""
+    if dtype is None:
+        kind = type(value)
+        dtype = BOOL if kind is bool else I64 if kind is int else F32
+    if dtype.is_float:
+        with np.errstate(over="ignore"):
+            value = float(np.asarray(value).astype(dtype.np))
+    elif dtype is BOOL:
+        value = bool(value)
+    else:
+        value = int(value)
+        span, low = 1 << dtype.bits, (-(1 << (dtype.bits - 1)) if dtype.kind == "i" else 0)
+        value = (value - low) % span + low
+    return _make("const", (), value, dtype)
+
+
+def index(name: str) -> Expr:
+    """An iteration variable (i64)."""
+    return _make("index", (), name, I64)
+
+
+def dim(name: str) -> Expr:
+    """A symbolic size (i64, not negative)."""
+    return _make("dim", (), name, I64)
+
+
+def read(tensor: str, subscripts: Iterable[Expr], dtype: DType, orelse: Expr | None = None) -> Expr:
+    """`tensor[subscripts]`, or `orelse` where a subscript is outside the tensor."""
+    args = tuple(subscripts)
+    if orelse is not None:
+        args = (*args, orelse)
+    return _make("read", args, (tensor, orelse is not None), dtype)
+
+
+def int_value(e: Expr) -> int | None:
+    """The value of a constant integer, else None."""
+    return e.attr if e.op == "const" and type(e.attr) is int else None
+
+
+# ---- integer polynomials ---------------------------------------------------------------------------------------------
+
+
+def polynomial(e: Expr) -> Polynomial:
+    """An i64 expression as {sorted atoms: coefficient}; the empty tuple holds the constant. Do not mutate it."""
+    if e._poly is None:
+        if e.op == "const":
+            e._poly = {(): e.attr} if e.attr else {}
+        elif e.op == "add":
+            total: Polynomial = {}
+            for a in e.args:
+                for k, v in polynomial(a).items():
+                    total[k] = total.get(k, 0) + v
+            e._poly = {k: v for k, v in total.items() if v}
+        elif e.op == "mul":
+            p: Polynomial = {(): 1}
+            for a in e.args:
+                p = _poly_mul(p, polynomial(a))
+            e._poly = p
+        else:
+            e._poly = {(e,): 1}
+    return e._poly
+
+
+def _poly_mul(p: Polynomial, q: Polynomial) -> Polynomial:
+    out: Polynomial = {}
+    for ka, va in p.items():
+        for kb, vb in q.items():
+            k = tuple(sorted(ka + kb, key=str)) if ka and kb else ka or kb
+            out[k] = out.get(k, 0) + va * vb
+    return {k: v for k, v in out.items() if v}
+
+
+def _order(item: tuple[tuple[Expr, ...], int]) -> tuple[int, list[str]]:
+    return (-len(item[0]), [str(a) for a in item[0]])
+
+
+def from_polynomial(p: Polynomial) -> Expr:
+    """The canonical expression of a polynomial: terms sorted, constant last."""
+    terms = []
+    for atoms, c in sorted(p.items(), key=_order):
+        if not atoms:
+            terms.append(const(c))
+            continue
+        e = atoms[0]
+        for a in atoms[1:]:
+            e = _make("mul", (e, a), None, I64)
+        terms.append(e if c == 1 else _make("mul", (e, const(c)), None, I64))
+    if not terms:
+        return const(0)
+    total = terms[0]
+    for t in terms[1:]:
+        total = _make("add", (total, t), None, I64)
+    return total
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def add(a: Expr, b: Expr) -> Expr:
+    """a + b (integers wrap)."""
+    if a.dtype is I64 and b.dtype is I64:
+        if a.op == "const" and b.op == "const":
+            return const(a.attr + b.attr)
+        total = dict(polynomial(a))
+        for k, v in polynomial(b).items():
+            total[k] = total.get(k, 0) + v
+        return from_polynomial({k: v for k, v in total.items() if v})
+    return binary("add", a, b)
+
+
+def sub(a: Expr, b: Expr) -> Expr:
+    """a - b (integers wrap)."""
+    return add(a, neg(b)) if a.dtype is I64 and b.dtype is I64 else binary("sub", a, b)
+
+
+def mul(a: Expr, b: Expr) -> Expr:
+    """a * b (integers wrap)."""
+    if a.dtype is I64 and b.dtype is I64:
+        return from_polynomial(_poly_mul(polynomial(a), polynomial(b)))
+    return binary("mul", a, b)
+
+
+def neg(a: Expr) -> Expr:
+    """-a."""
+    if a.dtype is I64:
+        return from_polynomial({k: -v for k, v in polynomial(a).items()})
+    return unary("neg", a)
+
+
+def _split(a: Expr, c: int) -> tuple[Polynomial, Polynomial]:
+    """`a` as c * first + second, where second holds what c does not divide."""
+    first: Polynomial = {}
+    second: Polynomial = {}
+    for k, v in polynomial(a).items():
+        q, r = divmod(v, c)
+        if k and r:
+            second[k] = v
+            continue
+        if q:
+            first[k] = q
+        if r:
+            second[k] = r
+    return first, second
+
+
+def floordiv(a: Expr, b: Expr) -> Expr:
+    """Floor division. Integers: x // 0 is 0 by definition, so that no input traps."""
+    if a.dtype is I64 and b.dtype is I64:
+        c = int_value(b)
+        if c == 1:
+            return a
+        if c is not None and c > 0:
+            first, second = _split(a, c)
+            if not second or (len(second) == 1 and () in second):
+                return from_polynomial(first)
+            if first:
+                rest = floordiv(from_polynomial(second), b)
+                return add(from_polynomial(first), rest)
+            # (x // d) // c = x // (d*c) for positive d and c
+            if a.op == "floordiv":
+                d = int_value(a.args[1])
+                if d is not None and d > 0:
+                    return floordiv(a.args[0], const(c * d))
+        elif a is b and a.op == "dim":
+            return const(1)
+        elif c is None:
+            q = _exact_quotient(a, b)
+            if q is not None:
+                return q
+    return binary("floordiv", a, b)
+
+
+def _exact_quotient(a: Expr, b: Expr) -> Expr | None:
+    """a / b where b is one monomial of dims that divides every term of a."""
+    pb = polynomial(b)
+    if len(pb) != 1:
+        return None
+    (atoms, c), out = next(iter(pb.items())), {}
+    if c <= 0 or any(x.op != "dim" for x in atoms):
+        return None
+    for k, v in polynomial(a).items():
+        rest = list(k)
+        for x in atoms:
+            if x not in rest:
+                return None
+            rest.remove(x)
+        if v % c:
+            return None
+        out[tuple(rest)] = v // c
+    return from_polynomial(out)
+
+
+def mod(a: Expr, b: Expr) -> Expr:
+    """Floor modulo: the sign of the divisor. Integers: x % 0 is 0 by definition."""
+    if a.dtype is I64 and b.dtype is I64:
+        c = int_value(b)
+        if c is not None and c > 0:
+            if c == 1:
+                return const(0)
+            first, second = _split(a, c)
+            if first:
+                return mod(from_polynomial(second), b)
+            if not second:
+                return const(0)
+        elif c is None and _exact_quotient(a, b) is not None:
+            return const(0)
+    return binary("mod", a, b)
+
+
+def minimum(a: Expr, b: Expr) -> Expr:
+    """The smaller; NaN wins."""
+    return a if a is b else binary("min", a, b)
+
+
+def maximum(a: Expr, b: Expr) -> Expr:
+    """The larger; NaN wins."""
+    return a if a is b else binary("max", a, b)
+
+
+def _fold(op: str, args: tuple[Expr, ...], dtype: DType) -> Expr | None:
+    """The constant value of op over constants, computed in the operation's own dtype."""
+    if any(a.op != "const" for a in args):
+        return None
+    from tilewright.ir.scalar import evaluate
+
+    with np.errstate(all="ignore"):
+        value = evaluate(op, [np.asarray(a.attr, a.dtype.np) for a in args], dtype)
+    return const(value.item(), dtype)
+
+
+def unary(op: str, a: Expr) -> Expr:
+    """A unary operation of `UNARY`; the result has the dtype of `a` (bool for isnan, isinf)."""
+    dtype = BOOL if op in ("isnan", "isinf") else a.dtype
+    if op == "neg" and a.dtype is I64:
+        return neg(a)
+    if op == "not" and a.op == "not":
+        return a.args[0]
+    return _fold(op, (a,), dtype) or _make(op, (a,), None, dtype)
+
+
+def binary(op: str, a: Expr, b: Expr) -> Expr:
+    """A binary operation of `BINARY`, for any dtype; both operands have the same one (X001 otherwise)."""
+    if a.dtype is not b.dtype:
+        raise InternalError("X001", f"{op} of {a.dtype} and {b.dtype}", where=f"{a} {op} {b}")
+    if a.dtype is I64 and op in ("add", "sub", "mul"):
+        return {"add": add, "sub": sub, "mul": mul}[op](a, b)
+    folded = _fold(op, (a, b), a.dtype)
+    if folded is not None:
+        return folded
+    if a.dtype is BOOL:
+        for x, y in ((a, b), (b, a)):
+            if x.op == "const" and op in ("and", "or"):
+                return y if x.attr == (op == "and") else x
+    return _make(op, (a, b), None, a.dtype)
+
+
+def compare(op: str, a: Expr, b: Expr) -> Expr:
+    """lt, le, eq, ne (gt and ge are spelled with the operands swapped); the result is bool."""
+    if op in ("gt", "ge"):
+        return compare({"gt": "lt", "ge": "le"}[op], b, a)
+    if a.dtype is not b.dtype:
+        raise InternalError("X001", f"{op} of {a.dtype} and {b.dtype}", where=f"{a} {op} {b}")
+    if a is b and not a.dtype.is_float:
+        return const(op in ("le", "eq"), BOOL)
+    return _fold(op, (a, b), BOOL) or _make(op, (a, b), None, BOOL)
+
+
+def logical(op: str, a: Expr, b: Expr) -> Expr:
+    """`and` / `or` of two bools."""
+    return a if a is b else binary(op, a, b)
+
+
+def select(condition: Expr, then: Expr, orelse: Expr) -> Expr:
+    """`then` where `condition`, else `orelse`; only the chosen side's reads need be in range."""
+    if then.dtype is not orelse.dtype:
+        raise InternalError("X001", f"select of {then.dtype} and {orelse.dtype}")
+    if condition.op == "const":
+        return then if condition.attr else orelse
+    return then if then is orelse else _make("select", (condition, then, orelse), None, then.dtype)
+
+
+def cast(a: Expr, dtype: DType) -> Expr:
+    """Value conversion; float to integer truncates and saturates, NaN gives 0; integers wrap; to bool is `!= 0`."""
+    if a.dtype is dtype:
+        return a
+    return _fold("cast", (a,), dtype) or _make("cast", (a,), None, dtype)
+
+
+# ---- rewriting -------------------------------------------------------------------------------------------------------
+
+
+def rebuild(e: Expr, args: tuple[Expr, ...]) -> Expr:
+    """`e` with other operands, through the folding constructors."""
+    if len(args) == len(e.args) and all(x is y for x, y in zip(args, e.args, strict=True)):
+        return e
+    op = e.op
+    if op in ("add", "sub", "mul"):
+        return {"add": add, "sub": sub, "mul": mul}[op](*args)
+    if op == "floordiv":
+        return floordiv(*args)
+    if op == "mod":
+        return mod(*args)
+    if op in BINARY:
+        return binary(op, *args)
+    if op in COMPARE:
+        return compare(op, *args)
+    if op == "select":
+        return select(*args)
+    if op == "cast":
+        return cast(args[0], e.dtype)
+    if op == "read":
+        return _make("read", args, e.attr, e.dtype)
+    return unary(op, *args)
+
+
+def substitute(e: Expr, mapping: Mapping[Expr, Expr]) -> Expr:
+    """Replace every node that is a key of `mapping` (top down), rebuilding and folding what stands above it."""
+    memo: dict[int, Expr] = {}
+
+    def go(node: Expr) -> Expr:
+        hit = memo.get(id(node))
+        if hit is None:
+            found = mapping.get(node)
+            hit = found if found is not None else rebuild(node, tuple(map(go, node.args))) if node.args else node
+            memo[id(node)] = hit
+        return hit
+
+    return go(e)
+
+
+def is_finite_const(e: Expr) -> bool:
+    """Is it a constant that is a finite number?"""
+    return e.op == "const" and math.isfinite(e.attr)
