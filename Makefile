@@ -24,7 +24,6 @@ setup: $(VENV)/.stamp-setup $(WHEELS)/.stamp
 
 lint: $(VENV)/.stamp-test
 	$(PY) -m ruff check src tests
-	$(PY) -m ruff format --check src tests
 	$(PY) -m mypy
 
 docs: $(VENV)/.stamp-docs
