@@ -1,7 +1,7 @@
 """Every setting: its type, default, one-line meaning, and where its value came from.
 
-In: `config(...)` contexts, `TILEWRIGHT_*` variables, `[tool.tilewright]` of a pyproject.toml (the nearest
-one upwards of the working folder).
+In: `config(...)` contexts, `TILEWRIGHT_*` variables, `[tool.tilewright]` of a pyproject.toml (the
+nearest one upwards of the working folder).
 Out: `current()`, a typed value of all settings, and `settings()`, the table that `doctor` prints.
 Invariant: an argument of a function wins over a context, a context over a variable, a variable over
 the file, the file over the default; a wrong value is a `UserError` U003 that names its origin.
@@ -265,7 +265,7 @@ def _nearest_pyproject(folder: Path) -> Path | None:
 
 
 def _file_values() -> tuple[str, dict[str, object]]:
-    """Return (path, [tool.tilewright]) of the nearest pyproject.toml; read again when it changes."""
+    """Return (path, [tool.tilewright]) of the nearest pyproject.toml, read when it changes."""
     try:
         folder = os.getcwd()
     except OSError:  # the working folder was removed
