@@ -13,9 +13,7 @@ import hashlib
 import os
 import platform
 import sys
-from dataclasses import dataclass
-from dataclasses import fields
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -229,7 +227,7 @@ def _x86(
     # An AVX-512 feature without the whole level would let LLVM use half of AVX-512.
     usable = {f for f in features if bits == 512 or not f.startswith("avx512")}
     usable = {
-        f for f in usable if bits >= 256 or not f.startswith("avx") and f not in ("fma", "f16c")
+        f for f in usable if bits >= 256 or (not f.startswith("avx") and f not in ("fma", "f16c"))
     }
     return Target(
         name=name,

@@ -1,1 +1,1 @@
-"""Build, load and call native code: object cache, loader, thread pool, call contexts, calibration, measurement."""
+"""Build, load, call, calibrate and measure native code."""

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from tilewright.errors import TargetError
-from tilewright.machine.target import NAMES
-from tilewright.machine.target import Target
-from tilewright.machine.target import available_cpus
+from tilewright.machine.target import NAMES, Target, available_cpus
 
 
 @pytest.mark.parametrize("name", NAMES)
