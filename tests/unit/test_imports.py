@@ -24,15 +24,15 @@ ORDER = (
 MAY_USE_THE_PUBLIC_NAMES = {"tools", "api", "onnx", "torch", "__main__", "__init__"}
 
 # Below the front end an operator is structure: roles, monoids and definitions, never one of these.
+# Scalar functions that a Program's expressions have themselves (exp, tanh, sigmoid, ...) are not operators.
 OPERATORS = {
     "matmul", "gemm", "batchmatmul", "conv", "conv1d", "conv2d", "conv3d", "convolution",
     "convtranspose", "depthwise", "softmax", "logsoftmax", "relu", "leakyrelu", "prelu", "gelu", "silu",
-    "sigmoid", "hardsigmoid", "hardswish", "attention", "maxpool", "avgpool", "averagepool", "globalaveragepool",
+    "hardsigmoid", "hardswish", "attention", "maxpool", "avgpool", "averagepool", "globalaveragepool",
     "pooling", "layernorm", "layernormalization", "batchnorm", "batchnormalization", "instancenorm",
     "groupnorm", "rmsnorm", "lstm", "gru", "rnn", "einsum", "onnx",
 }  # fmt: skip
 NAMELESS = ("group", "schedule", "lower", "codegen")
-# Names of scalar functions that the Program itself has are not operators of a front end.
 HEAVY = ("llvmlite", "onnx", "torch", "onnxruntime", "rich", "click", "sqlite3", "platformdirs", "tomllib")
 
 
