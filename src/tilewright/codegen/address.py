@@ -1,0 +1,318 @@
+"""Subscript expressions, pointers, predicates and lane masks as LLVM values.
+
+In: i64 and bool `Expr`s over loop variables and dims. Out: names of LLVM values. Invariant: every term is computed in
+the outermost region where its variables live, so the innermost loop holds only what changes there; no LLVM pass moves
+addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tilewright.codegen.operations import Operations
+from tilewright.codegen.ranges import Ranges
+from tilewright.codegen.writer import Induction
+from tilewright.codegen.writer import Writer
+from tilewright.errors import InternalError
+from tilewright.ir.dtypes import I64
+from tilewright.ir.dtypes import DType
+from tilewright.ir.expr import BINARY
+from tilewright.ir.expr import COMPARE
+from tilewright.ir.expr import Expr
+from tilewright.ir.expr import Polynomial
+from tilewright.ir.expr import from_polynomial
+from tilewright.ir.expr import polynomial
+
+__all__ = ["Addresses", "Pointer"]
+
+Pointer = tuple[str, int]  # LLVM pointer value, constant displacement in bytes
+_SCALED = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
+
+
+class Addresses:
+    """Values of expressions in the function that `writer` is writing."""
+
+    def __init__(self, writer: Writer, operations: Operations) -> None:
+        self.writer = writer
+        self.operations = operations
+        self.ranges = Ranges()
+        self.variables: dict[str, tuple[str, int]] = {}  # loop variable or dim -> value, region depth
+        self.buffers: dict[str, tuple[str, DType]] = {}
+        self._depths: dict[Expr, int] = {}
+        self._steps: dict[int, tuple[str, str, int]] = {}  # loop region depth -> variable, first value, step
+
+    # ---- scopes ------------------------------------------------------------------------------------------------------
+
+    def bind(self, var: str, value: str, first: str, step: int) -> tuple[str, int] | None:
+        """A loop variable lives in the innermost region from now on; returns what it hid."""
+        hidden = self.variables.get(var)
+        self.variables[var] = (value, self.writer.depth)
+        self._steps[self.writer.depth] = (var, first, step)
+        self._depths.clear()
+        return hidden
+
+    def unbind(self, var: str, hidden: tuple[str, int] | None) -> None:
+        """Leave the loop of `var` (its region must still be open)."""
+        del self._steps[self.writer.depth]
+        del self.variables[var]
+        if hidden is not None:
+            self.variables[var] = hidden
+        self._depths.clear()
+
+    def depth(self, e: Expr) -> int:
+        """The outermost region where `e` can be computed."""
+        found = self._depths.get(e)
+        if found is None:
+            if e.op in ("index", "dim"):
+                if e.attr not in self.variables:
+                    raise InternalError("L001", f"{e.attr!r} is not a loop variable or dim here", where=str(e))
+                found = self.variables[e.attr][1]
+            elif e.op == "read":
+                return self.writer.depth  # memory changes: computed where it stands
+            else:
+                found = max((self.depth(a) for a in e.args), default=0)
+                if any(n.op == "read" for n in e.walk()):
+                    return found
+            self._depths[e] = found
+        return found
+
+    # ---- values ------------------------------------------------------------------------------------------------------
+
+    def value(self, e: Expr) -> str:
+        """The value of a scalar expression, computed as far out as possible."""
+        op = e.op
+        if op == "const":
+            return self.operations.literal(e.attr, e.dtype)
+        if op in ("index", "dim"):
+            return self.variables[e.attr][0]
+        for region in self.writer.regions:
+            found = region.values.get(e)
+            if found is not None:
+                return found
+        depth = self.depth(e)
+        if op == "read":
+            return self._read(e)
+        if e.dtype is I64 and op in ("add", "mul"):
+            out = self._sum(polynomial(e), 1)
+        elif e.dtype is I64 and op in ("floordiv", "mod") and e.args[1].op == "const" and e.args[1].attr > 0:
+            out = self._divide(e, depth)
+        else:
+            args = [self.value(a) for a in e.args]
+            source = e.args[1].dtype if op == "select" else e.args[0].dtype
+            if op not in BINARY | COMPARE | {"select", "cast", "neg", "abs", "sign", "not"}:
+                raise InternalError("L001", f"no subscript operation {op!r}", where=str(e))
+            with self.operations.at(depth):
+                out = self.operations.apply(op, args, source, e.dtype, 0)
+        if not any(n.op == "read" for n in e.walk()):
+            self.writer.regions[depth].values[e] = out
+        return out
+
+    def _read(self, e: Expr) -> str:
+        tensor = e.attr[0]
+        dtype = self.buffers[tensor][1]
+        pointer, displacement = self.pointer(tensor, polynomial(e.args[0]))
+        w = self.writer
+        at = w.once(f"getelementptr i8, ptr {pointer}, i64 {displacement}") if displacement else pointer
+        raw = w.op(f"load {self.operations.memory_type(dtype, 0)}, ptr {at}, align {dtype.bytes}")
+        return self.operations.from_memory(raw, dtype, 0)
+
+    def _divide(self, e: Expr, depth: int) -> str:
+        a, c = self.value(e.args[0]), e.args[1].attr
+        w = self.writer
+        power = c & (c - 1) == 0
+        if e.op == "mod":
+            if power:
+                return w.op_at(depth, f"and i64 {a}, {c - 1}")
+            if self.ranges.nonnegative(e.args[0]):
+                return w.op_at(depth, f"urem i64 {a}, {c}")
+            r = w.op_at(depth, f"srem i64 {a}, {c}")
+            sign = w.op_at(depth, f"ashr i64 {r}, 63")
+            fix = w.op_at(depth, f"and i64 {sign}, {c}")
+            return w.op_at(depth, f"add i64 {r}, {fix}")
+        if power:
+            return w.op_at(depth, f"ashr i64 {a}, {c.bit_length() - 1}")
+        if self.ranges.nonnegative(e.args[0]):
+            return w.op_at(depth, f"udiv i64 {a}, {c}")
+        q = w.op_at(depth, f"sdiv i64 {a}, {c}")
+        r = w.op_at(depth, f"srem i64 {a}, {c}")
+        sign = w.op_at(depth, f"ashr i64 {r}, 63")
+        return w.op_at(depth, f"add i64 {q}, {sign}")
+
+    def _groups(self, p: Polynomial, scale: int) -> list[tuple[int, Polynomial]]:
+        """Terms (times `scale`, the constant left out) by the region that their variables live in, outermost first."""
+        groups: dict[int, Polynomial] = {}
+        for atoms, c in p.items():
+            if atoms:
+                depth = max(self.depth(a) for a in atoms)
+                groups.setdefault(depth, {})[atoms] = c * scale
+        return sorted(groups.items())
+
+    def _product(self, values: Iterable[tuple[int, str]], c: int) -> tuple[int, str]:
+        """Product of values by depth and a constant, partial products as far out as possible."""
+        ordered = sorted(values)
+        depth, out = ordered[0]
+        for d, v in ordered[1:]:
+            depth = d
+            out = self.writer.op_at(d, f"mul i64 {out}, {v}")
+        return depth, out if c == 1 else self.writer.op_at(depth, f"mul i64 {out}, {c}")
+
+    def _sum(self, p: Polynomial, scale: int) -> str:
+        """The value of a polynomial times `scale`."""
+        total, depth = "", 0
+        for depth, group in self._groups(p, scale):
+            for atoms, c in group.items():
+                _, term = self._product([(self.depth(a), self.value(a)) for a in atoms], c)
+                total = self.writer.op_at(depth, f"add i64 {total}, {term}") if total else term
+        constant = p.get((), 0) * scale
+        if not total:
+            return str(constant)
+        return self.writer.op_at(depth, f"add i64 {total}, {constant}") if constant else total
+
+    # ---- pointers ----------------------------------------------------------------------------------------------------
+
+    def pointer(self, buffer: str, offset: Polynomial) -> Pointer:
+        """Pointer to element `offset` of `buffer`, its constant part kept apart as a displacement in bytes."""
+        out, dtype = self.buffers[buffer]
+        for depth, group in self._groups(offset, dtype.bytes):
+            linear: Polynomial = {}
+            step = self._steps.get(depth)
+            if step is not None and self.writer.regions[depth].innermost:
+                group, linear = self._split(group, step[0], depth)
+            if group:
+                out = self.writer.op_at(depth, f"getelementptr i8, ptr {out}, i64 {self._sum(group, 1)}")
+            if linear and step is not None:
+                out = self._moving(out, linear, depth, step, bool(group))
+        return out, offset.get((), 0) * dtype.bytes
+
+    def _split(self, group: Polynomial, var: str, depth: int) -> tuple[Polynomial, Polynomial]:
+        """`group` as rest + coefficient * var, where the coefficient is of outer regions."""
+        rest: Polynomial = {}
+        linear: Polynomial = {}
+        for atoms, c in group.items():
+            others = [a for a in atoms if not (a.op == "index" and a.attr == var)]
+            if len(others) == len(atoms) - 1 and all(self.depth(a) < depth for a in others):
+                linear[tuple(others)] = c
+            else:
+                rest[atoms] = c
+        return rest, linear
+
+    def _moving(
+        self, base: str, coefficient: Polynomial, depth: int, step: tuple[str, str, int], local: bool
+    ) -> str:
+        """`base + coefficient * variable` in an innermost loop: scaled by the CPU, or a pointer that moves along.
+
+        local: `base` itself changes in the loop.
+        """
+        var, first, width = step
+        constant = coefficient.get(()) if len(coefficient) == 1 else None
+        w = self.writer
+        region = w.regions[depth]
+        if constant in _SCALED:
+            return w.op_at(depth, f"getelementptr {_SCALED[constant]}, ptr {base}, i64 {self.variables[var][0]}")
+        key = (base, frozenset(coefficient.items()))
+        found = region.values.get(key)
+        if found is not None:
+            return found
+        if local:
+            scale = self._sum(coefficient, 1)
+            offset = w.op_at(depth, f"mul i64 {self.variables[var][0]}, {scale}")
+            return w.op_at(depth, f"getelementptr i8, ptr {base}, i64 {offset}")
+        outer = depth - 1
+        scale = self._sum(coefficient, 1)
+        start = "0" if first == "0" else w.op_at(outer, f"mul i64 {first}, {scale}")
+        increment = str(constant * width) if constant is not None else (
+            scale if width == 1 else w.op_at(outer, f"mul i64 {scale}, {width}")
+        )  # fmt: skip
+        name = w.fresh()
+        region.inductions.append(Induction(name, base, start, increment))
+        region.values[key] = name
+        return name
+
+    def at(self, pointer: Pointer, displacement: int = 0) -> str:
+        """One pointer value in the innermost region: x86 folds the displacement into the access."""
+        base, d = pointer[0], pointer[1] + displacement
+        return self.writer.once(f"getelementptr i8, ptr {base}, i64 {d}") if d else base
+
+    # ---- predicates and masks ----------------------------------------------------------------------------------------
+
+    def inside(self, position: int, lo: Expr, hi: Expr) -> str:
+        """i1 `lo <= position < hi`: 'true', 'false' or a value."""
+        p = polynomial_constant(position)
+        parts: list[str] = []
+        for a, b in ((lo, p), (p + 1, hi)):
+            if self.ranges.true("le", a, b):
+                continue
+            if self.ranges.true("lt", b, a):
+                return "false"
+            depth = max(self.depth(a), self.depth(b))
+            parts.append(self.writer.op_at(depth, f"icmp sle i64 {self.value(a)}, {self.value(b)}"))
+        if not parts:
+            return "true"
+        if len(parts) == 1:
+            return parts[0]
+        depth = max(self.depth(lo), self.depth(hi))
+        return self.writer.op_at(depth, f"and i1 {parts[0]}, {parts[1]}")
+
+    def both(self, a: str, b: str) -> str:
+        """Conjunction of two i1 predicates."""
+        if "false" in (a, b):
+            return "false"
+        if a == "true":
+            return b
+        return a if b in ("true", a) else self.writer.once(f"and i1 {a}, {b}")
+
+    def lane_mask(self, lo: Expr, hi: Expr, first: int, lanes: int, valid: int) -> str | None:
+        """Mask of lanes l < valid with lo <= first + l < hi, kept as the target likes it; None where all are in.
+
+        Targets without mask registers keep a vector of 0 and -1, which lives across blocks at no cost.
+        """
+        low_free = self.ranges.true("le", lo, polynomial_constant(first))
+        high_free = self.ranges.true("le", polynomial_constant(first + valid), hi)
+        if low_free and high_free:
+            return None
+        depth = max(0 if low_free else self.depth(lo), 0 if high_free else self.depth(hi))
+        ops = self.operations
+        bits = self._mask_bits(lanes)
+        positions = ops.vector(f"i{bits}", range(lanes))
+        w = self.writer
+        mask = ""
+        for bound, free, compare in ((lo, low_free, "sge"), (hi, high_free, "slt")):
+            if free:
+                continue
+            v = self.value(bound - first)
+            v = w.op_at(depth, f"call i64 @llvm.smin.i64(i64 {v}, i64 {valid})")
+            v = w.op_at(depth, f"call i64 @llvm.smax.i64(i64 {v}, i64 0)")
+            if bits < 64:
+                v = w.op_at(depth, f"trunc i64 {v} to i{bits}")
+            one = w.op_at(depth, f"insertelement <{lanes} x i{bits}> poison, i{bits} {v}, i64 0")
+            s = w.op_at(
+                depth,
+                f"shufflevector <{lanes} x i{bits}> {one}, <{lanes} x i{bits}> poison, <{lanes} x i32> zeroinitializer",
+            )
+            m = w.op_at(depth, f"icmp {compare} <{lanes} x i{bits}> {positions}, {s}")
+            mask = w.op_at(depth, f"and <{lanes} x i1> {mask}, {m}") if mask else m
+        w.module.declare("i64 @llvm.smin.i64(i64, i64)")
+        w.module.declare("i64 @llvm.smax.i64(i64, i64)")
+        if high_free and valid < lanes:
+            tail = ops.vector("i1", [int(i < valid) for i in range(lanes)])
+            mask = w.op_at(depth, f"and <{lanes} x i1> {mask}, {tail}")
+        if ops.target.has_masks:
+            return mask
+        return w.op_at(depth, f"sext <{lanes} x i1> {mask} to <{lanes} x i{bits}>")
+
+    def _mask_bits(self, lanes: int) -> int:
+        """Width of the integers that lane numbers are compared in."""
+        return min(64, max(8, self.operations.target.vector_bits // lanes))
+
+    def use_mask(self, mask: str, lanes: int) -> str:
+        """The i1 vector of what `lane_mask` made, in the innermost region."""
+        ops = self.operations
+        if ops.target.has_masks:
+            return mask
+        bits = self._mask_bits(lanes)
+        return self.writer.once(f"icmp slt <{lanes} x i{bits}> {mask}, zeroinitializer")
+
+
+def polynomial_constant(value: int) -> Expr:
+    """A position as an expression."""
+    return from_polynomial({(): value} if value else {})

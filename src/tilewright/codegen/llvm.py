@@ -1,0 +1,466 @@
+"""A LoopNest as textual LLVM IR.
+
+In: a verified `LoopNest` and a `Target`. Out: a module with one function per phase,
+`void NAME_p<K>(ptr args, i64 lo, i64 hi, ptr scratch)` (docs/architecture.md). Invariants: no alloca, no fast-math flag, no
+library call; loop-carried tiles are phis of native vectors; the text depends on the nest and the target only. The text
+is meant for code generation without an optimization pipeline: addresses are already numbered and hoisted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tilewright.codegen.address import Addresses
+from tilewright.codegen.memory import Memory
+from tilewright.codegen.operations import Operations
+from tilewright.codegen.shuffles import Shuffles
+from tilewright.codegen.tiles import Tile
+from tilewright.codegen.tiles import row_axes
+from tilewright.codegen.tiles import row_index
+from tilewright.codegen.tiles import rows
+from tilewright.codegen.tiles import vector_widths
+from tilewright.codegen.writer import Module
+from tilewright.codegen.writer import Region
+from tilewright.codegen.writer import Writer
+from tilewright.errors import InternalError
+from tilewright.ir import expr as E
+from tilewright.ir.dtypes import BOOL
+from tilewright.ir.expr import Expr
+from tilewright.ir.nest import Contract
+from tilewright.ir.nest import Fill
+from tilewright.ir.nest import For
+from tilewright.ir.nest import Gather
+from tilewright.ir.nest import If
+from tilewright.ir.nest import Iota
+from tilewright.ir.nest import Load
+from tilewright.ir.nest import LoopNest
+from tilewright.ir.nest import Map
+from tilewright.ir.nest import Node
+from tilewright.ir.nest import Phase
+from tilewright.ir.nest import Position
+from tilewright.ir.nest import Prefetch
+from tilewright.ir.nest import Reduce
+from tilewright.ir.nest import Relayout
+from tilewright.ir.nest import Scan
+from tilewright.ir.nest import Scatter
+from tilewright.ir.nest import Store
+from tilewright.ir.nest import TileType
+from tilewright.machine.target import Target
+
+__all__ = ["chunk_count", "emit_llvm", "function_name", "scratch_bytes"]
+
+_ALIGN = 64
+
+
+def function_name(nest: LoopNest, phase: int) -> str:
+    """The symbol of one phase."""
+    return f"{nest.name}_p{phase}"
+
+
+def size_value(e: Expr, dims: Mapping[str, int]) -> int:
+    """A size or loop bound for given dims. Errors: InternalError X001 where it depends on anything else."""
+    bound = E.substitute(e, {E.dim(k): E.const(v) for k, v in dims.items()})
+    value = E.int_value(bound)
+    if value is None:
+        raise InternalError("X001", f"{e} is not known from the dims {sorted(dims)}")
+    return value
+
+
+def chunk_count(nest: LoopNest, phase: int, dims: Mapping[str, int]) -> int:
+    """How many chunks phase `phase` has; 1 without a parallel loop, 0 for a parallel loop without trips."""
+    loop = nest.phases[phase].parallel
+    if loop is None:
+        return 1
+    span = size_value(loop.hi, dims) - size_value(loop.lo, dims)
+    return max(0, -(-span // (loop.step * loop.grain)))
+
+
+def scratch_bytes(nest: LoopNest, dims: Mapping[str, int]) -> int:
+    """Bytes of per-thread scratch memory: the scratch buffers one after another, each 64-byte aligned."""
+    total = 0
+    for b in nest.buffers:
+        if b.place == "scratch":
+            total += -(-size_value(b.size, dims) * b.dtype.bytes // _ALIGN) * _ALIGN
+    return total
+
+
+def emit_llvm(nest: LoopNest, target: Target) -> str:
+    """LLVM IR text of the nest for the target, one exported function per phase."""
+    module = Module()
+    functions = [_Function(nest, k, p, target, module).text() for k, p in enumerate(nest.phases)]
+    parts = [
+        f'target triple = "{target.triple}"',
+        module.text(),
+        *functions,
+        f"attributes #0 = {{ {target.function_attributes()} }}",
+        "!0 = !{i32 1}",
+    ]
+    return "\n".join(p for p in parts if p) + "\n"
+
+
+class _Function:
+    """Emits one phase."""
+
+    def __init__(self, nest: LoopNest, number: int, phase: Phase, target: Target, module: Module) -> None:
+        self.nest = nest
+        self.phase = phase
+        self.target = target
+        self.name = function_name(nest, number)
+        self.writer = Writer(module)
+        self.operations = Operations(self.writer, target)
+        self.addresses = Addresses(self.writer, self.operations)
+        self.memory = Memory(self.writer, self.operations, self.addresses)
+        self.shuffles = Shuffles(self.writer, self.operations)
+        self.widths = vector_widths(phase, target.vector_bits)
+        self.tiles: dict[str, Tile] = {}
+
+    def text(self) -> str:
+        self._arguments()
+        self._body(self.phase.body)
+        w = self.writer
+        if self.memory.nontemporal:
+            if self.target.triple.startswith("x86"):
+                w.module.declare("void @llvm.x86.sse.sfence()")
+                w.line("call void @llvm.x86.sse.sfence()")
+            else:
+                w.line("fence release")
+        w.line("ret void")
+        head = f"define void @{self.name}(ptr %args, i64 %lo, i64 %hi, ptr %scratch) #0 {{"
+        return "\n".join([head, "entry:", *w.region.lines, "}"])
+
+    def _arguments(self) -> None:
+        """Pointers and dims from the slots of `args`; scratch buffers one after another."""
+        w, a = self.writer, self.addresses
+        placed = [b for b in self.nest.buffers if b.place != "scratch"]
+        used = {getattr(n, "buffer", "") for n in _walk(self.phase.body)} | _reads(self.phase.body)
+        for slot, b in enumerate(placed):
+            if b.name in used:
+                a.buffers[b.name] = (self._slot(slot, "ptr"), b.dtype)
+        for slot, d in enumerate(self.nest.dims, len(placed)):
+            a.variables[d] = (self._slot(slot, "i64"), 0)
+        at, whole = 0, E.const(0)  # constant and symbolic parts of the scratch offset
+        for b in self.nest.buffers:
+            if b.place != "scratch":
+                continue
+            if b.name in used:
+                base = "%scratch"
+                if whole is not E.const(0):
+                    base = w.op(f"getelementptr i8, ptr {base}, i64 {a.value(whole)}")
+                if at:
+                    base = w.op(f"getelementptr i8, ptr {base}, i64 {at}")
+                a.buffers[b.name] = (base, b.dtype)
+            size = (b.size * b.dtype.bytes + (_ALIGN - 1)) // _ALIGN * _ALIGN
+            known = E.int_value(size)
+            if known is None:
+                whole = whole + size
+            else:
+                at += known
+
+    def _slot(self, slot: int, kind: str) -> str:
+        w = self.writer
+        at = w.op(f"getelementptr i8, ptr %args, i64 {8 * slot}") if slot else "%args"
+        return w.op(f"load {kind}, ptr {at}, align 8")
+
+    # ---- control -----------------------------------------------------------------------------------------------------
+
+    def _body(self, body: tuple[Node, ...]) -> None:
+        for n in body:
+            if isinstance(n, For):
+                self._loop(n)
+            elif isinstance(n, If):
+                self._branch(n)
+            else:
+                self._node(n)
+
+    def _bounds(self, n: For) -> tuple[str, str, bool]:
+        """First value, end, and whether there surely is a trip. A parallel loop runs chunks lo..hi only."""
+        a, w = self.addresses, self.writer
+        first, end = a.value(n.lo), a.value(n.hi)
+        if not n.parallel:
+            return first, end, a.ranges.true("lt", n.lo, n.hi)
+        width = n.step * n.grain
+        start = w.op(f"mul i64 %lo, {width}") if width != 1 else "%lo"
+        stop = w.op(f"mul i64 %hi, {width}") if width != 1 else "%hi"
+        if first != "0":
+            start, stop = w.op(f"add i64 {start}, {first}"), w.op(f"add i64 {stop}, {first}")
+        w.module.declare("i64 @llvm.smin.i64(i64, i64)")
+        return start, w.op(f"call i64 @llvm.smin.i64(i64 {stop}, i64 {end})"), False
+
+    def _loop(self, n: For) -> None:
+        w, a = self.writer, self.addresses
+        first, end, surely = self._bounds(n)
+        lo, hi = E.int_value(n.lo), E.int_value(n.hi)
+        once = not n.parallel and lo is not None and hi is not None and lo < hi <= lo + n.step
+        inside, after = w.label(), w.label()
+        innermost = not once and not any(isinstance(x, For) for x in _walk(n.body))
+        w.open(inside, innermost=innermost)
+        var = first if once else w.fresh()
+        hidden = a.bind(n.var, var, first, n.step)
+        known = a.ranges.variables.get(n.var)
+        a.ranges.loop(n.var, n.lo, n.hi, n.step)
+        initial = [self.tiles[i] for _, i in n.carries]
+        carried = [self._named(t) if not once else t for t in initial]
+        for (name, _), t in zip(n.carries, carried, strict=True):
+            self.tiles[name] = t
+        self._body(n.body)
+        yields = [self.tiles[y] for y in n.yields]
+        a.unbind(n.var, hidden)
+        if known is not None:
+            a.ranges.variables[n.var] = known
+        region = w.close()
+        if once:
+            w.region.lines += region.lines if region.label == inside else self._relabel(region)
+            results = yields
+        else:
+            head = self._close_loop(region, inside, var, first, end, n.step, carried, initial, yields, after, surely)
+            w.region.lines += head
+            results = self._results(carried, initial, yields, region, after, surely)
+        for name, t in zip(n.results, results, strict=True):
+            self.tiles[name] = t
+
+    def _relabel(self, region: Region) -> list[str]:
+        """Lines of a body that runs once and holds blocks of its own."""
+        self.writer.region.label = region.label
+        return region.lines
+
+    def _close_loop(
+        self, region: Region, inside: str, var: str, first: str, end: str, step: int, carried: list[Tile],
+        initial: list[Tile], yields: list[Tile], after: str, surely: bool,
+    ) -> list[str]:  # fmt: skip
+        """Guard, phis, body, latch."""
+        w = self.writer
+        before, latch = w.region.label, region.label
+        if surely:
+            w.line(f"br label %{inside}")
+        else:
+            guard = w.op(f"icmp slt i64 {first}, {end}")
+            w.line(f"br i1 {guard}, label %{inside}, label %{after}")
+        follow, again = w.fresh(), w.fresh()
+        out = [f"{inside}:", f"  {var} = phi i64 [ {first}, %{before} ], [ {follow}, %{latch} ]"]
+        for t, i, y in zip(carried, initial, yields, strict=True):
+            kind = self.operations.type(t.type.dtype, t.width)
+            for row, irow, yrow in zip(t.values, i.values, y.values, strict=True):
+                for v, iv, yv in zip(row, irow, yrow, strict=True):
+                    out.append(f"  {v} = phi {kind} [ {iv}, %{before} ], [ {yv}, %{latch} ]")
+        moved: list[str] = []
+        starts: list[str] = []
+        for ind in region.inductions:
+            start = ind.pointer
+            if ind.start != "0":
+                start = w.fresh()
+                starts.append(f"  {start} = getelementptr i8, ptr {ind.pointer}, i64 {ind.start}")
+            following = w.fresh()
+            out.append(f"  {ind.name} = phi ptr [ {start}, %{before} ], [ {following}, %{latch} ]")
+            moved.append(f"  {following} = getelementptr i8, ptr {ind.name}, i64 {ind.increment}")
+        w.region.lines[-1:-1] = starts
+        out += region.lines
+        out += moved
+        out.append(f"  {follow} = add nsw i64 {var}, {step}")
+        out.append(f"  {again} = icmp slt i64 {follow}, {end}")
+        out.append(f"  br i1 {again}, label %{inside}, label %{after}")
+        out.append(f"{after}:")
+        w.region.label = after
+        self._before = before
+        return out
+
+    def _results(
+        self, carried: list[Tile], initial: list[Tile], yields: list[Tile], region: Region, after: str, surely: bool
+    ) -> list[Tile]:
+        """What the loop leaves behind: the last yields, or the initial tiles if there was no trip."""
+        if surely:
+            return yields
+        before, out = self._before, []
+        for i, y in zip(initial, yields, strict=True):
+            merged = [
+                [self._phi(y, iv, before, yv, region.label) for iv, yv in zip(irow, yrow, strict=True)]
+                for irow, yrow in zip(i.values, y.values, strict=True)
+            ]
+            out.append(Tile(y.type, y.width, merged))
+        return out
+
+    def _phi(self, t: Tile, a: str, from_a: str, b: str, from_b: str) -> str:
+        kind = self.operations.type(t.type.dtype, t.width)
+        return self.writer.op(f"phi {kind} [ {a}, %{from_a} ], [ {b}, %{from_b} ]")
+
+    def _named(self, t: Tile) -> Tile:
+        """A tile of new names, for the phis of a loop."""
+        return Tile(t.type, t.width, [[self.writer.fresh() for _ in row] for row in t.values])
+
+    def _branch(self, n: If) -> None:
+        w = self.writer
+        condition = self.addresses.value(n.condition)
+        after = w.label()
+        regions: list[Region] = []
+        results: list[list[Tile]] = []
+        labels: list[str] = []
+        for body, yields in ((n.then, n.then_yields), (n.orelse, n.else_yields)):
+            labels.append(w.label())
+            w.open(labels[-1])
+            self._body(body)
+            results.append([self.tiles[y] for y in yields])
+            regions.append(w.close())
+        w.line(f"br i1 {condition}, label %{labels[0]}, label %{labels[1]}")
+        for label, region in zip(labels, regions, strict=True):
+            w.region.lines += [f"{label}:", *region.lines, f"  br label %{after}"]
+        w.start_block(after)
+        for name, a, b in zip(n.results, *results, strict=True):
+            merged = [
+                [self._phi(a, x, regions[0].label, y, regions[1].label) for x, y in zip(ra, rb, strict=True)]
+                for ra, rb in zip(a.values, b.values, strict=True)
+            ]
+            self.tiles[name] = Tile(a.type, a.width, merged)
+
+    # ---- tiles -------------------------------------------------------------------------------------------------------
+
+    def _node(self, n: Node) -> None:
+        match n:
+            case Store():
+                self.memory.store(n, self.tiles[n.value])
+            case Prefetch():
+                self.memory.prefetch(n)
+            case Scatter():
+                mask = self.tiles[n.mask] if n.mask else None
+                self.memory.scatter(n, self.tiles[n.offset], self.tiles[n.value], mask)
+            case For() | If():
+                raise InternalError("X001", "control nodes are emitted by their own methods")
+            case _:
+                self.tiles[n.result] = self._define(n, self.widths[n.result])
+
+    def _define(self, n: Node, width: int) -> Tile:
+        match n:
+            case Load():
+                return self.memory.load(n, width)
+            case Map():
+                return self._map(n, width)
+            case Contract():
+                return self._contract(n, width)
+            case Fill():
+                return self._constant(n.type, width, self.operations.literal(n.value, n.type.dtype, width))
+            case Position():
+                return Tile(n.type, 0, [[self.addresses.value(n.value)]])
+            case Iota():
+                return self._iota(n.type, width)
+            case Reduce():
+                return self.shuffles.reduce(n, self.tiles[n.value], width)
+            case Scan():
+                return self.shuffles.scan(n, self.tiles[n.value])
+            case Relayout():
+                return self.shuffles.relayout(n, self.tiles[n.value], width)
+            case Gather():
+                mask = self.tiles[n.mask] if n.mask else None
+                return self.memory.gather(n, width, self.tiles[n.offset], mask)
+        raise InternalError("X001", f"no code for {type(n).__name__}")
+
+    def _constant(self, t: TileType, width: int, value: str) -> Tile:
+        tile = Tile(t, width, [])
+        tile.values = [[value] * tile.chunks for _ in rows(t)]
+        return tile
+
+    def _iota(self, t: TileType, width: int) -> Tile:
+        tile = Tile(t, width, [])
+        if not width:
+            tile.values = [[str(i)] for i in range(t.axes[0][1])]
+        else:
+            v = self.operations.vector
+            tile.values = [[v("i64", range(c * width, (c + 1) * width)) for c in range(tile.chunks)]]
+        return tile
+
+    def _column(self, tile: Tile, index: list[int], width: int) -> list[list[str]]:
+        """For each result row the chunks of an operand: broadcast by axis name, scalars splat."""
+        if tile.width == width:
+            return [tile.values[r] for r in index]
+        dtype = tile.type.dtype
+        return [[self.operations.splat(tile.values[r][0], dtype, width)] for r in index]
+
+    def _map(self, n: Map, width: int) -> Tile:
+        t = n.type
+        args = [self.tiles[a] for a in n.args]
+        axes = row_axes(t)
+        columns = [self._column(a, row_index(a.type, axes), width) for a in args]
+        source = args[-1].type.dtype if n.op == "select" else args[0].type.dtype
+        out = Tile(t, width, [])
+        apply, chunks = self.operations.apply, range(out.chunks)
+        for row in zip(*columns, strict=True):
+            out.values.append(
+                [apply(n.op, [c[k] if len(c) > 1 else c[0] for c in row], source, t.dtype, width) for k in chunks]
+            )
+        return out
+
+    def _contract(self, n: Contract, width: int) -> Tile:
+        """Outer products: for each contracted position all rows of the accumulator."""
+        t = n.type
+        acc, a, b = self.tiles[n.acc], self.tiles[n.a], self.tiles[n.b]
+        over: dict[str, int] = {}
+        for x in (a.type, b.type):
+            over |= {axis: k for axis, k in x.axes if axis not in t.names}
+        axes = row_axes(t)
+        both = [*over.items(), *axes]
+        ia, ib = row_index(a.type, both), row_index(b.type, both)
+        out = Tile(t, width, [list(r) for r in acc.values])
+        count = len(out.values)
+        dtype, ops = t.dtype, self.operations
+        if t.dtype is BOOL:
+            raise InternalError("L001", "contract has no meaning for bool")
+        for k in range(len(ia)):
+            row = out.values[k % count]
+            left = self._factor(a, ia[k], dtype, width)
+            right = self._factor(b, ib[k], dtype, width)
+            for c in range(out.chunks):
+                x = left[c] if len(left) > 1 else left[0]
+                y = right[c] if len(right) > 1 else right[0]
+                row[c] = ops.fma(x, y, row[c], dtype, width)
+        return out
+
+    def _factor(self, tile: Tile, row: int, dtype: E.DType, width: int) -> list[str]:
+        """One row of a factor in the accumulator's dtype, converted once."""
+        values = tile.values[row]
+        if tile.type.dtype is not dtype:
+            key = ("widened", tile.type.dtype, dtype, *values)
+            region = self.writer.region
+            found = region.values.get(key)
+            if found is None:
+                cast = self.operations.cast
+                found = ",".join(cast(v, tile.type.dtype, dtype, tile.width) for v in values)
+                region.values[key] = found
+            values = found.split(",")
+        if tile.width == width:
+            return values
+        return [self.operations.splat(values[0], dtype, width)]
+
+
+def _walk(body: tuple[Node, ...]) -> list[Node]:
+    out: list[Node] = []
+    for n in body:
+        out.append(n)
+        if isinstance(n, For):
+            out += _walk(n.body)
+        elif isinstance(n, If):
+            out += _walk(n.then) + _walk(n.orelse)
+    return out
+
+
+def _reads(body: tuple[Node, ...]) -> set[str]:
+    """Buffers that subscripts, bounds and conditions read."""
+    found: set[str] = set()
+
+    def look(e: Expr) -> None:
+        found.update(r.attr[0] for r in e.reads())
+
+    for n in _walk(body):
+        if isinstance(n, For):
+            look(n.lo)
+            look(n.hi)
+        elif isinstance(n, If):
+            look(n.condition)
+        elif isinstance(n, Position):
+            look(n.value)
+        elif isinstance(n, Load | Store):
+            look(n.base)
+            for _, s in n.strides:
+                look(s)
+            for _, lo, hi in n.limits:
+                look(lo)
+                look(hi)
+        elif isinstance(n, Gather | Scatter | Prefetch):
+            look(n.base)
+    return found

@@ -1,0 +1,510 @@
+"""Loads, stores, gathers, scatters and prefetches of tiles.
+
+In: memory nodes. Out: `Tile`s, instructions. Invariants: no byte outside the limits is touched (masks, narrower pieces,
+or a pointer that is replaced by one to a constant); equal loads of one straight stretch are emitted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tilewright.codegen.address import Addresses
+from tilewright.codegen.address import Pointer
+from tilewright.codegen.operations import Operations
+from tilewright.codegen.tiles import Tile
+from tilewright.codegen.tiles import row_axes
+from tilewright.codegen.tiles import row_index
+from tilewright.codegen.tiles import rows
+from tilewright.codegen.writer import Writer
+from tilewright.errors import InternalError
+from tilewright.ir.dtypes import BOOL
+from tilewright.ir.dtypes import DType
+from tilewright.ir.expr import Expr
+from tilewright.ir.expr import Polynomial
+from tilewright.ir.expr import polynomial
+from tilewright.ir.nest import Gather
+from tilewright.ir.nest import Limits
+from tilewright.ir.nest import Load
+from tilewright.ir.nest import Prefetch
+from tilewright.ir.nest import Scatter
+from tilewright.ir.nest import Store
+from tilewright.ir.nest import Strides
+from tilewright.ir.nest import TileType
+
+__all__ = ["Memory"]
+
+_LINE = 64
+
+
+def _pieces(n: int, width: int) -> list[tuple[int, int]]:
+    """n lanes as (first, count) with counts falling powers of two."""
+    out, first = [], 0
+    while first < n:
+        size = width
+        while size > n - first:
+            size //= 2
+        out.append((first, size))
+        first += size
+    return out
+
+
+class _Access:
+    """Pointers, predicates and masks of the positions of one Load or Store."""
+
+    def __init__(
+        self, addresses: Addresses, buffer: str, base: Expr, strides: Strides, limits: Limits, t: TileType, width: int
+    ) -> None:
+        self.addresses = addresses
+        self.buffer = buffer
+        self.lane_stride = 0 if t.lane is None else -1
+        self.lane_limit: tuple[Expr, Expr] | None = None
+        self.dtype = addresses.buffers[buffer][1]
+        self.width = width
+        self.extent = t.extent(t.lane) if t.lane is not None else 1
+        self._base = polynomial(base)
+        self._strides = {a: polynomial(s) for a, s in strides if a in t.names}
+        self._lane = self._strides.pop(t.lane, {}) if t.lane is not None else {}
+        if t.lane is not None and (not self._lane or set(self._lane) == {()}):
+            self.lane_stride = self._lane.get((), 0)
+        self._static = all(set(s) <= {()} for s in self._strides.values())
+        self._limits: list[tuple[str, Expr, Expr]] = []
+        for a, lo, hi in limits:
+            if a == t.lane:
+                self.lane_limit = (lo, hi)
+            elif a in t.names:
+                self._limits.append((a, lo, hi))
+        self._origin = addresses.pointer(buffer, self._base) if self._static else None
+
+    def row(self, position: dict[str, int]) -> Pointer:
+        """Pointer to lane 0 of a row."""
+        if self._origin is not None:
+            base, d = self._origin
+            size = self.dtype.bytes
+            for a, s in self._strides.items():
+                if s:
+                    d += s[()] * position[a] * size
+            return base, d
+        total: Polynomial = dict(self._base)
+        for a, s in self._strides.items():
+            for k, v in s.items():
+                total[k] = total.get(k, 0) + v * position[a]
+        return self.addresses.pointer(self.buffer, {k: v for k, v in total.items() if v})
+
+    def lane(self, position: dict[str, int], row: Pointer, lane: int) -> Pointer:
+        """Pointer to one lane of a row whose lane stride is not 1."""
+        if self.lane_stride >= 0 or set(self._lane) <= {()}:
+            return row[0], row[1] + self._lane.get((), 0) * lane * self.dtype.bytes
+        total: Polynomial = dict(self._base)
+        for a, s in self._strides.items():
+            for k, v in s.items():
+                total[k] = total.get(k, 0) + v * position[a]
+        for k, v in self._lane.items():
+            total[k] = total.get(k, 0) + v * lane
+        return self.addresses.pointer(self.buffer, {k: v for k, v in total.items() if v})
+
+    def inside(self, position: dict[str, int]) -> str:
+        """Whether the row is within the limits of its axes."""
+        out = "true"
+        for a, lo, hi in self._limits:
+            out = self.addresses.both(out, self.addresses.inside(position[a], lo, hi))
+        return out
+
+    def inside_lane(self, lane: int) -> str:
+        if self.lane_limit is None:
+            return "true"
+        return self.addresses.inside(lane, *self.lane_limit)
+
+    def valid(self, chunk: int) -> int:
+        return min(self.width, self.extent - chunk * self.width)
+
+    def mask(self, chunk: int) -> str | None:
+        """Dynamic mask of a chunk, or None where all its valid lanes are in."""
+        if self.lane_limit is None:
+            return None
+        return self.addresses.lane_mask(*self.lane_limit, chunk * self.width, self.width, self.valid(chunk))
+
+
+class Memory:
+    """Emitters of the memory nodes of one function."""
+
+    def __init__(self, writer: Writer, operations: Operations, addresses: Addresses) -> None:
+        self.writer = writer
+        self.operations = operations
+        self.addresses = addresses
+        self.nontemporal = False  # whether a fence is due at the end of the function
+
+    @contextmanager
+    def when(self, predicate: str) -> Iterator[None]:
+        """What is emitted inside runs only where the i1 is true; it defines nothing for later."""
+        if predicate == "true":
+            yield
+            return
+        w = self.writer
+        then, after = w.label(), w.label()
+        w.open(then)
+        yield
+        region = w.close()
+        w.line(f"br i1 {predicate}, label %{then}, label %{after}")
+        w.region.lines += [f"{then}:", *region.lines, f"  br label %{after}"]
+        w.start_block(after)
+
+    # ---- load --------------------------------------------------------------------------------------------------------
+
+    def load(self, n: Load, width: int) -> Tile:
+        t = n.type
+        access = _Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width)
+        tile = Tile(t, width, [])
+        for position in rows(t):
+            inside = access.inside(position)
+            if inside == "false":
+                tile.values.append([self.operations.literal(n.orelse, t.dtype, width)] * tile.chunks)
+                continue
+            row = access.row(position)
+            if not width:
+                tile.values.append([self._scalar(row, t.dtype, inside, n.orelse)])
+            elif access.lane_stride == 1:
+                tile.values.append([self._vector(access, row, c, inside, n.orelse) for c in range(tile.chunks)])
+            elif access.lane_stride == 0:
+                tile.values.append(self._broadcast(access, row, tile.chunks, inside, n.orelse))
+            else:
+                tile.values.append(
+                    [self._strided(access, position, row, c, inside, n.orelse) for c in range(tile.chunks)]
+                )
+        return tile
+
+    def _choose(self, pointer: str, predicate: str, dtype: DType, orelse: float | int | bool, lanes: int) -> str:
+        """The pointer, or one to a constant of else values where the predicate is false."""
+        if predicate == "true":
+            return pointer
+        ops = self.operations
+        body = f"{ops.memory_type(dtype, lanes)} {ops.memory_literal(orelse, dtype, lanes)}"
+        other = self.writer.module.constant(body)
+        return self.writer.once(f"select i1 {predicate}, ptr {pointer}, ptr {other}")
+
+    def _scalar(self, at: Pointer, dtype: DType, predicate: str, orelse: float | int | bool) -> str:
+        w, ops = self.writer, self.operations
+        if predicate == "false":
+            return ops.literal(orelse, dtype)
+        key = (at, dtype, predicate, orelse)
+        found = w.region.loads.get(key)
+        if found is None:
+            pointer = self._choose(self.addresses.at(at), predicate, dtype, orelse, 0)
+            raw = w.op(f"load {ops.memory_type(dtype, 0)}, ptr {pointer}, align {dtype.bytes}")
+            found = w.region.loads[key] = ops.from_memory(raw, dtype, 0)
+        return found
+
+    def _vector(self, access: _Access, row: Pointer, chunk: int, predicate: str, orelse: float | int | bool) -> str:
+        """Lanes with stride 1."""
+        w, ops, dtype, width = self.writer, self.operations, access.dtype, access.width
+        mask, valid = access.mask(chunk), access.valid(chunk)
+        at = (row[0], row[1] + chunk * width * dtype.bytes)
+        key = (at, dtype, width, valid, mask, predicate, orelse)
+        found = w.region.loads.get(key)
+        if found is not None:
+            return found
+        t = ops.memory_type(dtype, width)
+        pointer = self._choose(self.addresses.at(at), predicate, dtype, orelse, width)
+        pieces = _pieces(valid, width)
+        if mask is None and valid < width and len(pieces) > 2 and ops.target.has_masks:
+            mask = ops.vector("i1", [int(i < valid) for i in range(width)])
+        if mask is not None:
+            used = mask if mask.startswith("<") else self.addresses.use_mask(mask, width)
+            raw = self._masked_load(pointer, used, dtype, width, orelse)
+        elif valid == width:
+            raw = w.op(f"load {t}, ptr {pointer}, align {dtype.bytes}")
+        else:
+            raw = self._load_pieces(pointer, pieces, dtype, width)
+        found = w.region.loads[key] = ops.from_memory(raw, dtype, width)
+        return found
+
+    def _masked_load(self, pointer: str, mask: str, dtype: DType, width: int, orelse: float | int | bool) -> str:
+        ops = self.operations
+        t = ops.memory_type(dtype, width)
+        name = f"llvm.masked.load.v{width}{_suffix(dtype)}.p0"
+        self.writer.module.declare(f"{t} @{name}(ptr, <{width} x i1>, {t})")
+        other = ops.memory_literal(orelse, dtype, width)
+        return self.writer.op(f"call {t} @{name}(ptr align {dtype.bytes} {pointer}, <{width} x i1> {mask}, {t} {other})")
+
+    def _load_pieces(self, pointer: str, pieces: list[tuple[int, int]], dtype: DType, width: int) -> str:
+        w, ops = self.writer, self.operations
+        t, e = ops.memory_type(dtype, width), ops.memory_type(dtype, 0)
+        out = "poison"
+        for first, count in pieces:
+            at = w.once(f"getelementptr i8, ptr {pointer}, i64 {first * dtype.bytes}") if first else pointer
+            if count == 1:
+                one = w.op(f"load {e}, ptr {at}, align {dtype.bytes}")
+                out = w.op(f"insertelement {t} {out}, {e} {one}, i64 {first}")
+                continue
+            piece = w.op(f"load <{count} x {e}>, ptr {at}, align {dtype.bytes}")
+            grow = ops.vector("i32", [i if i < count else 0 for i in range(width)])
+            wide = w.op(f"shufflevector <{count} x {e}> {piece}, <{count} x {e}> poison, <{width} x i32> {grow}")
+            if first == 0:
+                out = wide
+                continue
+            pick = [width + i - first if first <= i < first + count else i for i in range(width)]
+            out = w.op(f"shufflevector {t} {out}, {t} {wide}, <{width} x i32> {ops.vector('i32', pick)}")
+        return out
+
+    def _broadcast(
+        self, access: _Access, row: Pointer, chunks: int, predicate: str, orelse: float | int | bool
+    ) -> list[str]:
+        """Lane stride 0: one element in all lanes."""
+        ops, dtype, width = self.operations, access.dtype, access.width
+        if access.lane_limit is not None:  # read only if some lane is in
+            lo, hi = access.lane_limit
+            p = self.addresses
+            some = "true"
+            for a, b in ((lo + 1, hi), (lo + 1, _const(access.extent)), (_const(1), hi)):
+                if not p.ranges.true("le", a, b):
+                    depth = max(p.depth(a), p.depth(b))
+                    some = p.both(some, self.writer.op_at(depth, f"icmp sle i64 {p.value(a)}, {p.value(b)}"))
+            predicate = p.both(predicate, some)
+        value = ops.splat(self._scalar(row, dtype, predicate, orelse), dtype, width)
+        out = []
+        for c in range(chunks):
+            mask = access.mask(c)
+            if mask is None:
+                out.append(value)
+                continue
+            t = ops.type(dtype, width)
+            used = self.addresses.use_mask(mask, width)
+            other = ops.literal(orelse, dtype, width)
+            out.append(self.writer.op(f"select <{width} x i1> {used}, {t} {value}, {t} {other}"))
+        return out
+
+    def _strided(
+        self, access: _Access, position: dict[str, int], row: Pointer, chunk: int, inside: str,
+        orelse: float | int | bool,
+    ) -> str:  # fmt: skip
+        """Lanes with another stride: one scalar load each."""
+        ops, dtype, width = self.operations, access.dtype, access.width
+        t, e = ops.type(dtype, width), ops.element(dtype)
+        out = ops.literal(orelse, dtype, width)
+        for i in range(access.valid(chunk)):
+            lane = chunk * width + i
+            predicate = self.addresses.both(inside, access.inside_lane(lane))
+            if predicate != "false":
+                one = self._scalar(access.lane(position, row, lane), dtype, predicate, orelse)
+                out = self.writer.op(f"insertelement {t} {out}, {e} {one}, i64 {i}")
+        return out
+
+    # ---- store -------------------------------------------------------------------------------------------------------
+
+    def store(self, n: Store, value: Tile) -> None:
+        t, width, dtype = value.type, value.width, value.type.dtype
+        access = _Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width)
+        plain: list[tuple[Pointer, str]] = []  # whole vectors that no condition guards
+        for position, chunks in zip(rows(t), value.values, strict=True):
+            inside = access.inside(position)
+            if inside == "false":
+                continue
+            row = access.row(position)
+            if width and access.lane_stride != 1:
+                self._store_strided(access, position, row, chunks, inside)
+                continue
+            for c, v in enumerate(chunks):
+                at = (row[0], row[1] + c * width * dtype.bytes)
+                mask, valid = access.mask(c), access.valid(c)
+                if not width or (mask is None and valid == width):
+                    stored = self.operations.to_memory(v, dtype, width)
+                    if inside == "true":
+                        plain.append((at, stored))
+                        continue
+                    pointer = self.addresses.at(at)
+                    with self.when(inside):
+                        self._store_line(pointer, stored, dtype, width)
+                else:
+                    self._store_part(at, v, dtype, width, valid, mask, inside)
+        self._store_plain(plain, dtype, width, n.nontemporal)
+        self.writer.wrote()
+
+    def _store_line(self, pointer: str, value: str, dtype: DType, width: int) -> None:
+        t = self.operations.memory_type(dtype, width)
+        self.writer.line(f"store {t} {value}, ptr {pointer}, align {dtype.bytes}")
+
+    def _store_plain(self, plain: list[tuple[Pointer, str]], dtype: DType, width: int, nontemporal: bool) -> None:
+        w, t = self.writer, self.operations.memory_type(dtype, width)
+        size = width * dtype.bytes
+        if not nontemporal or size not in (16, 32, 64) or any(d % size for (_, d), _ in plain) or not plain:
+            for at, v in plain:
+                self._store_line(self.addresses.at(at), v, dtype, width)
+            return
+        self.nontemporal = True
+        bits = ""
+        for base in dict.fromkeys(at[0] for at, _ in plain):
+            number = w.once(f"ptrtoint ptr {base} to i64")
+            bits = w.once(f"or i64 {bits}, {number}") if bits else number
+        low = w.once(f"and i64 {bits}, {size - 1}")
+        aligned = w.once(f"icmp eq i64 {low}, 0")
+        bodies = []
+        for suffix in (f"align {size}, !nontemporal !0", f"align {dtype.bytes}"):
+            w.open(w.label())
+            for at, v in plain:
+                w.line(f"store {t} {v}, ptr {self.addresses.at(at)}, {suffix}")
+            bodies.append(w.close())
+        after = w.label()
+        w.line(f"br i1 {aligned}, label %{bodies[0].label}, label %{bodies[1].label}")
+        for body in bodies:
+            w.region.lines += [f"{body.label}:", *body.lines, f"  br label %{after}"]
+        w.start_block(after)
+
+    def _store_part(
+        self, at: Pointer, value: str, dtype: DType, width: int, valid: int, mask: str | None, inside: str
+    ) -> None:
+        """Some lanes of a vector."""
+        w, ops = self.writer, self.operations
+        pieces = _pieces(valid, width)
+        if mask is None and len(pieces) > 2 and ops.target.has_masks:
+            mask = ops.vector("i1", [int(i < valid) for i in range(width)])
+        raw = ops.to_memory(value, dtype, width)
+        t, e = ops.memory_type(dtype, width), ops.memory_type(dtype, 0)
+        pointer = self.addresses.at(at)
+        with self.when(inside):
+            if mask is not None:
+                used = mask if mask.startswith("<") else self.addresses.use_mask(mask, width)
+                name = f"llvm.masked.store.v{width}{_suffix(dtype)}.p0"
+                w.module.declare(f"void @{name}({t}, ptr, <{width} x i1>)")
+                w.line(f"call void @{name}({t} {raw}, ptr align {dtype.bytes} {pointer}, <{width} x i1> {used})")
+                return
+            for first, count in pieces:
+                to = w.once(f"getelementptr i8, ptr {pointer}, i64 {first * dtype.bytes}") if first else pointer
+                if count == 1:
+                    one = w.op(f"extractelement {t} {raw}, i64 {first}")
+                    w.line(f"store {e} {one}, ptr {to}, align {dtype.bytes}")
+                    continue
+                pick = ops.vector("i32", range(first, first + count))
+                piece = w.op(f"shufflevector {t} {raw}, {t} poison, <{count} x i32> {pick}")
+                w.line(f"store <{count} x {e}> {piece}, ptr {to}, align {dtype.bytes}")
+
+    def _store_strided(
+        self, access: _Access, position: dict[str, int], row: Pointer, chunks: list[str], inside: str
+    ) -> None:
+        w, ops, dtype, width = self.writer, self.operations, access.dtype, access.width
+        t = ops.memory_type(dtype, width)
+        for c, v in enumerate(chunks):
+            raw = ops.to_memory(v, dtype, width)
+            for i in range(access.valid(c)):
+                lane = c * width + i
+                predicate = self.addresses.both(inside, access.inside_lane(lane))
+                if predicate == "false":
+                    continue
+                pointer = self.addresses.at(access.lane(position, row, lane))
+                one = w.op(f"extractelement {t} {raw}, i64 {i}")
+                with self.when(predicate):
+                    self._store_line(pointer, one, dtype, 0)
+
+    # ---- computed offsets --------------------------------------------------------------------------------------------
+
+    def _base(self, buffer: str, base: Expr) -> str:
+        return self.addresses.at(self.addresses.pointer(buffer, polynomial(base)))
+
+    def gather(self, n: Gather, width: int, offset: Tile, mask: Tile | None) -> Tile:
+        w, ops, t = self.writer, self.operations, n.type
+        e = ops.memory_type(t.dtype, 0)
+        base = self._base(n.buffer, n.base)
+        tile = Tile(t, width, [])
+        axes = row_axes(t)
+        masks = row_index(mask.type, axes) if mask else []
+        for r, o in enumerate(row_index(offset.type, axes)):
+            out: list[str] = []
+            for c in range(tile.chunks):
+                at = _operand(ops, offset, o, c, width)
+                keep = _operand(ops, mask, masks[r], c, width) if mask else None
+                if not width:
+                    pointer = w.op(f"getelementptr {e}, ptr {base}, i64 {at}")
+                    pointer = self._choose(pointer, keep or "true", t.dtype, n.orelse, 0)
+                    raw = w.op(f"load {e}, ptr {pointer}, align {t.dtype.bytes}")
+                else:
+                    raw = self._gather_vector(tile, c, base, at, keep, n.orelse)
+                out.append(ops.from_memory(raw, t.dtype, width))
+            tile.values.append(out)
+        return tile
+
+    def _gather_vector(
+        self, tile: Tile, chunk: int, base: str, at: str, keep: str | None, orelse: float | int | bool
+    ) -> str:
+        w, ops, dtype, width = self.writer, self.operations, tile.type.dtype, tile.width
+        e, v = ops.memory_type(dtype, 0), ops.memory_type(dtype, width)
+        valid = min(width, tile.extent - chunk * width)
+        if keep is None:
+            keep = ops.vector("i1", [int(i < valid) for i in range(width)])
+        elif valid < width:
+            tail = ops.vector("i1", [int(i < valid) for i in range(width)])
+            keep = w.op(f"and <{width} x i1> {keep}, {tail}")
+        pointers = w.op(f"getelementptr {e}, ptr {base}, <{width} x i64> {at}")
+        name = f"llvm.masked.gather.v{width}{_suffix(dtype)}.v{width}p0"
+        w.module.declare(f"{v} @{name}(<{width} x ptr>, <{width} x i1>, {v})")
+        other = ops.memory_literal(orelse, dtype, width)
+        return w.op(
+            f"call {v} @{name}(<{width} x ptr> align {dtype.bytes} {pointers}, <{width} x i1> {keep}, {v} {other})"
+        )
+
+    def scatter(self, n: Scatter, offset: Tile, value: Tile, mask: Tile | None) -> None:
+        """One element after another: duplicates combine in order, lanes innermost."""
+        w, ops, dtype = self.writer, self.operations, value.type.dtype
+        e = ops.memory_type(dtype, 0)
+        base = self._base(n.buffer, n.base)
+        operands = [x for x in (offset, value, mask) if x is not None]
+        lane = next((x.type.lane for x in operands if x.type.lane is not None), None)
+        axes: dict[str, int] = {}
+        for x in operands:
+            axes |= {a: k for a, k in x.type.axes if a != lane}
+        over = list(axes.items())
+        width = max(x.width for x in operands)
+        extent = max(x.extent for x in operands)
+        index = [row_index(x.type, over) for x in operands]
+        for r in range(len(index[0])):
+            for i in range(extent):
+                parts = [_element(ops, x, index[k][r], i) for k, x in enumerate(operands)]
+                pointer = w.op(f"getelementptr {e}, ptr {base}, i64 {parts[0]}")
+                with self.when(parts[2] if mask is not None else "true"):
+                    new = parts[1]
+                    if n.monoid is not None:
+                        raw = w.op(f"load {e}, ptr {pointer}, align {dtype.bytes}")
+                        old = ops.from_memory(raw, dtype, 0)
+                        new = ops.apply(n.monoid, [old, new], dtype, dtype, 0)
+                    self._store_line(pointer, ops.to_memory(new, dtype, 0), dtype, 0)
+        if width or extent:
+            w.wrote()
+
+    def prefetch(self, n: Prefetch) -> None:
+        w = self.writer
+        at = self.addresses.pointer(n.buffer, polynomial(n.base))
+        w.module.declare("void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        for d in range(0, max(1, n.bytes), _LINE):
+            pointer = self.addresses.at(at, d)
+            w.line(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 {4 - n.level}, i32 1)")
+
+
+def _suffix(dtype: DType) -> str:
+    if dtype is BOOL:
+        return "i8"
+    if dtype.is_float:
+        return {16: "i16", 32: "f32", 64: "f64"}[dtype.bits]
+    return f"i{dtype.bits}"
+
+
+def _const(value: int) -> Expr:
+    from tilewright.ir.expr import const
+
+    return const(value)
+
+
+def _operand(ops: Operations, tile: Tile, row: int, chunk: int, width: int) -> str:
+    """The value of a tile for one chunk of a result; scalars are splat."""
+    if tile.width or not width:
+        return tile.values[row][chunk if tile.width else 0]
+    return ops.splat(tile.values[row][0], tile.type.dtype, width)
+
+
+def _element(ops: Operations, tile: Tile, row: int, lane: int) -> str:
+    """One element of a tile as a scalar."""
+    if not tile.width:
+        return tile.values[row][0]
+    chunk, i = divmod(lane, tile.width)
+    if chunk >= len(tile.values[row]):
+        raise InternalError("X001", f"lane {lane} of {tile.type}")
+    return ops.op(f"extractelement {ops.type(tile.type.dtype, tile.width)} {tile.values[row][chunk]}, i64 {i}")
+
+

@@ -1,0 +1,175 @@
+"""How a tile is spread over registers, and how wide its vectors are.
+
+In: a phase. Out: `Tile` (a table of LLVM values) and the vector width of every tile. Invariants: all tiles that meet in
+elementwise operations along one lane axis use one width, so nothing is ever cut or joined between operations; the width
+is that of the widest dtype among them. 64-bit integers (offsets) do not count: they take two registers instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tilewright.ir.dtypes import BOOL
+from tilewright.ir.dtypes import DType
+from tilewright.ir.nest import Contract
+from tilewright.ir.nest import For
+from tilewright.ir.nest import Gather
+from tilewright.ir.nest import If
+from tilewright.ir.nest import Map
+from tilewright.ir.nest import Node
+from tilewright.ir.nest import Phase
+from tilewright.ir.nest import Prefetch
+from tilewright.ir.nest import Reduce
+from tilewright.ir.nest import Scan
+from tilewright.ir.nest import Scatter
+from tilewright.ir.nest import Store
+from tilewright.ir.nest import TileType
+
+__all__ = ["Tile", "offsets", "rows", "vector_widths"]
+
+
+@dataclass(slots=True)
+class Tile:
+    """`values[row][chunk]`: rows are the positions of the axes other than the lane axis, in row-major order.
+
+    width: lanes of one LLVM vector; 0 where there is no lane axis (then one chunk, a scalar). The last vector may hold
+    lanes beyond the extent; what they contain is unspecified, and harmless.
+    """
+
+    type: TileType
+    width: int
+    values: list[list[str]]
+
+    @property
+    def extent(self) -> int:
+        """Lanes in all."""
+        return self.type.extent(self.type.lane) if self.type.lane is not None else 1
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.extent // self.width) if self.width else 1
+
+
+def row_axes(t: TileType) -> list[tuple[str, int]]:
+    """The axes that are not the lane axis."""
+    return [(a, n) for a, n in t.axes if a != t.lane]
+
+
+def rows(t: TileType) -> Iterator[dict[str, int]]:
+    """Positions of the row axes, in row-major order."""
+    axes = row_axes(t)
+    total = 1
+    for _, n in axes:
+        total *= n
+    for flat in range(total):
+        position: dict[str, int] = {}
+        rest = flat
+        for a, n in reversed(axes):
+            rest, position[a] = divmod(rest, n)
+        yield position
+
+
+def offsets(result: list[tuple[str, int]], strides: dict[str, int]) -> list[int]:
+    """sum(stride * position) over the axes of `result` in row-major order; absent axes count 0."""
+    out = [0]
+    for a, n in result:
+        s = strides.get(a, 0)
+        out = [o + s * i for o in out for i in range(n)]
+    return out
+
+
+def row_index(operand: TileType, result: list[tuple[str, int]]) -> list[int]:
+    """For each row over the axes `result`: the row of `operand` that meets it (broadcast by axis name)."""
+    strides: dict[str, int] = {}
+    step = 1
+    for a, n in reversed(row_axes(operand)):
+        strides[a] = step if n > 1 else 0
+        step *= n
+    return offsets(result, strides)
+
+
+def _power(n: int) -> int:
+    return 1 << max(1, (n - 1).bit_length())
+
+
+class _Classes:
+    """Union-find over tile names, with the dtypes and the lane extent of each class."""
+
+    def __init__(self) -> None:
+        self.parent: dict[str, str] = {}
+        self.dtypes: dict[str, set[DType]] = {}
+        self.extents: dict[str, int] = {}
+        self.types: dict[str, TileType] = {}
+
+    def define(self, name: str, t: TileType) -> None:
+        self.types[name] = t
+        if t.lane is not None:
+            self.parent[name] = name
+            self.dtypes[name] = {t.dtype}
+            self.extents[name] = t.extent(t.lane)
+
+    def find(self, name: str) -> str:
+        while self.parent[name] != name:
+            self.parent[name] = self.parent[self.parent[name]]
+            name = self.parent[name]
+        return name
+
+    def join(self, names: Iterable[str]) -> None:
+        lanes = [self.find(n) for n in names if n in self.parent]
+        for other in lanes[1:]:
+            a, b = self.find(lanes[0]), self.find(other)
+            if a != b:
+                self.parent[b] = a
+                self.dtypes[a] |= self.dtypes[b]
+                self.extents[a] = max(self.extents[a], self.extents[b])
+
+
+def _visit(body: tuple[Node, ...], classes: _Classes) -> None:
+    for n in body:
+        match n:
+            case For():
+                for name, initial in n.carries:
+                    classes.define(name, classes.types[initial])
+                _visit(n.body, classes)
+                for (name, initial), end, result in zip(n.carries, n.yields, n.results, strict=True):
+                    classes.define(result, classes.types[initial])
+                    classes.join((name, initial, end, result))
+            case If():
+                _visit(n.then, classes)
+                _visit(n.orelse, classes)
+                for a, b, result in zip(n.then_yields, n.else_yields, n.results, strict=True):
+                    classes.define(result, classes.types[a])
+                    classes.join((a, b, result))
+            case Store() | Prefetch():
+                pass
+            case Scatter():
+                classes.join(x for x in (n.offset, n.value, n.mask) if x)
+            case _:
+                classes.define(n.result, n.type)
+                if isinstance(n, Map):
+                    classes.join((n.result, *n.args))
+                elif isinstance(n, Contract):
+                    classes.join((n.result, n.acc, n.a, n.b))
+                elif isinstance(n, Gather):
+                    classes.join(x for x in (n.result, n.offset, n.mask) if x)
+                elif isinstance(n, Scan) or (isinstance(n, Reduce) and n.type.lane is not None):
+                    classes.join((n.result, n.value))
+
+
+def vector_widths(phase: Phase, vector_bits: int) -> dict[str, int]:
+    """Lanes of one LLVM vector, for each tile name of the phase (0 where the tile has no lane axis)."""
+    classes = _Classes()
+    _visit(phase.body, classes)
+    widths: dict[str, int] = {}
+    for name, t in classes.types.items():
+        if t.lane is None:
+            widths[name] = 0
+            continue
+        root = classes.find(name)
+        dtypes = classes.dtypes[root] - {BOOL}
+        counted = {d for d in dtypes if not (d.is_int and d.bits == 64)} or dtypes
+        bits = max((d.bits for d in counted), default=32)
+        widths[name] = min(vector_bits // bits, _power(classes.extents[root]))
+    return widths

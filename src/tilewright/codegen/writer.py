@@ -1,0 +1,142 @@
+"""Text of one LLVM function: nested regions, fresh names and value numbering.
+
+In: instructions. Out: lines of LLVM text. Invariants: a *region* is the code of one loop body or branch; what is
+written to an outer region while an inner one is open lands before the inner one, so it dominates it and is computed
+once (hoisting). Hoisted instructions are free of control flow and cannot trap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from dataclasses import field
+
+__all__ = ["Induction", "Module", "Region", "Writer"]
+
+
+@dataclass(slots=True)
+class Induction:
+    """A pointer that moves by `increment` bytes each trip: `name` starts as `pointer` + `start`."""
+
+    name: str
+    pointer: str
+    start: str
+    increment: str
+
+
+@dataclass(slots=True)
+class Region:
+    """One straight-line stretch with everything nested in it. `label` is its current LLVM block."""
+
+    label: str
+    lines: list[str] = field(default_factory=list)
+    values: dict[Hashable, str] = field(default_factory=dict)  # value numbering, dominates the rest of the region
+    loads: dict[Hashable, str] = field(default_factory=dict)  # loads that no store has made stale
+    inductions: list[Induction] = field(default_factory=list)
+    innermost: bool = False  # a loop body without loops in it
+    stored: bool = False  # whether something in it writes memory
+
+
+class Module:
+    """Declarations and constants shared by the functions of one module."""
+
+    def __init__(self) -> None:
+        self.declarations: dict[str, None] = {}
+        self.constants: dict[str, str] = {}
+
+    def declare(self, text: str) -> None:
+        """Add `declare ...` once."""
+        self.declarations[text] = None
+
+    def constant(self, initializer: str) -> str:
+        """The name of a private 64-byte aligned constant with this initializer."""
+        name = self.constants.get(initializer)
+        if name is None:
+            name = self.constants[initializer] = f"@c{len(self.constants)}"
+        return name
+
+    def text(self) -> str:
+        lines = [
+            f"{name} = private unnamed_addr constant {body}, align 64"
+            for body, name in self.constants.items()
+        ]
+        return "\n".join([*lines, *(f"declare {d}" for d in self.declarations)])
+
+
+class Writer:
+    """The regions of one function, outermost first."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.count = 0
+        self.regions: list[Region] = [Region("entry")]
+
+    @property
+    def depth(self) -> int:
+        """Index of the innermost open region."""
+        return len(self.regions) - 1
+
+    @property
+    def region(self) -> Region:
+        return self.regions[-1]
+
+    def fresh(self) -> str:
+        self.count += 1
+        return f"%v{self.count}"
+
+    def label(self) -> str:
+        self.count += 1
+        return f"b{self.count}"
+
+    def line(self, text: str) -> None:
+        """Append an instruction without a result to the innermost region."""
+        self.regions[-1].lines.append("  " + text)
+
+    def op(self, text: str) -> str:
+        """Append an instruction to the innermost region and return its name."""
+        self.count += 1
+        name = f"%v{self.count}"
+        self.regions[-1].lines.append(f"  {name} = {text}")
+        return name
+
+    def op_at(self, depth: int, text: str) -> str:
+        """Value-numbered instruction in the region of `depth`: an equal one that dominates is reused."""
+        for region in self.regions[: depth + 1]:
+            found = region.values.get(text)
+            if found is not None:
+                return found
+        self.count += 1
+        name = f"%v{self.count}"
+        region = self.regions[depth]
+        region.lines.append(f"  {name} = {text}")
+        region.values[text] = name
+        return name
+
+    def once(self, text: str) -> str:
+        """Value-numbered instruction in the innermost region."""
+        return self.op_at(len(self.regions) - 1, text)
+
+    def start_block(self, label: str) -> None:
+        """Begin a new LLVM block inside the innermost region (its label changes, its values stay valid)."""
+        region = self.regions[-1]
+        region.lines.append(f"{label}:")
+        region.label = label
+
+    def open(self, label: str, innermost: bool = False) -> Region:
+        region = Region(label, innermost=innermost)
+        self.regions.append(region)
+        return region
+
+    def close(self) -> Region:
+        """Leave the innermost region; its text is not yet in the outer one."""
+        region = self.regions.pop()
+        if region.stored:
+            self.regions[-1].stored = True
+            self.regions[-1].loads.clear()
+        return region
+
+    def wrote(self) -> None:
+        """Memory changed: earlier loads may no longer be reused."""
+        region = self.regions[-1]
+        region.stored = True
+        region.loads.clear()
