@@ -1,0 +1,197 @@
+"""The thread pool and the step walker, loaded; the number of threads.
+
+In: steps (function, args, chunks). Out: `run_steps` and `walker_address`, the native function
+`void tw_run(ctx)` that call contexts and the call wrapper use; `set_num_threads`.
+Invariant: no thread exists before the first step that runs on more than one; a step runs on the
+pool if the pool is free, else alone on its caller, with the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tilewright.config import current
+from tilewright.errors import UserError
+from tilewright.machine.target import Target, available_cpus
+from tilewright.runtime.build import build
+from tilewright.runtime.jit import LoadedObject, load_object
+from tilewright.runtime.pool_text import MAX_THREADS, POOL_BYTES, pool_text
+
+__all__ = [
+    "Context",
+    "NativeStep",
+    "Step",
+    "num_threads",
+    "run_steps",
+    "set_num_threads",
+    "set_spin",
+    "start_threads",
+    "walker_address",
+    "write_step",
+]
+
+_MADV_WIPEONFORK = 18
+_UNITS_PER_THREAD = 8  # chunks are handed out in about this many portions per thread
+
+
+class NativeStep(ctypes.Structure):
+    """A row of the step table, as `pool_text` lays it out."""
+
+    _fields_ = [
+        ("function", ctypes.c_uint64),
+        ("args", ctypes.c_uint64),
+        ("chunks", ctypes.c_int64),
+        ("serial", ctypes.c_int64),
+        ("grain", ctypes.c_int64),
+        ("units", ctypes.c_int64),
+    ]
+
+
+class Context(ctypes.Structure):
+    """What `tw_run` reads, as `pool_text` lays it out."""
+
+    _fields_ = [
+        ("steps", ctypes.c_uint64),
+        ("count", ctypes.c_int64),
+        ("scratch", ctypes.c_uint64),
+        ("scratch_stride", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("clock", ctypes.c_uint64),
+    ]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One phase to run: `function(args, lo, hi, scratch)` over `chunks` chunks.
+
+    `serial` keeps it on the caller; `grain` is how many chunks are handed out at once, 0 to choose.
+    """
+
+    function: int
+    args: int
+    chunks: int = 1
+    serial: bool = False
+    grain: int = 0
+
+
+_pages: list[mmap.mmap] = []
+_chosen_threads: int | None = None
+_lock = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _pool() -> LoadedObject:
+    target = Target.native()
+    pages = mmap.mmap(-1, POOL_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _pages.append(pages)
+    # Where the kernel cannot wipe the mapping in a forked child, the hook below does.
+    with suppress(OSError, ValueError):
+        pages.madvise(_MADV_WIPEONFORK)
+    loaded = load_object(build(pool_text(target), target)).keep_forever()
+    address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    ctypes.c_uint64.from_address(loaded.address("tw_pool")).value = address
+    return loaded
+
+
+def _wipe_after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+    for pages in _pages:
+        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(pages)), 0, POOL_BYTES)
+
+
+os.register_at_fork(after_in_child=_wipe_after_fork)
+
+
+def walker_address() -> int:
+    """Address of `void tw_run(Context*)`; the first call builds and loads the pool."""
+    with _lock:
+        return _pool().address("tw_run")
+
+
+def num_threads() -> int:
+    """Threads a step may use: `set_num_threads`, else the setting, else the CPUs available."""
+    if _chosen_threads is not None:
+        return _chosen_threads
+    return min(current().num_threads or available_cpus(), MAX_THREADS - 1)
+
+
+def set_num_threads(threads: int | None) -> None:
+    """Use `threads` threads from the next call on; None returns to the setting.
+
+    Errors: UserError U003 for a number that is not 1 to 255.
+    """
+    global _chosen_threads
+    if threads is not None and not 1 <= threads < MAX_THREADS:
+        raise UserError("U003", f"{threads} threads", hint=f"choose 1 to {MAX_THREADS - 1}")
+    _chosen_threads = threads
+
+
+def set_spin(pauses: int) -> None:
+    """How long a helper polls for work before it sleeps, in pause instructions (default 100)."""
+    with _lock:
+        ctypes.c_uint32.from_address(_pool().address("tw_spin")).value = pauses
+
+
+def start_threads(threads: int) -> int:
+    """Start the helpers that `threads` threads need; how many threads a step can now use."""
+    start = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
+    with _lock:
+        return int(start(_pool().address("tw_pool_start"))(threads))
+
+
+def write_step(native: NativeStep, step: Step, threads: int) -> None:
+    """Fill one row of a step table for calls with `threads` threads."""
+    grain = step.grain or max(1, step.chunks // (threads * _UNITS_PER_THREAD))
+    native.function = step.function
+    native.args = step.args
+    native.chunks = step.chunks
+    native.serial = int(step.serial)
+    native.grain = grain
+    native.units = -(-step.chunks // grain)
+
+
+def run_steps(
+    steps: Sequence[Step],
+    *,
+    threads: int | None = None,
+    scratch_bytes: int = 0,
+    clock_ns: list[int] | None = None,
+    repeat: int = 1,
+) -> None:
+    """Run `steps` in order, `repeat` times, with fresh scratch memory.
+
+    `clock_ns` receives count + 1 readings of the monotonic clock of the last repetition. The GIL is
+    released meanwhile. Phase functions and args must stay alive; nothing is checked.
+    """
+    threads = num_threads() if threads is None else threads
+    table = (NativeStep * max(1, len(steps)))()
+    for native, step in zip(table, steps, strict=False):
+        write_step(native, step, threads)
+    stride = -(-scratch_bytes // 128) * 128
+    memory = mmap.mmap(-1, max(1, stride * threads), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    readings = (ctypes.c_int64 * (len(steps) + 1))()
+    base = ctypes.c_char.from_buffer(memory)
+    context = Context(
+        ctypes.addressof(table),
+        len(steps),
+        ctypes.addressof(base),
+        stride,
+        threads,
+        0 if clock_ns is None else ctypes.addressof(readings),
+    )
+    walk = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(walker_address())
+    pointer = ctypes.addressof(context)
+    for _ in range(repeat):
+        walk(pointer)
+    if clock_ns is not None:
+        clock_ns[:] = list(readings)
+    del base
+    memory.close()
