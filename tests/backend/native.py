@@ -1,0 +1,117 @@
+"""Runs emitted nests natively, each buffer flush against an unmapped page.
+
+In: a nest, a target, arrays. Out: the arrays after the run. Invariant: an access one byte past the end (or, with
+`at_start`, before the start) of a buffer is a segmentation fault.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Mapping
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from tilewright.codegen.llvm import chunk_count
+from tilewright.codegen.llvm import emit_llvm
+from tilewright.codegen.llvm import function_name
+from tilewright.codegen.llvm import scratch_bytes
+from tilewright.ir.nest import LoopNest
+from tilewright.machine.target import Target
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_PAGE = mmap.PAGESIZE
+_libc = ctypes.CDLL(None, use_errno=True)
+_ready = False
+_serial = 0
+
+
+def machine(target: Target, opt: int = 2) -> llvm.TargetMachine:
+    global _ready
+    if not _ready:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+        _ready = True
+    return llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=opt, reloc="pic", codemodel="small"
+    )
+
+
+def assembly(text: str, target: Target) -> str:
+    """Assembly of LLVM text."""
+    tm = machine(target)
+    module = llvm.parse_assembly(text)
+    module.verify()
+    return str(tm.emit_assembly(module))
+
+
+def build(text: str, target: Target) -> bytes:
+    """An ELF object of LLVM text."""
+    tm = machine(target)
+    module = llvm.parse_assembly(text)
+    module.verify()
+    return bytes(tm.emit_object(module))
+
+
+class Guarded:
+    """Memory whose end (or start) touches an unmapped page."""
+
+    def __init__(self, source: Array, at_start: bool = False) -> None:
+        size = max(1, source.nbytes)
+        pages = -(-size // _PAGE)
+        self.map = mmap.mmap(-1, (pages + 2) * _PAGE)
+        self.base = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        for at in (0, pages + 1):
+            if _libc.mprotect(ctypes.c_void_p(self.base + at * _PAGE), _PAGE, 0):
+                raise OSError("mprotect")
+        offset = _PAGE if at_start else _PAGE * (pages + 1) - source.nbytes
+        raw = np.frombuffer((ctypes.c_char * source.nbytes).from_address(self.base + offset), np.uint8)
+        self.address = self.base + offset
+        self.array: Array = raw.view(source.dtype)
+        self.array[:] = source
+
+
+class Kernel:
+    """A loaded nest."""
+
+    def __init__(self, nest: LoopNest, target: Target, text: str | None = None) -> None:
+        global _serial
+        _serial += 1
+        self.nest = nest
+        obj = build(text or emit_llvm(nest, target), target)
+        self.jit = llvm.create_lljit_compiler(machine(target), use_jit_link=True)
+        builder = llvm.JITLibraryBuilder().add_object_img(obj)
+        names = [function_name(nest, k) for k in range(len(nest.phases))]
+        for name in names:
+            builder.export_symbol(name)
+        self.tracker = builder.link(self.jit, f"nest{_serial}")
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+        self.functions = [kind(self.tracker[name]) for name in names]
+
+    def run(self, addresses: Mapping[str, int], dims: Mapping[str, int], at_once: int = 1 << 60) -> None:
+        """All phases; `at_once` chunks a call."""
+        placed = [b for b in self.nest.buffers if b.place != "scratch"]
+        slots = [addresses[b.name] for b in placed] + [dims[d] for d in self.nest.dims]
+        args = (ctypes.c_int64 * (len(slots) or 1))(*slots)
+        size = scratch_bytes(self.nest, dims)
+        memory = np.zeros(size + 64, np.uint8)
+        at = -(-memory.ctypes.data // 64) * 64
+        scratch = Guarded(np.zeros(size, np.uint8)) if size else None
+        if scratch is not None and scratch.address % 64 == 0:
+            at = scratch.address
+        for k, f in enumerate(self.functions):
+            count = chunk_count(self.nest, k, dims)
+            for lo in range(0, count, at_once):
+                f(args, lo, min(count, lo + at_once), at)
+
+
+def run_native(
+    nest: LoopNest, target: Target, buffers: Mapping[str, Array], dims: Mapping[str, int],
+    at_start: bool = False, at_once: int = 1 << 60,
+) -> dict[str, Array]:  # fmt: skip
+    """Copies of the buffers after a native run."""
+    placed = {k: Guarded(v, at_start) for k, v in buffers.items()}
+    Kernel(nest, target).run({k: g.address for k, g in placed.items()}, dims, at_once)
+    return {k: g.array.copy() for k, g in placed.items()}
