@@ -1,0 +1,1 @@
+"""Command line, benchmark, demo, doctor: everything around the compiler that a person runs."""

@@ -1,0 +1,175 @@
+"""Our own side of a benchmark row: compiled untuned and tuned, bound, in a process of its own.
+
+In: a workload, threads, a tuning budget. Out: the entries `ours` and `untuned`, and what compiling
+cost. Invariant: this process cannot import another framework, so nothing of theirs runs in our
+timings.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilewright.tools import wiring
+from tilewright.tools.peers import BoundCall, Entry
+from tilewright.tools.suite import aligned_empty, input_specs, make_inputs
+
+if TYPE_CHECKING:
+    from tilewright.tools.suite import Workload
+
+__all__ = ["FORBIDDEN", "Ours", "forbid_frameworks", "model_of"]
+
+FORBIDDEN = ("torch", "onnxruntime", "openvino", "jax", "tensorflow")
+
+
+def forbid_frameworks() -> None:
+    """Make every import of another framework fail in this process."""
+    for name in FORBIDDEN:
+        sys.modules[name] = None  # type: ignore[assignment]
+
+
+def model_of(workload: Workload) -> Any:
+    """What `tilewright.compile` gets: a Program with its constants, or a loaded ONNX file."""
+    if workload.model:
+        from tilewright.tools.wheels import model_path
+
+        return wiring.load_model(model_path(workload.model))
+    program = wiring.program(workload.text)
+    everything = make_inputs(workload, input_specs(workload), seed=1)
+    return wiring.with_constants(program, {name: everything[name] for name in workload.constants})
+
+
+def dims_of(workload: Workload, model: Any) -> dict[str, int] | None:
+    """Sizes for the model's own symbolic dims, in the order in which its inputs name them."""
+    if not workload.model:
+        return None
+    program = wiring.program_of(model)
+    shapes = {name: shape for name, (shape, _) in input_specs(workload).items()}
+    dims: dict[str, int] = {}
+    for tensor in program.inputs:
+        for size, given in zip(tensor.shape, shapes[tensor.name], strict=True):
+            if not str(size).isdigit():
+                dims[str(size)] = given
+    return dims
+
+
+class Ours:
+    """The side `ours` of a worker process."""
+
+    def __init__(self) -> None:
+        self.workload: Workload | None = None
+        self.model: Any = None
+        self.threads = 1
+
+    def version(self) -> str:
+        from importlib import metadata
+
+        return metadata.version("tilewright")
+
+    def prepare(
+        self, workload: Workload, threads: int, copies: int, target: str | None = None
+    ) -> tuple[Entry, dict[str, Any]]:
+        """Compile with default schedules."""
+        self.workload, self.threads, self.target = workload, threads, target
+        self.model = model_of(workload)
+        compiled = wiring.compile_model(
+            self.model,
+            dims=dims_of(workload, self.model),
+            tune=0.0,
+            threads=threads,
+            target=target,
+        )
+        return self._bind(compiled, copies), self._stats(compiled)
+
+    def tune(
+        self, budget_s: float, db: Path, copies: int, tell: Callable[[Any], None]
+    ) -> tuple[Entry, dict[str, Any]]:
+        """Compile again within a tuning budget."""
+        assert self.workload is not None
+        compiled = wiring.compile_model(
+            self.model,
+            dims=dims_of(self.workload, self.model),
+            tune=budget_s,
+            threads=self.threads,
+            target=self.target,
+            db=db,
+            on_event=tell,
+        )
+        return self._bind(compiled, copies), self._stats(compiled)
+
+    def _stats(self, compiled: wiring.CompiledModel) -> dict[str, Any]:
+        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {**dict(compiled.stats), "peak_rss_bytes": peak_kb * 1024}
+
+    def _bind(self, compiled: wiring.CompiledModel, copies: int) -> Entry:
+        import numpy as np
+
+        assert self.workload is not None
+        given = make_inputs(self.workload, input_specs(self.workload), seed=1)
+        calls = []
+        for _ in range(copies):
+            inputs = {}
+            for spec in compiled.input_specs:
+                source = given[spec.name]
+                buffer = aligned_empty(source.shape, source.dtype)
+                buffer[...] = source
+                inputs[spec.name] = buffer
+            fresh = compiled.run(inputs)
+            outputs = [aligned_empty(array.shape, array.dtype) for array in fresh]
+            for array in outputs:
+                array[...] = np.zeros((), array.dtype)
+            call = compiled.bind(list(inputs.values()), outputs)
+            calls.append(BoundCall(call, inputs, lambda outputs=outputs: outputs))  # type: ignore[misc]
+        return Entry(calls, "bound", f"{self.threads} threads", keep=compiled)
+
+
+class Oracle:
+    """The side `oracle`: what the Program means, and the verdict on what the others computed."""
+
+    def prepare(self, workload: Workload) -> None:
+        self.workload = workload
+        self.model = model_of(workload)
+
+    def judge(self, seed: int, candidates: dict[str, str]) -> dict[str, Any]:
+        """Compare output files (`.npz` by position) of each candidate with the oracle.
+
+        Returns name -> ok, max_err, allowed_err, detail of its worst output.
+        """
+        import numpy as np
+
+        everything = make_inputs(self.workload, input_specs(self.workload), seed)
+        inputs = {n: a for n, a in everything.items() if n not in self.workload.constants}
+        pairs = wiring.oracle(self.model, inputs)
+        verdicts: dict[str, Any] = {}
+        for name, path in candidates.items():
+            with np.load(path, allow_pickle=False) as file:
+                outputs = [file[f"arr_{place}"] for place in range(len(file.files))]
+            verdicts[name] = _worst(outputs, pairs)
+        return verdicts
+
+
+def _worst(outputs: list[Any], pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+    if len(outputs) != len(pairs):
+        detail = f"{len(outputs)} outputs where the oracle has {len(pairs)}"
+        return {"ok": False, "max_err": None, "allowed_err": None, "detail": detail}
+    worst: dict[str, Any] = {"ok": True, "max_err": 0.0, "allowed_err": 0.0, "detail": ""}
+    badness = -1.0
+    for place, (output, (reference, naive)) in enumerate(zip(outputs, pairs, strict=True)):
+        if tuple(output.shape) != tuple(reference.shape):
+            detail = f"output {place} has shape {output.shape}, the oracle {reference.shape}"
+            return {"ok": False, "max_err": None, "allowed_err": None, "detail": detail}
+        verdict = wiring.judge(output, reference, naive)
+        share = verdict.max_err / verdict.allowed_err if verdict.allowed_err else verdict.max_err
+        if not verdict.ok or not share <= badness:
+            if worst["ok"]:
+                badness = share
+                worst = {
+                    "ok": verdict.ok,
+                    "max_err": verdict.max_err,
+                    "allowed_err": verdict.allowed_err,
+                    "detail": verdict.detail,
+                }
+    return worst

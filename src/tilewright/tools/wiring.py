@@ -1,0 +1,229 @@
+"""The one file of `tools` that calls the compiler: all else goes through these functions.
+
+In: paths, Programs, options as the command line has them. Out: what `tilewright.api` and its
+neighbours return. Invariant: importing this file imports nothing of the compiler, so the command
+line starts at once; no function here decides anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tilewright.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+else:
+    Array = Any
+
+__all__ = [
+    "CompiledModel",
+    "TensorSpec",
+    "Verdict",
+    "calibrate",
+    "candidate_cost",
+    "check_model",
+    "compile_model",
+    "judge",
+    "load_model",
+    "machine_facts",
+    "oracle",
+    "probes",
+    "program",
+    "program_of",
+    "with_constants",
+]
+
+
+class TensorSpec(Protocol):
+    """Name, dtype and shape of an input or output; a symbolic size is a string."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> object: ...
+    @property
+    def shape(self) -> Sequence[object]: ...
+
+
+class CompiledModel(Protocol):
+    """What `tilewright.compile` returns, as far as the tools use it."""
+
+    @property
+    def input_specs(self) -> Sequence[TensorSpec]: ...
+    @property
+    def output_specs(self) -> Sequence[TensorSpec]: ...
+    @property
+    def stats(self) -> Mapping[str, Any]: ...
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]: ...
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]: ...
+    def explain(self) -> str: ...
+    def dump(self, stage: str) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """How one output compares with the oracle under the numeric policy."""
+
+    ok: bool
+    max_err: float
+    allowed_err: float
+    detail: str = ""
+
+
+def _public() -> Any:
+    """The package's public names, as a user has them."""
+    return importlib.import_module("tilewright")
+
+
+def load_model(path: Path | str) -> Any:
+    """Open MODEL of the command line: an ONNX file, index notation, or any printed stage.
+
+    Errors: F001 when there is no such file; else those of the front ends.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            "F001", f"there is no file {path}", hint="give an ONNX file or index notation"
+        )
+    tw = _public()
+    if path.suffix == ".twa":
+        return tw.load(path)
+    if path.suffix in (".onnx", ".pb", ".ort") or _is_binary(path):
+        return tw.onnx.load(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return tw.onnx.load(path)
+    return tw.program(text)
+
+
+def program(text: str) -> Any:
+    """Index notation as a Program."""
+    return _public().program(text)
+
+
+def _is_binary(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"\0" in file.read(4096)
+
+
+def compile_model(
+    model: Any,
+    *,
+    dims: Mapping[str, int] | None = None,
+    tune: float | None = None,
+    threads: int | None = None,
+    target: str | None = None,
+    db: Path | None = None,
+    frozen: bool = False,
+    on_event: Callable[[Any], None] | None = None,
+) -> CompiledModel:
+    """Compile; `tune` is seconds; `on_event` is told the state of the search once a second."""
+    tw = _public()
+    extra: dict[str, Any] = {} if on_event is None else {"on_event": on_event}
+    compiled: CompiledModel = tw.compile(
+        model,
+        dims=dict(dims) if dims else None,
+        tune=tune,
+        threads=threads,
+        target=target,
+        db=db,
+        frozen=frozen,
+        **extra,
+    )
+    return compiled
+
+
+def program_of(model: Any) -> Any:
+    """The Program of a loaded ONNX model; a Program is its own."""
+    return getattr(model, "program", model)
+
+
+def with_constants(program: Any, values: Mapping[str, Array]) -> Any:
+    """The Program with some of its inputs turned into constants of the given values."""
+    from tilewright.ir.program import array_key
+
+    moved = [tensor for tensor in program.inputs if tensor.name in values]
+    kept = tuple(tensor for tensor in program.inputs if tensor.name not in values)
+    keys = {tensor.name: array_key(values[tensor.name]) for tensor in moved}
+    return dataclasses.replace(
+        program,
+        inputs=kept,
+        constants=(*program.constants, *((tensor, keys[tensor.name]) for tensor in moved)),
+        values={**program.values, **{keys[name]: values[name] for name in keys}},
+    )
+
+
+def oracle(model: Any, inputs: Mapping[str, Array]) -> list[tuple[Array, Array]]:
+    """For every output the reference (float64, integers exact) and the naive plain evaluation."""
+    verify = importlib.import_module("tilewright.verify.oracle")
+    pairs: list[tuple[Array, Array]] = verify.evaluate(program_of(model), inputs)
+    return pairs
+
+
+def judge(output: Array, reference: Array, naive: Array) -> Verdict:
+    """Apply the numeric policy to one output."""
+    policy = importlib.import_module("tilewright.verify.policy")
+    verdict = policy.judge(output, reference, naive)
+    return Verdict(
+        bool(verdict.ok), float(verdict.max_err), float(verdict.allowed_err), str(verdict.detail)
+    )
+
+
+def check_model(model: Any, *, seeds: int, threads: int | None, target: str | None) -> list[Any]:
+    """Compile with default schedules and compare every output with the oracle, for `seeds` inputs.
+
+    Returns one report per output and seed with `.name`, `.seed`, `.ok`, `.max_err`, `.allowed_err`.
+    """
+    tw = _public()
+    reports: list[Any] = tw.verify.check(model, seeds=seeds, threads=threads, target=target)
+    return reports
+
+
+def probes(threads: int) -> dict[str, float]:
+    """Measure the peaks of the machine now; takes well under a second."""
+    module = importlib.import_module("tilewright.runtime.calibrate")
+    return {name: float(value) for name, value in module.probe(threads).items()}
+
+
+def calibrate(threads: Sequence[int]) -> dict[str, Any]:
+    """Measure and store the hardware descriptor; returns it as plain data."""
+    module = importlib.import_module("tilewright.runtime.calibrate")
+    return dict(module.calibrate(threads=tuple(threads)))
+
+
+def candidate_cost() -> tuple[float, float] | None:
+    """CPU milliseconds of one matmul candidate (lowered, built, linked) and Python's part of it."""
+    try:
+        module = importlib.import_module("tilewright.tune.cost_of_candidate")
+    except ModuleNotFoundError:
+        return None
+    total, python = module.measure()
+    return float(total), float(python)
+
+
+def machine_facts() -> dict[str, Any]:
+    """CPU name, features, caches and usable CPUs of this machine, as the compiler sees them.
+
+    Errors: R012, R013 when the machine is not supported.
+    """
+    from tilewright.machine.target import Target, available_cpus
+
+    target = Target.native()
+    return {
+        "target": target.name,
+        "cpu": target.cpu,
+        "vector_bits": target.vector_bits,
+        "l1_bytes": target.l1_bytes,
+        "l2_bytes": target.l2_bytes,
+        "l3_bytes": target.l3_bytes,
+        "cores": target.cores,
+        "usable_cpus": available_cpus(),
+    }
