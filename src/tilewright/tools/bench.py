@@ -24,6 +24,7 @@ from typing import Any
 from tilewright.config import current
 from tilewright.errors import TilewrightError, UserError
 from tilewright.tools import figures as figure
+from tilewright.tools import wiring
 from tilewright.tools.lock import timing_lock
 from tilewright.tools.peers import PEERS, check_names
 from tilewright.tools.progress import Display, TuningState, format_time_us
@@ -350,9 +351,7 @@ class _Partial:
     """The rows done so far, kept so that an interrupted run can be carried on."""
 
     def __init__(self, options: Options) -> None:
-        from importlib import metadata
-
-        facts = [options.settings(), metadata.version("tilewright"), platform.node()]
+        facts = [options.settings(), wiring.version(), platform.node()]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         self.path = current().cache_dir / "bench" / f"{options.suite}-{digest}.jsonl"
         self.rows: dict[str, dict[str, Any]] = {}
@@ -430,8 +429,6 @@ def run(options: Options, display: Display) -> dict[str, Any]:
 
 def _own_figures(wanted: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Costs of the compiler itself."""
-    from tilewright.tools import wiring
-
     out: dict[str, dict[str, Any]] = {}
     if "import" in wanted:
         how = "least of 5 fresh processes, time inside `import tilewright`"
@@ -460,10 +457,12 @@ def machine(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Versions, the CPU, and per thread count the medians of the probes of these rows."""
     from importlib import metadata
 
-    from tilewright.tools import wiring
-
-    versions = {"python": platform.python_version(), "system": platform.platform()}
-    for name in ("tilewright", "numpy", "llvmlite", "onnx"):
+    versions = {
+        "tilewright": wiring.version(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+    for name in ("numpy", "llvmlite", "onnx"):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     facts: dict[str, Any] = {"versions": versions}

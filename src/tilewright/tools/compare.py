@@ -1,8 +1,8 @@
 """`bench compare A B`: two runs side by side, row by row.
 
-In: two files that `bench --json` wrote. Out: per row the time of A over the time of B (above 1: B is
-faster), with a band from the spread of the rounds. Invariant: rows are matched by workload, sizes
-and threads; what has no partner is named.
+In: two files that `bench --json` wrote. Out: per row the time of A over the time of B (above 1: B
+is faster), with a band from the spread of the rounds. Invariant: rows are matched by workload,
+sizes and threads; what has no partner is named.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilewright.config import current, settings
 from tilewright.errors import TilewrightError
+from tilewright.tools import wiring
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,12 +83,6 @@ def _database(path: Path) -> dict[str, Any]:
         }
 
 
-def _machine() -> dict[str, Any]:
-    from tilewright.tools import wiring
-
-    return wiring.machine_facts()
-
-
 def examine() -> dict[str, Any]:
     """Everything that `doctor` knows; `problems` lists what needs attention."""
     problems: list[str] = []
@@ -120,11 +115,11 @@ def examine() -> dict[str, Any]:
             "this release runs on Linux, x86-64"
         )
     return {
-        "version": _version("tilewright"),
+        "version": wiring.version(),
         "python": platform.python_version(),
         "system": platform.platform(),
         "sqlite": sqlite3.sqlite_version,
-        "machine": _part(problems, "machine", _machine),
+        "machine": _part(problems, "machine", wiring.machine_facts),
         "settings": rows,
         "core": core,
         "extras": extras,

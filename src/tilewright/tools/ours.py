@@ -65,9 +65,7 @@ class Ours:
         self.threads = 1
 
     def version(self) -> str:
-        from importlib import metadata
-
-        return metadata.version("tilewright")
+        return wiring.version()
 
     def prepare(
         self, workload: Workload, threads: int, copies: int, target: str | None = None

@@ -37,6 +37,7 @@ __all__ = [
     "probes",
     "program",
     "program_of",
+    "version",
     "with_constants",
 ]
 
@@ -63,8 +64,11 @@ class CompiledModel(Protocol):
     def stats(self) -> Mapping[str, Any]: ...
     def run(self, inputs: Mapping[str, Array]) -> list[Array]: ...
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]: ...
-    def explain(self) -> str: ...
-    def dump(self, stage: str) -> str: ...
+    def explain(self, *, kernel: str | None = None, memory: bool = False) -> str: ...
+    def dump(
+        self, stage: str, *, kernel: str | None = None, folder: Path | None = None
+    ) -> str: ...
+    def save(self, path: Path | str) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +89,12 @@ def _public() -> Any:
 def load_model(path: Path | str) -> Any:
     """Open MODEL of the command line: an ONNX file, index notation, or any printed stage.
 
-    Errors: F001 when there is no such file; else those of the front ends.
+    Errors: U003 when there is no such file; else those of the front ends.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            "F001", f"there is no file {path}", hint="give an ONNX file or index notation"
+            "U003", f"there is no file {path}", where="MODEL", hint="give an ONNX file or a program"
         )
     tw = _public()
     if path.suffix == ".twa":
@@ -117,6 +121,7 @@ def _is_binary(path: Path) -> bool:
 def compile_model(
     model: Any,
     *,
+    example_inputs: Mapping[str, Array] | None = None,
     dims: Mapping[str, int] | None = None,
     tune: float | None = None,
     threads: int | None = None,
@@ -130,6 +135,7 @@ def compile_model(
     extra: dict[str, Any] = {} if on_event is None else {"on_event": on_event}
     compiled: CompiledModel = tw.compile(
         model,
+        example_inputs,
         dims=dict(dims) if dims else None,
         tune=tune,
         threads=threads,
@@ -207,6 +213,16 @@ def candidate_cost() -> tuple[float, float] | None:
         return None
     total, python = module.measure()
     return float(total), float(python)
+
+
+def version() -> str:
+    """The release that runs; `source` where the package is not installed."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("tilewright")
+    except metadata.PackageNotFoundError:
+        return "source"
 
 
 def machine_facts() -> dict[str, Any]:

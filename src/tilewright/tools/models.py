@@ -1,0 +1,246 @@
+"""What the commands that take a MODEL do: tune, run, dump, explain, check.
+
+In: a path and options. Out: plain data for `--json`, or text. Invariant: files are read before
+anything is compiled, and results are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilewright.config import current
+from tilewright.errors import UserError
+from tilewright.tools import wiring
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+else:
+    Array = Any
+
+__all__ = ["check", "check_table", "dump", "explain", "run", "summary", "tune"]
+
+
+def tune(
+    path: Path,
+    *,
+    budget_s: float | None,
+    dims: Mapping[str, int],
+    threads: int | None,
+    target: str | None,
+    db: Path | None,
+    output: Path | None,
+) -> dict[str, Any]:
+    """Tune a model within a budget, holding the timing lock; saves the result when asked to."""
+    from tilewright.tools.lock import timing_lock
+    from tilewright.tools.progress import display
+
+    config = current(budget=budget_s, num_threads=threads, target=target, db=db)
+    model = wiring.load_model(path)
+    started = time.monotonic()
+    with display(f"tune {path.name}") as shown, timing_lock(f"tune {path.name}", say=shown.note):
+        compiled = wiring.compile_model(
+            model,
+            dims=dims,
+            tune=config.budget,
+            threads=config.num_threads,
+            target=config.target,
+            db=config.database_path,
+            frozen=config.frozen,
+            on_event=shown.update,
+        )
+    if output is not None:
+        compiled.save(output)
+    return {
+        "model": str(path),
+        "seconds": time.monotonic() - started,
+        "database": str(config.database_path),
+        "saved": None if output is None else str(output),
+        "stats": dict(compiled.stats),
+    }
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The closing lines of `tune`, with the line that uses the result."""
+    stats = result["stats"]
+    lines = [f"{result['model']}: tuned in {result['seconds']:.1f} s"]
+    for name in ("kernels_tuned", "kernels_compiled"):
+        if stats.get(name) is not None:
+            lines.append(f"{name.replace('_', ' ')}: {stats[name]}")
+    lines.append(f"use it: tilewright run {result['model']} --frozen --db {result['database']}")
+    return "\n".join(lines)
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz file.
+
+    Errors: U003 when it cannot be read, R005 for arrays of objects.
+    """
+    import zipfile
+
+    import numpy as np
+
+    hint = "write it with numpy.savez(path, NAME=array, ...)"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not hasattr(file, "files"):
+                raise UserError("U003", f"{path} is not an .npz file", where="--input", hint=hint)
+            arrays = {}
+            for name in file.files:
+                try:
+                    arrays[name] = file[name]
+                except ValueError as error:
+                    raise UserError(
+                        "R005",
+                        f"the array {name} of {path} holds Python objects",
+                        where="--input",
+                        hint="give numbers: array.astype(numpy.float32)",
+                    ) from error
+            return arrays
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
+        raise UserError(
+            "U003", f"{path} cannot be read: {error}", where="--input", hint=hint
+        ) from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write an .npz file. Errors: U003 when it cannot be written."""
+    import numpy as np
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    try:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            "U003", f"{path} cannot be written: {error.strerror}", where="--output"
+        ) from error
+
+
+def run(
+    path: Path,
+    source: Path,
+    output: Path | None,
+    *,
+    frozen: bool | None,
+    threads: int | None,
+    target: str | None,
+    db: Path | None,
+) -> dict[str, Any]:
+    """Run a model once; without --frozen the database is only read as well, nothing is timed."""
+    config = current(frozen=frozen, num_threads=threads, target=target, db=db)
+    inputs = read_arrays(source)
+    model = wiring.load_model(path)
+    if hasattr(model, "run") and hasattr(model, "input_specs"):
+        compiled = model  # an artifact
+    else:
+        compiled = wiring.compile_model(
+            model,
+            example_inputs=inputs,
+            tune=0.0,
+            threads=config.num_threads,
+            target=config.target,
+            db=config.database_path,
+            frozen=config.frozen,
+        )
+    results = compiled.run(inputs)
+    names = [spec.name for spec in compiled.output_specs]
+    outputs = dict(zip(names, results, strict=True))
+    if output is not None:
+        write_arrays(output, outputs)
+    return {
+        "model": str(path),
+        "output": None if output is None else str(output),
+        "outputs": {
+            name: {"dtype": str(array.dtype), "shape": list(array.shape)}
+            for name, array in outputs.items()
+        },
+        "stats": dict(compiled.stats),
+    }
+
+
+def _compiled(
+    path: Path,
+    dims: Mapping[str, int],
+    threads: int | None,
+    target: str | None,
+    db: Path | None,
+) -> wiring.CompiledModel:
+    config = current(num_threads=threads, target=target, db=db)
+    return wiring.compile_model(
+        wiring.load_model(path),
+        dims=dims,
+        tune=0.0,
+        threads=config.num_threads,
+        target=config.target,
+        db=config.database_path,
+        frozen=config.frozen,
+    )
+
+
+def dump(
+    path: Path,
+    stage: str,
+    *,
+    kernel: str | None,
+    output: Path | None,
+    dims: Mapping[str, int],
+    threads: int | None,
+    target: str | None,
+    db: Path | None,
+) -> str:
+    """The text of one stage; with `output` also written there, its constants beside it."""
+    compiled = _compiled(path, dims, threads, target, db)
+    return compiled.dump(stage, kernel=kernel, folder=output)
+
+
+def explain(
+    path: Path,
+    *,
+    kernel: str | None,
+    memory: bool,
+    dims: Mapping[str, int],
+    threads: int | None,
+    target: str | None,
+    db: Path | None,
+) -> str:
+    """The compiler's reasons, as text."""
+    return _compiled(path, dims, threads, target, db).explain(kernel=kernel, memory=memory)
+
+
+def check(path: Path, *, seeds: int, threads: int | None, target: str | None) -> dict[str, Any]:
+    """Compare the compiled model with the oracle on `seeds` inputs."""
+    config = current(num_threads=threads, target=target)
+    reports = wiring.check_model(
+        wiring.load_model(path), seeds=seeds, threads=config.num_threads, target=config.target
+    )
+    rows = [
+        {
+            "output": str(report.name),
+            "seed": int(report.seed),
+            "ok": bool(report.ok),
+            "max_err": float(report.max_err),
+            "allowed_err": float(report.allowed_err),
+        }
+        for report in reports
+    ]
+    return {"model": str(path), "ok": bool(rows) and all(row["ok"] for row in rows), "rows": rows}
+
+
+def check_table(result: Mapping[str, Any]) -> Any:
+    """The reports as a rich table."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("output", "seed", "verdict", "error", "allowed"):
+        table.add_column(name)
+    for row in result["rows"]:
+        verdict = "right" if row["ok"] else "WRONG"
+        cells = (f"{row['max_err']:.3g}", f"{row['allowed_err']:.3g}")
+        table.add_row(row["output"], str(row["seed"]), verdict, *cells)
+    return table
