@@ -191,7 +191,7 @@ class _Function:
         first, end, surely = self._bounds(n)
         lo, hi = E.int_value(n.lo), E.int_value(n.hi)
         once = not n.parallel and lo is not None and hi is not None and lo < hi <= lo + n.step
-        inside, after = w.label(), w.label()
+        inside, after = (w.region.label if once else w.label()), w.label()
         innermost = not once and not any(isinstance(x, For) for x in _walk(n.body))
         w.open(inside, innermost=innermost)
         var = first if once else w.fresh()
@@ -209,7 +209,8 @@ class _Function:
             a.ranges.variables[n.var] = known
         region = w.close()
         if once:
-            w.region.lines += region.lines if region.label == inside else self._relabel(region)
+            w.region.lines += region.lines
+            w.region.label = region.label
             results = yields
         else:
             head = self._close_loop(region, inside, var, first, end, n.step, carried, initial, yields, after, surely)
@@ -217,11 +218,6 @@ class _Function:
             results = self._results(carried, initial, yields, region, after, surely)
         for name, t in zip(n.results, results, strict=True):
             self.tiles[name] = t
-
-    def _relabel(self, region: Region) -> list[str]:
-        """Lines of a body that runs once and holds blocks of its own."""
-        self.writer.region.label = region.label
-        return region.lines
 
     def _close_loop(
         self, region: Region, inside: str, var: str, first: str, end: str, step: int, carried: list[Tile],

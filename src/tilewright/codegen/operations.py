@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from tilewright.codegen import mathlib
 from tilewright.codegen.writer import Writer
 from tilewright.errors import InternalError
 from tilewright.ir.dtypes import BF16
@@ -240,7 +241,13 @@ class Operations:
         return self.op(f"select {m} {positive}, {t} {one}, {t} {low}")
 
     def _mathematics(self, op: str, args: list[str], dtype: DType, lanes: int) -> str:
-        raise self._refuse(op, dtype)
+        """Straight-line code of codegen/mathlib, in the innermost region."""
+        if op not in mathlib.MATH:
+            raise self._refuse(op, dtype)
+        w, t = self.writer, self.target
+        return mathlib.emit(
+            op, dtype.name, lanes or 1, args, w.fresh, w.line, t.has_fma, t.has_masks, self.is_arm
+        )
 
     # ---- integers ----------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from tilewright.ir.nest import Node
 from tilewright.ir.nest import Phase
 from tilewright.ir.nest import Prefetch
 from tilewright.ir.nest import Reduce
+from tilewright.ir.nest import Relayout
 from tilewright.ir.nest import Scan
 from tilewright.ir.nest import Scatter
 from tilewright.ir.nest import Store
@@ -154,6 +155,9 @@ def _visit(body: tuple[Node, ...], classes: _Classes) -> None:
                     classes.join((n.result, n.acc, n.a, n.b))
                 elif isinstance(n, Gather):
                     classes.join(x for x in (n.result, n.offset, n.mask) if x)
+                elif isinstance(n, Relayout):
+                    if classes.types[n.value].lane == n.type.lane:
+                        classes.join((n.result, n.value))
                 elif isinstance(n, Scan) or (isinstance(n, Reduce) and n.type.lane is not None):
                     classes.join((n.result, n.value))
 

@@ -592,7 +592,7 @@ class _NestParser(Parser):
                     self.expect(",")
         return buffer, base, tuple(strides), tuple(limits)
 
-    def literal(self, dtype: DType) -> float | int | bool:
+    def constant(self, dtype: DType) -> float | int | bool:
         token = self.token
         e = self.expression(Scope({}, {}))
         if e.op != "const":
@@ -654,20 +654,20 @@ class _NestParser(Parser):
         word = self.name()
         match word:
             case "fill":
-                return Fill(result, t, self.literal(t.dtype))
+                return Fill(result, t, self.constant(t.dtype))
             case "position":
                 return Position(result, t, self.expression(self.scope))
             case "iota":
                 return Iota(result, t)
             case "load":
                 buffer, base, strides, limits = self.address()
-                orelse = self.literal(t.dtype) if self.accept("else") else 0
+                orelse = self.constant(t.dtype) if self.accept("else") else 0
                 return Load(result, t, buffer, base, strides, limits, orelse)
             case "gather":
                 buffer, base = self.indexed()
                 offset = self.name()
                 mask = self.name() if self.accept("if") else None
-                orelse = self.literal(t.dtype) if self.accept("else") else 0
+                orelse = self.constant(t.dtype) if self.accept("else") else 0
                 return Gather(result, t, buffer, base, offset, mask, orelse)
             case "contract":
                 acc, a, b = self.names()
