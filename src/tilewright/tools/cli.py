@@ -38,11 +38,17 @@ class State:
 class Root(click.Group):
     """The group of all commands; it turns every end of a command into an exit status."""
 
-    def main(self, *args: Any, **options: Any) -> Any:
-        standalone = options.pop("standalone_mode", True)
-        state = options.pop("obj", None) or State()
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        state = extra.pop("obj", None) or State()
         try:
-            status = super().main(*args, standalone_mode=False, obj=state, **options)
+            status = super().main(args, prog_name, complete_var, False, obj=state, **extra)
             status = status if isinstance(status, int) else outcome.DONE
         except click.ClickException as error:
             error.show()
@@ -59,7 +65,7 @@ class Root(click.Group):
             if os.environ.get("TILEWRIGHT_DEBUG", "0") != "0":
                 raise
             status = _fail(outcome.as_internal(error), state)
-        if standalone:
+        if standalone_mode:
             sys.exit(status)
         return status
 
