@@ -1,0 +1,252 @@
+"""Choose one layout per tensor that kernels exchange.
+
+In: groups and definitions of a normalized Program. Out: tensor -> `Layout`, and which tensors share one buffer. Invariants:
+inputs and results are row-major; constants are row-major here (a schedule may pack them); a halo is added only to tensors
+that kernels write, and holds the one value that padded readers expect.
+
+The rule is structural: what a contraction with a constant operand produces is stored with its n-like axes innermost (they
+are the lanes), and everything that only moves or combines elements follows the order of its largest operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from tilewright.group.fuse import Group
+from tilewright.group.fuse import is_contraction
+from tilewright.group.normalize import axis_ranges
+from tilewright.ir import expr as E
+from tilewright.ir.expr import Expr
+from tilewright.ir.kernel import int_extent
+from tilewright.ir.layout import Layout
+from tilewright.ir.layout import dense
+from tilewright.ir.layout import ordered
+from tilewright.ir.program import Definition
+from tilewright.ir.program import Program
+from tilewright.ir.ranges import interval
+from tilewright.ir.scalar import evaluate
+
+__all__ = ["choose_layouts"]
+
+VIEW_LIMIT = 1 << 22  # elements up to which a view is searched for
+
+
+def choose_layouts(
+    p: Program, groups: Sequence[Group], definitions: dict[str, Definition]
+) -> tuple[dict[str, Layout], dict[str, str]]:
+    """Layouts of all border tensors, and `alias`: tensors that are stored in another tensor's buffer."""
+    shapes = {t.name: tuple(int_extent(n) for n in t.shape) for t in p.tensors.values()}
+    fixed = {t.name for t in p.inputs} | {t.name for t, _ in p.constants} | set(p.results)
+    layouts = {n: dense(shapes[n]) for n in fixed}
+    for g in groups:
+        if g.statement is not None:
+            layouts.update((n, dense(shapes[n])) for n in g.names())
+    constants = {t.name for t, _ in p.constants}
+    readers = _readers(groups, definitions)
+    border = {n for n in readers if any(h is not _home(groups, n) for h in readers[n])} | fixed
+    orders: dict[str, list[int]] = {}
+    for g in groups:
+        if g.statement is not None:
+            continue
+        for n in g.names():
+            if n in layouts or n not in border:
+                continue
+            orders[n] = _order(definitions[n], g, definitions, constants, layouts, shapes)
+            layouts[n] = ordered(shapes[n], orders[n])
+    alias = _views(p, groups, definitions, layouts, readers, fixed, shapes)
+    for n, order in orders.items():
+        if n not in alias and n not in alias.values():
+            halo = _halo(n, groups, definitions, shapes[n])
+            if halo is not None:
+                layouts[n] = ordered(shapes[n], order, *halo)
+    return layouts, alias
+
+
+def _home(groups: Sequence[Group], name: str) -> Group | None:
+    return next((g for g in groups if name in g.names()), None)
+
+
+def _readers(groups: Sequence[Group], definitions: dict[str, Definition]) -> dict[str, list[Group]]:
+    from tilewright.group.normalize import statement_reads
+
+    out: dict[str, list[Group]] = {}
+    for g in groups:
+        if g.statement is not None:
+            names = statement_reads(g.statement) | set(g.names())
+        else:
+            names = {r.attr[0] for m in g.names() for r in definitions[m].reads()}
+        for n in names:
+            out.setdefault(n, []).append(g)
+    return out
+
+
+def _order(
+    d: Definition, g: Group, definitions: dict[str, Definition], constants: set[str],
+    layouts: dict[str, Layout], shapes: dict[str, tuple[int, ...]],
+) -> list[int]:  # fmt: skip
+    """Axes of d's tensor, outermost first."""
+    axes = [a.name for a in d.axes]
+    anchor = next(definitions[s.anchor] for s in g.stages if d.name in s.members)
+    if is_contraction(anchor):
+        inner = _constant_axes(anchor, constants)
+        inner = [a for a in inner if a in axes]
+        if inner:
+            return [axes.index(a) for a in axes if a not in inner] + [axes.index(a) for a in inner]
+        if not any(r.attr[0] in constants for r in anchor.body.reads()):
+            return list(range(len(axes)))
+    best: tuple[int, list[int]] | None = None
+    for m in (anchor, d):
+        for r in m.reads():
+            name = r.attr[0]
+            if name in constants or name not in layouts:
+                continue
+            size = prod(shapes[name])
+            found = _follow(r, layouts[name], axes)
+            if len(found) == len([a for a in axes if _extent(d, a) > 1]) and (best is None or size > best[0]):
+                best = (size, found)
+    if best is None:
+        return list(range(len(axes)))
+    rest = [i for i in range(len(axes)) if i not in best[1]]
+    return rest + best[1]
+
+
+def _extent(d: Definition, axis: str) -> int:
+    return next(int_extent(a.extent) for a in d.axes if a.name == axis)
+
+
+def _constant_axes(anchor: Definition, constants: set[str]) -> list[str]:
+    """Output axes that only constant operands of a contraction use."""
+    mine: set[str] = set()
+    others: set[str] = set()
+    for r in anchor.body.reads():
+        used = {x for s in r.args for x in s.names("index")}
+        if r.attr[0] in constants:
+            mine |= used
+        else:
+            others |= used
+    return [a.name for a in anchor.axes if a.name in mine and a.name not in others and int_extent(a.extent) > 1]
+
+
+def _follow(r: Expr, layout: Layout, axes: list[str]) -> list[int]:
+    """Output axes in the memory order of what is read."""
+    subs = r.args[: len(layout.shape)]
+    terms = sorted(layout.terms, key=lambda t: -t.stride)
+    out: list[int] = []
+    for t in terms:
+        for a in sorted(subs[t.axis].names("index"), key=lambda a: axes.index(a) if a in axes else -1):
+            if a in axes and axes.index(a) not in out:
+                out.append(axes.index(a))
+    return out
+
+
+# ---- views -----------------------------------------------------------------------------------------------------------
+
+
+def _views(
+    p: Program, groups: Sequence[Group], definitions: dict[str, Definition], layouts: dict[str, Layout],
+    readers: dict[str, list[Group]], fixed: set[str], shapes: dict[str, tuple[int, ...]],
+) -> dict[str, str]:  # fmt: skip
+    """Tensors that can be written straight into the place of the definition that only rearranges them."""
+    alias: dict[str, str] = {}
+    for g in reversed(list(groups)):
+        if g.statement is not None or len(g.names()) != 1:
+            continue
+        d = definitions[g.names()[0]]
+        if d.reduction is not None or d.scan is not None or d.body.op != "read" or d.body.attr[1]:
+            continue
+        source = d.body.attr[0]
+        home = _home(groups, source)
+        if source in fixed or home is None or home.statement is not None or len(readers[source]) != 1:
+            continue
+        if prod(shapes[source]) != prod(shapes[d.name]) or prod(shapes[source]) > VIEW_LIMIT:
+            continue
+        if any(s.reads() for s in d.body.args):
+            continue
+        found = _inverse(d, layouts[d.name], shapes[source])
+        if found is not None:
+            layouts[source] = found
+            alias[source] = alias.get(d.name, d.name)
+            # Whatever was stored in `source` moves along.
+            for k, v in list(alias.items()):
+                if v == source:
+                    alias[k] = alias[source]
+    return alias
+
+
+def _inverse(d: Definition, layout: Layout, shape: tuple[int, ...]) -> Layout | None:
+    """The strided layout of the read tensor under which writing it is writing `d` in `layout`."""
+    if layout.halo or prod(shape) == 0:
+        return None
+    grids = np.meshgrid(*[np.arange(int_extent(a.extent)) for a in d.axes], indexing="ij", sparse=True)
+    env = {a.name: g for a, g in zip(d.axes, grids, strict=True)}
+
+    def go(e: Expr) -> np.ndarray:  # type: ignore[type-arg]
+        if e.op == "const":
+            return np.asarray(e.attr, np.int64)
+        if e.op == "index":
+            return env[e.attr]
+        return evaluate(e.op, [go(a) for a in e.args], e.dtype)
+
+    where = np.full(shape, -1, np.int64)
+    subs = np.broadcast_arrays(*[go(s) for s in d.body.args], np.zeros(d_shape(d), np.int64))[:-1]
+    if any(s.min() < 0 or s.max() >= n for s, n in zip(subs, shape, strict=True)):
+        return None
+    where[tuple(subs)] = layout.addresses()
+    if where.min() < 0:
+        return None
+    from tilewright.ir.layout import Term
+
+    origin = int(where[(0,) * len(shape)])
+    terms = []
+    for axis, n in enumerate(shape):
+        if n > 1:
+            at = [0] * len(shape)
+            at[axis] = 1
+            terms.append(Term(axis, 1, 0, int(where[tuple(at)]) - origin))
+    found = Layout(shape, tuple(terms), layout.size, origin)
+    return found if np.array_equal(found.addresses(), where) else None
+
+
+def d_shape(d: Definition) -> tuple[int, ...]:
+    return tuple(int_extent(a.extent) for a in d.axes)
+
+
+# ---- halos -----------------------------------------------------------------------------------------------------------
+
+
+def _halo(
+    name: str, groups: Sequence[Group], definitions: dict[str, Definition], shape: tuple[int, ...]
+) -> tuple[list[tuple[int, int]], float | int | bool] | None:
+    """How far padded readers reach past the tensor, and the value they expect there; None where nothing is gained."""
+    found: dict[float | int | bool, list[tuple[int, int]]] = {}
+    weights: dict[float | int | bool, int] = {}
+    for g in groups:
+        if g.statement is not None:
+            continue
+        for m in g.names():
+            d = definitions[m]
+            if d.reduction is None:
+                continue
+            ranges = axis_ranges(d.all_axes)
+            for r in d.reads():
+                if r.attr[0] != name or not r.attr[1] or r.args[-1].op != "const":
+                    continue
+                fill = r.args[-1].attr
+                reach = found.setdefault(fill, [(0, 0)] * len(shape))
+                for k, s in enumerate(r.args[:-1]):
+                    lo, hi = interval(s, ranges)
+                    if lo is None or hi is None:
+                        return None
+                    before, after = reach[k]
+                    reach[k] = (max(before, -lo, 0), max(after, hi - shape[k] + 1, 0))
+                points = prod(int_extent(a.extent) for a in d.all_axes)
+                weights[fill] = weights.get(fill, 0) + points
+    if not found:
+        return None
+    fill = max(weights, key=lambda f: weights[f])
+    reach = found[fill]
+    wide = prod(n + a + b for n, (a, b) in zip(shape, reach, strict=True))
+    return (reach, fill) if wide <= 2 * prod(shape) + 4096 else None

@@ -1,0 +1,235 @@
+"""Bring a bound Program into the form that grouping works on.
+
+In: a Program whose dims are all bound. Out: an equal Program. Invariants afterwards: extents are constants; no read has
+an `else` that interval arithmetic shows to be dead; a log-sum-exp is its three definitions; definitions that nothing
+needs are gone; definitions that only move elements are inlined into their readers where the subscripts stay quasi-affine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from tilewright.ir import expr as E
+from tilewright.ir.dtypes import I64
+from tilewright.ir.expr import Expr
+from tilewright.ir.program import Axis
+from tilewright.ir.program import Definition
+from tilewright.ir.program import Extern
+from tilewright.ir.program import Program
+from tilewright.ir.program import Recurrence
+from tilewright.ir.program import Reduction
+from tilewright.ir.program import Scatter
+from tilewright.ir.program import Statement
+from tilewright.ir.program import defined_by
+from tilewright.ir.ranges import Ranges
+from tilewright.ir.ranges import interval
+from tilewright.ir.ranges import simplify
+
+__all__ = ["axis_ranges", "inline_reads", "is_plain_read", "normalize", "statement_reads", "tidy"]
+
+
+def axis_ranges(axes: Iterable[Axis]) -> dict[str, tuple[int, int]]:
+    """Inclusive ranges of axes; an empty axis counts as one point so that intervals stay defined."""
+    return {a.name: (0, max(0, (E.int_value(a.extent) or 1) - 1)) for a in axes}
+
+
+def statement_reads(s: Statement) -> set[str]:
+    """Names of the tensors that a statement reads, those of its own group excluded."""
+    match s:
+        case Extern():
+            return set(s.args)
+        case Definition():
+            return {r.attr[0] for r in s.reads()}
+        case Recurrence():
+            own = {d.name for d in s.definitions}
+            return {r.attr[0] for d in s.definitions for r in d.reads()} - own
+        case Scatter():
+            return {r.attr[0] for e in (s.body, s.base, *s.subscripts) for r in e.reads()}
+
+
+def tidy(e: Expr, ranges: Ranges, shapes: dict[str, tuple[int, ...]]) -> Expr:
+    """Simplify under the ranges, and drop the `else` of reads that are always inside."""
+    e = simplify(e, ranges)
+    swap: dict[Expr, Expr] = {}
+    for r in e.reads():
+        if r.attr[1]:
+            shape = shapes[r.attr[0]]
+            inside = True
+            for s, n in zip(r.args, shape, strict=False):
+                lo, hi = interval(s, ranges)
+                inside = inside and lo is not None and hi is not None and lo >= 0 and hi < n
+            if inside:
+                swap[r] = E.read(r.attr[0], r.args[:-1], r.dtype)
+    return E.substitute(e, swap) if swap else e
+
+
+def _shapes(p: Program) -> dict[str, tuple[int, ...]]:
+    return {t.name: tuple(E.int_value(n) or 0 for n in t.shape) for t in p.tensors.values()}
+
+
+def _tidy_definition(d: Definition, shapes: dict[str, tuple[int, ...]]) -> Definition:
+    ranges = axis_ranges(d.all_axes)
+    r = d.reduction
+    if r is not None and r.guard is not None:
+        guard: Expr | None = tidy(r.guard, ranges, shapes)
+        guard = None if guard is not None and guard.op == "const" and guard.attr else guard
+        r = Reduction(r.monoid, r.axes, guard)
+    if r is not None and not r.axes and r.guard is None and r.monoid not in ("argmax", "argmin"):
+        r = None
+    return replace(d, body=tidy(d.body, ranges, shapes), reduction=r)
+
+
+def _expand_logsumexp(d: Definition, taken: set[str]) -> list[Definition]:
+    """m = max x; s = sum exp(x - m); m + log s, with m replaced by 0 where it is infinite."""
+
+    def fresh(suffix: str) -> str:
+        name = f"{d.name}_{suffix}"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        return name
+
+    assert d.reduction is not None
+    subs = [a.index for a in d.axes]
+    top, total = fresh("max"), fresh("sum")
+    m = E.read(top, subs, d.dtype)
+    zero = E.const(0, d.dtype)
+    safe = E.select(E.unary("isinf", m), zero, m)
+    first = Definition(top, d.dtype, d.axes, d.body, replace(d.reduction, monoid="max"))
+    body = E.unary("exp", E.sub(d.body, safe))
+    second = Definition(total, d.dtype, d.axes, body, replace(d.reduction, monoid="sum"))
+    infinite = E.logical("and", E.unary("isinf", m), E.compare("lt", zero, m))
+    out = E.select(infinite, m, E.add(safe, E.unary("log", E.read(total, subs, d.dtype))))
+    return [first, second, Definition(d.name, d.dtype, d.axes, out)]
+
+
+def is_plain_read(r: Expr, extents: dict[str, int], shape: tuple[int, ...]) -> bool:
+    """Are the subscripts distinct bare index variables (0 for axes of extent 1) that cover the whole tensor?"""
+    seen: set[str] = set()
+    for s, n in zip(r.args, shape, strict=False):
+        if s.op == "index" and s.attr not in seen and extents.get(s.attr) == n:
+            seen.add(s.attr)
+        elif not (n == 1 and E.int_value(s) == 0):
+            return False
+    return True
+
+
+def inline_reads(e: Expr, d: Definition, shape: tuple[int, ...]) -> Expr | None:
+    """`e` with every read of pointwise `d` replaced by d's body; None where an `else` stands in the way."""
+    swap: dict[Expr, Expr] = {}
+    for r in e.reads():
+        if r.attr[0] != d.name:
+            continue
+        subs = r.args[:-1] if r.attr[1] else r.args
+        body = E.substitute(d.body, {a.index: s for a, s in zip(d.axes, subs, strict=True)})
+        if r.attr[1]:
+            inner = d.body
+            extents = {a.name: E.int_value(a.extent) or 0 for a in d.axes}
+            if not (inner.op == "read" and not inner.attr[1] and is_plain_read(inner, extents, shape)):
+                return None
+            body = E.read(body.attr[0], body.args, body.dtype, r.args[-1])
+        swap[r] = body
+    # A replaced read may sit inside another replaced read's subscripts: substitution is top down, so repeat.
+    out = E.substitute(e, swap)
+    return out if not any(r.attr[0] == d.name for r in out.reads()) else inline_reads(out, d, shape)
+
+
+def _is_movement(d: Definition) -> bool:
+    """Does it only move elements (a read, or a constant, without arithmetic on data)?"""
+    if d.reduction is not None or d.scan is not None:
+        return False
+    b = d.body
+    if b.op == "const":
+        return True
+    return b.op == "read" and not b.attr[1] and not any(s.reads() for s in b.args)
+
+
+def _divides(e: Expr) -> int:
+    return sum(n.op in ("floordiv", "mod") and n.dtype is I64 for n in e.walk())
+
+
+def _inline_movement(body: list[Statement], keep: set[str], shapes: dict[str, tuple[int, ...]]) -> list[Statement]:
+    """Replace reads of moving definitions by reads of what they move."""
+    moving: dict[str, Definition] = {}
+    out: list[Statement] = []
+    for s in body:
+        if isinstance(s, Definition):
+            s = _inline_into(s, moving, shapes)
+            if _is_movement(s):
+                moving[s.name] = s
+        elif isinstance(s, Recurrence):
+            s = Recurrence(s.axis, tuple(_inline_into(d, moving, shapes) for d in s.definitions))
+        elif isinstance(s, Scatter):
+            ranges = axis_ranges(s.source)
+
+            def go(e: Expr, ranges: Ranges = ranges) -> Expr:
+                return _inline_expr(e, moving, ranges, shapes, 99)
+
+            subscripts = tuple(map(go, s.subscripts))
+            s = replace(s, body=go(s.body), subscripts=subscripts, base=go(s.base))
+        out.append(s)
+    return out
+
+
+def _inline_expr(
+    e: Expr, moving: dict[str, Definition], ranges: Ranges, shapes: dict[str, tuple[int, ...]], allowed: int
+) -> Expr:
+    for name in [r.attr[0] for r in e.reads()]:
+        d = moving.get(name)
+        if d is None:
+            continue
+        source = d.body.attr[0] if d.body.op == "read" else ""
+        new = inline_reads(e, d, shapes.get(source, ()))
+        if new is None:
+            continue
+        new = tidy(new, ranges, shapes)
+        if _divides(new) <= max(allowed, _divides(e)):
+            e = new
+    return e
+
+
+def _inline_into(d: Definition, moving: dict[str, Definition], shapes: dict[str, tuple[int, ...]]) -> Definition:
+    ranges = axis_ranges(d.all_axes)
+    # A reduction reads each element many times, so divisions in its subscripts are paid many times over; so are they in
+    # a definition that computes. One that only moves data itself may collect them.
+    allowed = 99 if _is_movement(d) else 0
+    body = _inline_expr(d.body, moving, ranges, shapes, allowed)
+    r = d.reduction
+    if r is not None and r.guard is not None:
+        r = replace(r, guard=_inline_expr(r.guard, moving, ranges, shapes, 99))
+    return replace(d, body=body, reduction=r)
+
+
+def _live(body: list[Statement], results: Iterable[str]) -> list[Statement]:
+    needed = set(results)
+    out: list[Statement] = []
+    for s in reversed(body):
+        if any(t.name in needed for t in defined_by(s)):
+            needed |= statement_reads(s)
+            out.append(s)
+    return out[::-1]
+
+
+def normalize(p: Program) -> Program:
+    """See the module docstring. Errors: P001 where an extent is still symbolic."""
+    shapes = _shapes(p)
+    taken = set(p.tensors)
+    body: list[Statement] = []
+    for s in p.body:
+        if isinstance(s, Definition):
+            parts = [s]
+            if s.reduction is not None and s.reduction.monoid == "logsumexp":
+                parts = _expand_logsumexp(s, taken)
+                shapes.update((d.name, shapes[s.name]) for d in parts)
+            body += [_tidy_definition(d, shapes) for d in parts]
+        elif isinstance(s, Recurrence):
+            body.append(Recurrence(s.axis, tuple(_tidy_definition(d, shapes) for d in s.definitions)))
+        else:
+            body.append(s)
+    body = _live(body, p.results)
+    body = _inline_movement(body, set(p.results), shapes)
+    body = _live(body, p.results)
+    used = {n for s in body for n in statement_reads(s)} | set(p.results)
+    constants = tuple((t, k) for t, k in p.constants if t.name in used)
+    return replace(p, body=tuple(body), constants=constants)

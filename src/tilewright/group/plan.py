@@ -1,0 +1,246 @@
+"""From a bound Program to a Plan: normalized, grouped, laid out, each group a canonical Kernel.
+
+In: a Program without symbolic dims, a Target. Out: the `Plan` and the grouping decisions. Invariants: equal kernels are one
+kernel in the Plan; axes that every access walks as one are one axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from tilewright.group.fuse import Decision
+from tilewright.group.fuse import Group
+from tilewright.group.fuse import group_program
+from tilewright.group.layouts import choose_layouts
+from tilewright.group.merge import merge_axes
+from tilewright.group.normalize import normalize
+from tilewright.group.padding import pad_inputs
+from tilewright.ir import expr as E
+from tilewright.ir.expr import Expr
+from tilewright.ir.kernel import Kernel
+from tilewright.ir.kernel import Stage
+from tilewright.ir.layout import Layout
+from tilewright.ir.plan import ExternCall
+from tilewright.ir.plan import KernelCall
+from tilewright.ir.plan import Plan
+from tilewright.ir.plan import PlanBuffer
+from tilewright.ir.program import Axis
+from tilewright.ir.program import Definition
+from tilewright.ir.program import Extern
+from tilewright.ir.program import Program
+from tilewright.ir.program import Recurrence
+from tilewright.ir.program import Scatter
+from tilewright.ir.program import Statement
+from tilewright.ir.program import Tensor
+from tilewright.ir.program import map_statement
+from tilewright.machine.target import Target
+
+__all__ = ["plan_program"]
+
+
+def plan_program(program: Program, target: Target) -> tuple[Plan, list[Decision]]:
+    """The Plan of a bound Program. Errors: P001 where a dim is still symbolic."""
+    p = pad_inputs(normalize(program))
+    groups, definitions, decisions = group_program(p, target)
+    layouts, alias = choose_layouts(p, groups, definitions)
+    groups = [g for g in groups if not (g.statement is None and set(g.names()) <= set(alias.values()) - set(alias)
+              and _is_view(g, definitions, alias))]  # fmt: skip
+    kernels: dict[str, int] = {}
+    found: list[Kernel] = []
+    steps: list[KernelCall | ExternCall] = []
+    used: dict[str, Layout] = {}
+    for g in groups:
+        if isinstance(g.statement, Extern):
+            e = g.statement
+            results = tuple(t.name for t in e.results)
+            steps.append(ExternCall(e.function, e.args, results, e.attributes))
+            used.update((n, layouts[n]) for n in (*e.args, *results))
+            continue
+        kernel, names = _kernel(g, p, definitions, layouts)
+        number = kernels.setdefault(kernel.key, len(found))
+        if number == len(found):
+            found.append(kernel)
+        steps.append(KernelCall(number, names, tuple(g.names())))
+        used.update((n, layouts[n]) for n in names)
+    buffers = _buffers(p, used, layouts, alias)
+    steps = [_aliased(s, alias) for s in steps]
+    return Plan(program.name, tuple(buffers), tuple(found), tuple(steps)), decisions
+
+
+def _is_view(g: Group, definitions: dict[str, Definition], alias: dict[str, str]) -> bool:
+    """Is the group's one definition the rearrangement whose place its source is written into?"""
+    (name,) = g.names() if len(g.names()) == 1 else ("",)
+    d = definitions.get(name)
+    return d is not None and d.body.op == "read" and alias.get(d.body.attr[0]) == name
+
+
+def _aliased(s: KernelCall | ExternCall, alias: dict[str, str]) -> KernelCall | ExternCall:
+    if isinstance(s, KernelCall):
+        return replace(s, buffers=tuple(alias.get(b, b) for b in s.buffers))
+    return s
+
+
+def _buffers(
+    p: Program, used: dict[str, Layout], layouts: dict[str, Layout], alias: dict[str, str]
+) -> list[PlanBuffer]:
+    constants = {t.name: key for t, key in p.constants}
+    inputs, results = {t.name for t in p.inputs}, set(p.results)
+    out: list[PlanBuffer] = []
+    names = dict.fromkeys([*(t.name for t in p.inputs), *used, *p.results])
+    for n in names:
+        if n in alias:
+            continue
+        t = p.tensors[n]
+        place = "input" if n in inputs else "const" if n in constants else "output" if n in results else "arena"
+        layout = used.get(n, layouts[n])
+        out.append(PlanBuffer(n, t.dtype, layout, place, constants.get(n, "")))
+    known = {b.name for b in out}
+    for n in alias.values():
+        if n not in known:
+            known.add(n)
+            place = "output" if n in results else "arena"
+            out.append(PlanBuffer(n, p.tensors[n].dtype, layouts[n], place))
+    return out
+
+
+# ---- canonical kernels -----------------------------------------------------------------------------------------------
+
+
+def _kernel(
+    g: Group, p: Program, definitions: dict[str, Definition], layouts: dict[str, Layout]
+) -> tuple[Kernel, tuple[str, ...]]:
+    """The canonical kernel of a group, and the model's tensors in the order of the kernel's layouts."""
+    body: list[Statement]
+    if g.statement is not None:
+        body = [g.statement]
+        members = [d.name for d in getattr(g.statement, "definitions", ())]
+        stages = tuple(Stage(m, (m,)) for m in members)
+        own = set(g.names())
+        crossing = own
+    else:
+        body = [definitions[m] for s in g.stages for m in s.members]
+        stages = tuple(Stage(s.anchor, tuple(s.members)) for s in g.stages)
+        own = set(g.names())
+        crossing = {n for n in own if n in layouts and _leaves(n, g, p, definitions)}
+    sequence = ""
+    if isinstance(g.statement, Recurrence):
+        sequence = g.statement.axis.name
+    constants = {t.name: key for t, key in p.constants}
+    reads: dict[str, None] = {}
+    for s in body:
+        for e in _expressions(s):
+            for r in e.reads():
+                if r.attr[0] not in own:
+                    reads.setdefault(r.attr[0])
+    inputs = tuple(p.tensors[n] for n in reads if n not in constants)
+    consts = tuple((p.tensors[n], constants[n]) for n in reads if n in constants)
+    results = tuple(n for s in body for n in _defined(s) if n in crossing)
+    program = Program("k", inputs, tuple(body), results, (), consts)
+    border = [t.name for t in inputs] + [t.name for t, _ in consts] + list(results)
+    kernel = Kernel(program, stages, tuple((n, layouts[n]) for n in border), g.shared, sequence)
+    if g.statement is None:
+        kernel = merge_axes(kernel)
+    return canonical(kernel), tuple(border)
+
+
+def _leaves(name: str, g: Group, p: Program, definitions: dict[str, Definition]) -> bool:
+    """Is the tensor read outside its group, or a result?"""
+    if name in p.results:
+        return True
+    own = set(g.names())
+    for n, d in definitions.items():
+        if n not in own and any(r.attr[0] == name for r in d.reads()):
+            return True
+    from tilewright.group.normalize import statement_reads
+
+    return any(not isinstance(s, Definition) and name in statement_reads(s) for s in p.body)
+
+
+def _defined(s: Statement) -> tuple[str, ...]:
+    from tilewright.ir.program import defined_by
+
+    return tuple(t.name for t in defined_by(s))
+
+
+def _expressions(s: Statement) -> Iterable[Expr]:
+    match s:
+        case Definition():
+            return list(s.expressions())
+        case Recurrence():
+            return [e for d in s.definitions for e in d.expressions()]
+        case Scatter():
+            return [s.body, s.base, *s.subscripts]
+    return []
+
+
+def canonical(kernel: Kernel) -> Kernel:
+    """Tensors renamed to t0, t1, ... and axes to a0, a1, ..., in order of appearance."""
+    tensors: dict[str, str] = {}
+    axes: dict[str, str] = {}
+    for n, _ in kernel.layouts:
+        tensors.setdefault(n, f"t{len(tensors)}")
+    for s in kernel.program.body:
+        for n in _defined(s):
+            tensors.setdefault(n, f"t{len(tensors)}")
+        for d in getattr(s, "definitions", (s,)):
+            for a in _axes(d):
+                axes.setdefault(a.name, f"a{len(axes)}")
+    swap = {E.index(a): E.index(b) for a, b in axes.items()}
+
+    def go(e: Expr) -> Expr:
+        e = E.substitute(e, swap)
+        reads = {r: r for r in e.reads()}
+        memo: dict[Expr, Expr] = {}
+        for r in reads:  # operands first, so inner reads are renamed already
+            args = tuple(E.substitute(a, memo) for a in r.args)
+            memo[r] = E.read(
+                tensors[r.attr[0]], args[:-1] if r.attr[1] else args, r.dtype, args[-1] if r.attr[1] else None
+            )
+        return E.substitute(e, memo)
+
+    def rename(s: Statement) -> Statement:
+        if isinstance(s, Recurrence):
+            definitions = tuple(rename(d) for d in s.definitions)
+            return Recurrence(Axis(axes[s.axis.name], s.axis.extent), definitions)  # type: ignore[arg-type]
+        s = map_statement(s, go)
+        match s:
+            case Definition():
+                reduction = s.reduction
+                if reduction is not None:
+                    reduction = replace(reduction, axes=_renamed(reduction.axes, axes))
+                scan = (s.scan[0], axes[s.scan[1]]) if s.scan else None
+                return replace(s, name=tensors[s.name], axes=_renamed(s.axes, axes), reduction=reduction, scan=scan)
+            case Scatter():
+                return replace(
+                    s, name=tensors[s.name], axes=_renamed(s.axes, axes), source=_renamed(s.source, axes)
+                )
+        return s
+
+    p = kernel.program
+
+    def tensor(t: Tensor) -> Tensor:
+        return replace(t, name=tensors[t.name])
+
+    program = Program(
+        "k", tuple(map(tensor, p.inputs)), tuple(map(rename, p.body)), tuple(tensors[n] for n in p.results), (),
+        tuple((tensor(t), key) for t, key in p.constants),
+    )  # fmt: skip
+    return Kernel(
+        program, tuple(Stage(tensors[s.anchor], tuple(tensors[m] for m in s.members)) for s in kernel.stages),
+        tuple((tensors[n], layout) for n, layout in kernel.layouts), tuple(axes[a] for a in kernel.shared),
+        axes[kernel.sequence] if kernel.sequence else "",
+    )  # fmt: skip
+
+
+def _axes(s: Statement | Definition) -> tuple[Axis, ...]:
+    match s:
+        case Definition():
+            return s.all_axes
+        case Scatter():
+            return s.axes + s.source
+    return ()
+
+
+def _renamed(xs: tuple[Axis, ...], axes: dict[str, str]) -> tuple[Axis, ...]:
+    return tuple(replace(a, name=axes[a.name]) for a in xs)

@@ -1,0 +1,186 @@
+"""Layouts: from a tensor's logical index to an element offset in a flat buffer.
+
+In: logical shapes. Out: `Layout`, its address expressions, packing of NumPy arrays, text. Invariants: a layout is an
+injection over the tensor's index box widened by its halo; the addresses lie in 0 .. size-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tilewright.ir import expr as E
+from tilewright.ir.expr import Expr
+
+__all__ = ["Layout", "Term", "dense", "ordered", "panels", "row_blocks"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of an address: ((subscript[axis] // divisor) % modulus) * stride; modulus 0 is none."""
+
+    axis: int
+    divisor: int
+    modulus: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sum of terms plus `offset`; `size` elements in all.
+
+    halo: per axis, how far before 0 and past the end the addresses stay valid; those elements hold `fill`.
+    """
+
+    shape: tuple[int, ...]
+    terms: tuple[Term, ...]
+    size: int
+    offset: int = 0
+    halo: tuple[tuple[int, int], ...] = ()
+    fill: float | int | bool = 0
+
+    def address(self, subscripts: Sequence[Expr]) -> Expr:
+        """The element offset of a logical index."""
+        total = E.const(self.offset)
+        for t in self.terms:
+            s = subscripts[t.axis]
+            if t.divisor != 1:
+                s = s // t.divisor
+            if t.modulus:
+                s = s % t.modulus
+            total = total + s * t.stride
+        return total
+
+    def valid(self, axis: int) -> tuple[int, int]:
+        """The half-open range of subscripts along `axis` that may be addressed."""
+        lo, hi = self.halo[axis] if self.halo else (0, 0)
+        return -lo, self.shape[axis] + hi
+
+    def stride(self, axis: int) -> int | None:
+        """The stride of a plain axis; None where the axis is blocked."""
+        mine = [t for t in self.terms if t.axis == axis]
+        if not mine:
+            return 0
+        return mine[0].stride if len(mine) == 1 and mine[0].divisor == 1 and not mine[0].modulus else None
+
+    @cached_property
+    def is_row_major(self) -> bool:
+        """Is it the dense layout that NumPy calls C order?"""
+        plain = dense(self.shape)
+        return plain.terms == self.terms and plain.size == self.size and self.offset == 0
+
+    def addresses(self) -> Array:
+        """Element offsets of every logical index, as an i64 array of the tensor's shape."""
+        total = np.full((1,) * len(self.shape), self.offset, np.int64)
+        for t in self.terms:
+            n = np.arange(self.shape[t.axis]) // t.divisor
+            if t.modulus:
+                n = n % t.modulus
+            total = total + (n * t.stride).reshape([-1 if k == t.axis else 1 for k in range(len(self.shape))])
+        return np.broadcast_to(total, self.shape)
+
+    def pack(self, array: Array) -> Array:
+        """A flat buffer that holds `array` in this layout, holes and halo filled."""
+        flat = np.full(self.size, self.fill, array.dtype)
+        flat[self.addresses()] = array
+        return flat
+
+    def unpack(self, flat: Array) -> Array:
+        """The logical array out of a flat buffer."""
+        return np.asarray(flat[self.addresses()])
+
+    def __str__(self) -> str:
+        terms = []
+        for t in self.terms:
+            s = f"a{t.axis}" + (f"//{t.divisor}" if t.divisor != 1 else "") + (f"%{t.modulus}" if t.modulus else "")
+            terms.append(f"{s}*{t.stride}")
+        text = f"[{','.join(map(str, self.shape))}] {'+'.join(terms) or '0'} size {self.size}"
+        if self.offset:
+            text += f" offset {self.offset}"
+        if any(lo or hi for lo, hi in self.halo):
+            text += f" halo {','.join(f'{lo}:{hi}' for lo, hi in self.halo)} fill {self.fill!r}"
+        return text
+
+    @staticmethod
+    def parse(text: str) -> Layout:
+        """The layout of its text."""
+        head, rest = text.strip().split("]", 1)
+        shape = tuple(int(x) for x in head[1:].split(",") if x)
+        words = rest.split()
+        terms = []
+        for part in words[0].split("+") if words[0] != "0" else []:
+            s, stride = part.rsplit("*", 1)
+            s, _, modulus = s.partition("%")
+            axis, _, divisor = s.partition("//")
+            terms.append(Term(int(axis[1:]), int(divisor or 1), int(modulus or 0), int(stride)))
+        fields = dict(zip(words[1::2], words[2::2], strict=True))
+        halo: tuple[tuple[int, int], ...] = ()
+        if "halo" in fields:
+            pairs = [p.split(":") for p in fields["halo"].split(",")]
+            halo = tuple((int(a), int(b)) for a, b in pairs)
+        word = fields.get("fill", "0")
+        fill = float(word) if any(c in word for c in ".ein") else int(word)
+        return Layout(shape, tuple(terms), int(fields["size"]), int(fields.get("offset", "0")), halo, fill)
+
+
+def dense(shape: Sequence[int]) -> Layout:
+    """Row-major without holes; axes of extent 1 have no term."""
+    return ordered(shape, range(len(shape)))
+
+
+def ordered(
+    shape: Sequence[int],
+    order: Sequence[int],
+    halo: Sequence[tuple[int, int]] = (),
+    fill: float | int | bool = 0,
+) -> Layout:
+    """Dense over the axes in `order`, outermost first, widened by `halo` (per axis, in logical order)."""
+    n = len(shape)
+    pads = tuple(halo) if halo else ((0, 0),) * n
+    stride, offset, terms = 1, 0, []
+    for axis in reversed(list(order)):
+        lo, hi = pads[axis]
+        if shape[axis] != 1 or lo or hi:
+            terms.append(Term(axis, 1, 0, stride))
+        offset += lo * stride
+        stride *= max(0, shape[axis] + lo + hi)
+    keep = tuple(pads) if any(lo or hi for lo, hi in pads) else ()
+    return Layout(tuple(shape), tuple(sorted(terms, key=lambda t: t.axis)), max(stride, 1), offset, keep, fill)
+
+
+def panels(shape: Sequence[int], axis: int, width: int, inner: Sequence[int]) -> Layout:
+    """Panels of `width` along `axis`: address order (other axes, axis // width, inner axes in order, axis % width).
+
+    The last panel is padded to full width.
+    """
+    terms = [Term(axis, 1, width, 1)]
+    stride = width
+    for a in reversed(list(inner)):
+        terms.append(Term(a, 1, 0, stride))
+        stride *= shape[a]
+    terms.append(Term(axis, width, 0, stride))
+    stride *= -(-shape[axis] // width)
+    for a in reversed(range(len(shape))):
+        if a != axis and a not in inner:
+            terms.append(Term(a, 1, 0, stride))
+            stride *= shape[a]
+    return Layout(tuple(shape), tuple(sorted(terms, key=lambda t: (t.axis, t.divisor))), max(stride, 1))
+
+
+def row_blocks(shape: Sequence[int], rows: int, height: int, columns: int, width: int) -> Layout:
+    """Blocks of `height` x `width` of the axes `rows` and `columns`; order (rows // height, columns // width,
+    rows % height, columns % width), padded to whole blocks. All other axes have extent 1.
+    """
+    across = -(-shape[columns] // width)
+    terms = (
+        Term(rows, height, 0, across * height * width), Term(rows, 1, height, width),
+        Term(columns, width, 0, height * width), Term(columns, 1, width, 1),
+    )  # fmt: skip
+    size = -(-shape[rows] // height) * across * height * width
+    return Layout(tuple(shape), tuple(sorted(terms, key=lambda t: (t.axis, t.divisor))), max(size, 1))

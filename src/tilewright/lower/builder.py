@@ -1,0 +1,177 @@
+"""Append-only construction of nest bodies, with value numbering and hoisting.
+
+In: requests for tile operations. Out: nest nodes. Invariants: equal pure operations in one region get one name; an
+operation whose operands and address do not change in a loop is placed before that loop, but never above the region's
+root (stores of earlier stages stand above it); loads of a buffer are never moved or merged across a store to it.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+from tilewright.ir import nest as N
+from tilewright.ir.expr import Expr
+from tilewright.ir.nest import Node
+from tilewright.ir.nest import TileType
+
+__all__ = ["Body", "Builder", "Tile"]
+
+
+class Tile:
+    """A named tile value, its type, and the body it is defined in."""
+
+    __slots__ = ("body", "name", "type")
+
+    def __init__(self, name: str, type: TileType, body: Body) -> None:
+        self.name, self.type, self.body = name, type, body
+
+
+class Body:
+    """Nodes of one loop body under construction."""
+
+    def __init__(self, parent: Body | None, var: str | None = None, is_root: bool = False) -> None:
+        self.parent = parent
+        self.var = var  # the loop counter that this body belongs to
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.is_root = is_root
+        self.nodes: list[Node] = []
+        self.values: dict[object, Tile] = {}
+        self.stored: set[str] = set()  # buffers written in this body so far
+
+
+class Builder:
+    """Emits into `self.body`; `names` are unique over the whole nest."""
+
+    def __init__(self) -> None:
+        self._names = count()
+        self._vars = count()
+        self.body = Body(None, is_root=True)
+        self.written: set[str] = set()  # buffers that the current region writes: their loads stay where they are
+
+    def fresh(self) -> str:
+        return f"%v{next(self._names)}"
+
+    def counter(self) -> str:
+        return f"l{next(self._vars)}"
+
+    # -- placement
+    def _home(self, operands: tuple[Tile, ...], exprs: tuple[Expr, ...]) -> Body:
+        """The outermost body, not above the root, in which everything is defined."""
+        used = {v for e in exprs for v in e.names("index")}
+        depth = max((t.body.depth for t in operands), default=0)
+        b = self.body
+        while not b.is_root and b.parent is not None and b.depth > depth and b.var not in used:
+            b = b.parent
+        return b
+
+    def _find(self, key: object) -> Tile | None:
+        b: Body | None = self.body
+        while b is not None:
+            hit = b.values.get(key)
+            if hit is not None:
+                return hit
+            if b.is_root:
+                return None
+            b = b.parent
+        return None
+
+    def pure(
+        self, key: object, make: type, type: TileType, operands: tuple[Tile, ...], exprs: tuple[Expr, ...], *rest: object
+    ) -> Tile:
+        """An operation without effects: found if it was emitted before, else placed as far out as it may stand."""
+        full = (make, key, type)
+        hit = self._find(full)
+        if hit is not None:
+            return hit
+        home = self._home(operands, exprs)
+        tile = Tile(self.fresh(), type, home)
+        home.nodes.append(make(tile.name, type, *rest))
+        home.values[full] = tile
+        return tile
+
+    # -- operations
+    def fill(self, type: TileType, value: float | int | bool) -> Tile:
+        return self.pure(repr(value), N.Fill, type, (), (), value)
+
+    def position(self, type: TileType, value: Expr) -> Tile:
+        return self.pure(value, N.Position, type, (), (value,), value)
+
+    def iota(self, type: TileType) -> Tile:
+        return self.pure(None, N.Iota, type, (), ())
+
+    def map(self, op: str, type: TileType, args: tuple[Tile, ...]) -> Tile:
+        names = tuple(a.name for a in args)
+        return self.pure((op, names), N.Map, type, args, (), op, names)
+
+    def relayout(self, type: TileType, value: Tile) -> Tile:
+        return self.pure(value.name, N.Relayout, type, (value,), (), value.name)
+
+    def contract(self, type: TileType, acc: Tile, a: Tile, b: Tile) -> Tile:
+        names = (acc.name, a.name, b.name)
+        return self.pure(names, N.Contract, type, (acc, a, b), (), *names)
+
+    def reduce(self, type: TileType, value: Tile, axis: str, op: str) -> Tile:
+        return self.pure((value.name, axis, op), N.Reduce, type, (value,), (), value.name, axis, op)
+
+    def scan(self, type: TileType, value: Tile, axis: str, op: str) -> Tile:
+        return self.pure((value.name, axis, op), N.Scan, type, (value,), (), value.name, axis, op)
+
+    def load(
+        self, type: TileType, buffer: str, base: Expr, strides: N.Strides, limits: N.Limits, orelse: float | int | bool
+    ) -> Tile:
+        exprs = (base, *(s for _, s in strides), *(x for _, lo, hi in limits for x in (lo, hi)))
+        key = (buffer, base, strides, limits, repr(orelse))
+        if buffer not in self.written:
+            return self.pure(key, N.Load, type, (), exprs, buffer, base, strides, limits, orelse)
+        full = (N.Load, key, type)
+        hit = self.body.values.get(full)
+        if hit is not None and buffer not in self.body.stored:
+            return hit
+        tile = Tile(self.fresh(), type, self.body)
+        self.body.nodes.append(N.Load(tile.name, type, buffer, base, strides, limits, orelse))
+        if buffer not in self.body.stored:
+            self.body.values[full] = tile
+        return tile
+
+    def gather(
+        self, type: TileType, buffer: str, base: Expr, offset: Tile, mask: Tile | None, orelse: float | int | bool
+    ) -> Tile:
+        operands = (offset,) if mask is None else (offset, mask)
+        name = None if mask is None else mask.name
+        if buffer not in self.written:
+            key = (buffer, base, offset.name, name, repr(orelse))
+            return self.pure(key, N.Gather, type, operands, (base,), buffer, base, offset.name, name, orelse)
+        tile = Tile(self.fresh(), type, self.body)
+        self.body.nodes.append(N.Gather(tile.name, type, buffer, base, offset.name, name, orelse))
+        return tile
+
+    def store(
+        self, buffer: str, base: Expr, strides: N.Strides, value: Tile, limits: N.Limits, nontemporal: bool = False
+    ) -> None:
+        self.body.nodes.append(N.Store(buffer, base, strides, value.name, limits, nontemporal))
+        b: Body | None = self.body
+        while b is not None and not b.is_root:
+            b.stored.add(buffer)
+            b = b.parent
+
+    def effect(self, node: Node) -> None:
+        self.body.nodes.append(node)
+
+    # -- control
+    def enter(self, var: str | None = None, is_root: bool = False) -> Body:
+        self.body = Body(self.body, var, is_root)
+        return self.body
+
+    def leave(self) -> tuple[Node, ...]:
+        nodes = tuple(self.body.nodes)
+        assert self.body.parent is not None
+        self.body = self.body.parent
+        return nodes
+
+    def carried(self, type: TileType) -> Tile:
+        """A name bound by the loop whose body was just entered."""
+        return Tile(self.fresh(), type, self.body)
+
+    def result(self, type: TileType) -> Tile:
+        """A name defined by the node that is about to be appended to the current body."""
+        return Tile(self.fresh(), type, self.body)

@@ -1,0 +1,408 @@
+"""Kernel + Schedule -> LoopNest.
+
+In: a Kernel, a Schedule of its Space, a Target. Out: `Lowered`, or a `Rejected` for a schedule that is not of its Space.
+Invariants: the nest computes what the kernel's definitions say, whatever the schedule; the chunk grid and the order of
+every reduction depend on kernel and schedule alone.
+
+The parameters are read in the fixed order of SPEC section 3: shared blocks, levels, register tile and lane, packing,
+tails, parallel depth, unrolling, prefetch, non-temporal stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import replace
+from math import prod
+
+from tilewright.errors import Rejected
+from tilewright.ir import expr as E
+from tilewright.ir.expr import Expr
+from tilewright.ir.kernel import Kernel
+from tilewright.ir.kernel import int_extent
+from tilewright.ir.layout import Layout
+from tilewright.ir.layout import ordered
+from tilewright.ir.layout import panels
+from tilewright.ir.layout import row_blocks
+from tilewright.ir.nest import Buffer
+from tilewright.ir.nest import For
+from tilewright.ir.nest import LoopNest
+from tilewright.ir.nest import Phase
+from tilewright.ir.program import Axis
+from tilewright.ir.program import Definition
+from tilewright.lower.builder import Builder
+from tilewright.lower.loops import Level
+from tilewright.lower.loops import Region
+from tilewright.lower.loops import StageSpec
+from tilewright.lower.loops import emit_levels
+from tilewright.lower.loops import emit_stage
+from tilewright.lower.loops import trips
+from tilewright.lower.sequential import lower_scatter
+from tilewright.lower.sequential import lower_sequence
+from tilewright.lower.tiles import Place
+from tilewright.machine.target import Target
+from tilewright.schedule.roles import StageRoles
+from tilewright.schedule.roles import stage_roles
+from tilewright.schedule.schedule import Schedule
+
+__all__ = ["Lowered", "lower"]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A nest, how its constants must be laid out, and which of its buffers are its own workspace.
+
+    tensors: kernel tensor of each arg and const buffer; layouts: of the constants that the schedule packs.
+    """
+
+    nest: LoopNest
+    tensors: tuple[str, ...]
+    layouts: dict[str, Layout]
+    workspace: tuple[Buffer, ...]
+
+
+class _Lowering:
+    def __init__(self, kernel: Kernel, schedule: Schedule, target: Target) -> None:
+        self.kernel, self.schedule, self.target = kernel, schedule, target
+        self.b = Builder()
+        self.lanes = target.lanes(32)
+        self.constants = {t.name for t, _ in kernel.program.constants}
+        self.layouts: dict[str, Layout] = {}  # constants that are packed
+        self.scratch: list[Buffer] = []
+        self.workspace: list[Buffer] = []
+        self.phases: list[Phase] = []
+        self.places: dict[str, Place] = {}
+        for name, layout in kernel.layouts:
+            t = kernel.program.tensors[name]
+            self.places[name] = Place(name, layout, t.dtype)
+
+    # -- parameters
+    def levels(self, k: int, roles: StageRoles, fixed: set[str]) -> tuple[tuple[Level, ...], str | None]:
+        """The output loops of a stage, outermost first, and its lane axis."""
+        s, p = self.schedule, f"s{k}."
+        lane = roles.axis_of.get(s.text(p + "lane"))
+        order = [x for x in s.text(p + "order").split(",") if x]
+        out: list[Level] = []
+        seen: set[str] = set()
+        for item in order:
+            name, _, level = item.partition(":")
+            axis = roles.axis_of.get(name)
+            if axis is None or axis in roles.reduce:
+                continue
+            if level:
+                block = s.integer(f"{p}tile.{name}")
+                if block > 0 and axis not in fixed:
+                    out.append(Level(axis, block, "peel"))
+                continue
+            seen.add(axis)
+            block = max(1, s.integer(f"{p}reg.{name}", 1))
+            tail = "mask" if axis == lane else s.text(f"{p}tail.{name}", "peel")
+            out.append(Level(axis, block, tail))
+        missing = [a for a in roles.out if a not in seen]
+        return tuple([Level(a, 1) for a in missing] + out), lane
+
+    def reduce_levels(self, k: int, roles: StageRoles, lane: str | None) -> tuple[tuple[Level, ...], frozenset[str]]:
+        """The reduction loops, outermost first, and the axes that keep their own accumulators."""
+        s, p = self.schedule, f"s{k}."
+        out: list[Level] = []
+        partial: set[str] = set()
+        order = [x for x in s.text(p + "reduce").split(",") if x in roles.axis_of]
+        order += [roles.names[a] for a in roles.reduce if roles.names[a] not in order]
+        for name in order:
+            axis = roles.axis_of[name]
+            unroll = max(1, s.integer(f"{p}reg.{name}", 1))
+            if axis == lane:
+                partial.add(axis)
+                out.append(Level(axis, unroll, "mask"))
+                continue
+            outer = s.integer(f"{p}tile.{name}")
+            if outer > unroll:
+                out.append(Level(axis, outer))
+            out.append(Level(axis, unroll))
+        return tuple(out), frozenset(partial)
+
+    def spec(self, k: int, fixed: set[str]) -> tuple[StageSpec, StageRoles]:
+        """The stage's decisions; `fixed` are axes that enclosing loops have blocked already."""
+        kernel, s, p = self.kernel, self.schedule, f"s{k}."
+        stage = kernel.stages[k]
+        roles = stage_roles(kernel, k)
+        levels, lane = self.levels(k, roles, fixed)
+        reduce, partial = self.reduce_levels(k, roles, lane)
+        at = stage.members.index(stage.anchor)
+        definitions = [kernel.definitions[m] for m in stage.members]
+        prefetch: list[tuple[str, str, int]] = []
+        ahead = s.integer(p + "prefetch")
+        if ahead and kernel.shared:
+            axis = kernel.shared[-1]
+            candidates = [x for x in roles.accesses if x.tensor in kernel.layout_of and not x.constant and x.uses(axis)]
+            if candidates:
+                prefetch.append((candidates[0].tensor, axis, ahead))
+        stored = frozenset(m for m in stage.members if kernel.is_stored(m))
+        return (
+            StageSpec(
+                definitions[at], tuple(definitions[:at]), tuple(definitions[at + 1 :]), stored, levels, reduce, lane,
+                partial, bool(s.integer(p + "nt")), tuple(prefetch), self.places,
+            ),
+            roles,
+        )  # fmt: skip
+
+    # -- packing
+    def pack_b(self, k: int, roles: StageRoles, spec: StageSpec) -> None:
+        """Operand B in panels as wide as the register tile: at build where it is constant, else in a phase before."""
+        s, p = self.schedule, f"s{k}."
+        if s.text(p + "pack.b", "none") != "panel" or roles.b is None or roles.b.read is None:
+            return
+        read, name = roles.b.read, roles.b.tensor
+        if name not in self.kernel.layout_of or read.attr[1] or roles.names.get(spec.lane or "", "")[:1] != "n":
+            return
+        axes = [x.attr if x.op == "index" else None for x in read.args]
+        shape = self.kernel.layout_of[name].shape
+        for x, n in zip(read.args, shape, strict=True):
+            if not (x.op == "index" or (n == 1 and E.int_value(x) == 0)):
+                return
+        if spec.lane not in axes or len([a for a in axes if a]) != len({a for a in axes if a}):
+            return
+        width = s.integer(f"{p}reg.{roles.names[spec.lane or '']}", self.lanes)
+        inner = [axes.index(x.axis) for x in dict.fromkeys(spec.reduce) if x.axis in axes]
+        inner = list(dict.fromkeys(inner))
+        at = axes.index(spec.lane)
+        layout = panels(shape, at, width, inner)
+        dtype = self.places[name].dtype
+        if name in self.constants and self._only_reader(name, k):
+            self.layouts[name] = layout
+            self.places[name] = Place(name, layout, dtype)
+            return
+        source = self.places[name]
+        buffer = Buffer(f"w{len(self.workspace)}", dtype, E.const(layout.size), "arena")
+        self.workspace.append(buffer)
+        target = Place(buffer.name, layout, dtype)
+        self._copy_phase(name, source, target, at, width)
+        spec.places[name] = target
+        self.places[name] = target
+
+    def _only_reader(self, name: str, k: int) -> bool:
+        """Does nothing but this stage's operand B read the constant (so that one layout serves)?"""
+        reads = {
+            r for s in self.kernel.stages for m in s.members for r in self.kernel.definitions[m].reads()
+            if r.attr[0] == name
+        }  # fmt: skip
+        return len(reads) == 1
+
+    def _copy_phase(self, name: str, source: Place, target: Place, lane: int, width: int) -> None:
+        """A phase that copies a whole tensor into another layout, in parallel over panels."""
+        shape = source.layout.shape
+        axes = tuple(Axis(f"p{i}", E.const(n)) for i, n in enumerate(shape))
+        body = E.read(name, [a.index for a in axes], source.dtype)
+        d = Definition("pack", source.dtype, axes, body)
+        unit = [i for i in range(len(shape)) if source.layout.stride(i) == 1 and shape[i] > 1]
+        turn = bool(unit) and unit[0] != lane
+        levels = [Level(f"p{lane}", width, "mask")]
+        for i, n in enumerate(shape):
+            if i != lane and n > 1:
+                levels.append(Level(f"p{i}", self.lanes if turn and i == unit[0] else 4))
+        places = {name: source, "pack": target}
+        spec = StageSpec(d, (), (), frozenset({"pack"}), tuple(levels), (), f"p{lane}", places=places)
+        self.phase([(spec, {a.name: int_extent(a.extent) for a in axes})], (), 1, 1)
+
+    def pack_a(self, k: int, roles: StageRoles, spec: StageSpec) -> StageSpec:
+        """Operand A in blocks of the register tile's height, packed into scratch where the cache block begins."""
+        s, p = self.schedule, f"s{k}."
+        if s.text(p + "pack.a", "none") != "block" or roles.a is None or roles.a.read is None:
+            return spec
+        read, name = roles.a.read, roles.a.tensor
+        if name not in self.kernel.layout_of or read.attr[1] or name in self.constants:
+            return spec
+        varying = [(i, x.attr) for i, x in enumerate(read.args) if x.op == "index" and roles.extents[x.attr] > 1]
+        if any(x.op != "index" and E.int_value(x) is None for x in read.args):
+            return spec
+        rows = [(i, a) for i, a in varying if roles.names.get(a, "").startswith("m")]
+        columns = [(i, a) for i, a in varying if a in roles.reduce]
+        if len(rows) != 1 or len(columns) != 1 or len(varying) != len({a for _, a in varying}):
+            return spec
+        (row, m), (column, kk) = rows[0], columns[0]
+        if any(a not in (m, kk) and roles.names[a][0] != "b" for _, a in varying):
+            return spec
+        height = next(x.block for x in reversed(spec.levels) if x.axis == m)
+        position = next((i for i, x in enumerate(spec.levels) if x.axis == m), 0) + 1
+        if sum(x.axis == m for x in spec.levels) == 1:
+            position = 0  # no cache block of m: the whole operand is one block
+            if any(roles.names[a][0] == "b" for a in roles.out):
+                return spec
+        source = self.places[name]
+        width = self.lanes
+        block = [x for x in spec.levels if x.axis == m]
+        most = block[0].block if len(block) > 1 else roles.extents[m]
+        shape = [1] * len(read.args)
+        shape[row], shape[column] = most, roles.extents[kk]
+        layout = row_blocks(shape, row, height, column, width)
+        buffer = Buffer(f"a{k}", source.dtype, E.const(layout.size), "scratch")
+        self.scratch.append(buffer)
+        places = dict(self.places)
+        reduce = tuple(x for x in spec.reduce if x.axis != kk) + (
+            Level(kk, width), Level(kk, next(x.block for x in reversed(spec.reduce) if x.axis == kk)),
+        )  # fmt: skip
+
+        def stage(region: Region) -> None:
+            axes = tuple(Axis(f"q{i}", E.const(1)) for i in range(len(shape)))
+            origin = [
+                region.starts[x.attr] if x.op == "index" and x.attr in region.starts else x for x in read.args
+            ]
+            origin[column] = E.const(0)
+            valid = region.valid.get(m, region.lengths[m])
+            lengths = {f"q{i}": (min(valid, most) if i == row else shape[i]) for i in range(len(shape))}
+            starts = {f"q{i}": o for i, o in enumerate(origin)}
+            body = E.read(name, [a.index for a in axes], source.dtype)
+            d = Definition("packed", source.dtype, axes, body)
+            target = Place(buffer.name, layout, source.dtype, tuple(origin))
+            copy = StageSpec(
+                d, (), (), frozenset({"packed"}), (Level(f"q{row}", height), Level(f"q{column}", width, "mask")), (),
+                f"q{column}", places={name: source, "packed": target},
+            )  # fmt: skip
+            inner = replace(region, starts={**region.starts, **starts}, lengths={**region.lengths, **lengths}, valid={})
+            self.b.written = {buffer.name}
+            emit_stage(self.b, copy, inner, self.lanes, [])
+            places[name] = target
+
+        return replace(spec, reduce=reduce, places=places, staging={position: stage})
+
+    # -- phases
+    def phase(
+        self, stages: list[tuple[StageSpec, dict[str, int]]], shared: tuple[Level, ...], depth: int, grain: int
+    ) -> None:
+        """Stages inside loops over `shared`, `depth` outer loops of which are one parallel loop."""
+        b = self.b
+        b.enter(is_root=True)
+        extents = {a: n for _, e in stages for a, n in e.items()}
+        region = Region({a: E.const(0) for a in extents}, dict(extents), {}, {})
+        outer = shared if shared else stages[0][0].levels
+        loops, seen = [], set()
+        for level in outer[:depth]:
+            if level.axis in seen:
+                break  # an inner level of the same axis has no fixed number of trips
+            seen.add(level.axis)
+            loops.append(trips(level, extents[level.axis]))
+        total = prod(loops)
+
+        def inner(r: Region, given: list[Expr]) -> None:
+            if not shared:
+                b.written = {stages[0][0].places[m].buffer for m in stages[0][0].stored}
+                emit_stage(b, stages[0][0], r, self.lanes, given)
+                return
+            for spec, _ in stages:
+                b.enter(is_root=True)
+                local = dict(spec.places)
+                b.written = {local[m].buffer for m in spec.stored}
+                for m, place in self.places.items():
+                    if place.origin is not None:
+                        axes = self.kernel.definitions[m].axes
+                        origin = tuple(
+                            r.starts[a.name] if a.name in self.kernel.shared else E.const(0) for a in axes
+                        )
+                        local[m] = replace(place, origin=origin)
+                emit_stage(b, replace(spec, places=local), r, self.lanes, [])
+                for node in b.leave():
+                    b.effect(node)
+
+        if total <= 1:
+            if shared:
+                emit_levels(b, shared, region, self.lanes, [], lambda r: inner(r, []))
+            else:
+                inner(region, [])
+            self.phases.append(Phase(b.leave()))
+            return
+        var = b.counter()
+        b.enter(var)
+        region = region.with_range(var, total)
+        given: list[Expr] = []
+        left = total
+        at = E.index(var)
+        for n in loops:
+            left //= n
+            i: Expr = at // left
+            given.append(i % n if given else i)
+        if shared:
+            emit_levels(b, shared, region, self.lanes, given, lambda r: inner(r, []))
+        else:
+            inner(region, given)
+        nodes = b.leave()
+        b.effect(For(var, E.const(0), E.const(total), 1, nodes, parallel=True, grain=grain))
+        self.phases.append(Phase(b.leave()))
+
+    def run(self) -> Lowered:
+        kernel, s = self.kernel, self.schedule
+        shared = tuple(
+            Level(a, max(1, s.integer(f"block.{i}", 1)), "peel")
+            for i, a in enumerate(kernel.shared)
+        )
+        fixed = set(kernel.shared)
+        stages: list[tuple[StageSpec, dict[str, int]]] = []
+        if kernel.shared:
+            self._scratch_places(shared)
+        for k in range(len(kernel.stages)):
+            spec, roles = self.spec(k, fixed)
+            if not kernel.shared:
+                self.pack_b(k, roles, spec)
+                spec = self.pack_a(k, roles, replace(spec, places=dict(self.places)))
+            extents = {a.name: int_extent(a.extent) for a in spec.anchor.axes}
+            stages.append((spec, extents))
+        depth = s.integer("par", 1)
+        grain = max(1, s.integer("chunk", 1))
+        if kernel.shared:
+            self.phase(stages, shared, depth, grain)
+        else:
+            for pair in stages:
+                self.phase([pair], (), depth, grain)
+        return self.finish()
+
+    def _scratch_places(self, shared: tuple[Level, ...]) -> None:
+        """Tensors that stay inside the kernel live in scratch, for one block of the shared axes."""
+        kernel = self.kernel
+        blocks = {x.axis: x.block for x in shared}
+        for k, stage in enumerate(kernel.stages):
+            lane = stage_roles(kernel, k).axis_of.get(self.schedule.text(f"s{k}.lane"))
+            for m in stage.members:
+                if m in kernel.layout_of or not kernel.is_stored(m):
+                    continue
+                d = kernel.definitions[m]
+                shape = tuple(min(blocks.get(a.name, 1 << 62), int_extent(a.extent)) for a in d.axes)
+                order = [i for i, a in enumerate(d.axes) if a.name in blocks]
+                order += [i for i, a in enumerate(d.axes) if a.name not in blocks]
+                if lane in blocks and any(a.name == lane for a in d.axes):
+                    at = next(i for i, a in enumerate(d.axes) if a.name == lane)
+                    order = [i for i in order if i != at] + [at]
+                layout = ordered(shape, order)
+                name = f"r_{m}"
+                self.scratch.append(Buffer(name, d.dtype, E.const(layout.size), "scratch"))
+                self.places[m] = Place(name, layout, d.dtype, tuple(E.const(0) for _ in d.axes))
+
+    def finish(self) -> Lowered:
+        buffers, tensors = [], []
+        for name, layout in self.kernel.layouts:
+            t = self.kernel.program.tensors[name]
+            place = "const" if name in self.constants else "arg"
+            size = self.layouts.get(name, layout).size
+            align = 64 if place == "const" else t.dtype.bytes
+            buffers.append(Buffer(name, t.dtype, E.const(size), place, align))
+            tensors.append(name)
+        nest = LoopNest(
+            "k", tuple(buffers) + tuple(self.workspace) + tuple(self.scratch), (), tuple(self.phases)
+        )
+        return Lowered(nest, tuple(tensors), self.layouts, tuple(self.workspace))
+
+
+def lower(kernel: Kernel, schedule: Schedule, target: Target) -> Lowered | Rejected:
+    """The nest of a kernel under a schedule. A schedule of the kernel's Space is never rejected."""
+    known = {"s", "block", "par", "chunk"}
+    strange = [n for n, _ in schedule.items if n.split(".")[0].rstrip("0123456789") not in known]
+    if strange:
+        return Rejected("S001", f"unknown parameter {strange[0]}")
+    lowering = _Lowering(kernel, schedule, target)
+    special: Callable[[_Lowering], None] | None = None
+    if kernel.scatter is not None:
+        special = lower_scatter
+    elif kernel.sequence:
+        special = lower_sequence
+    if special is not None:
+        special(lowering)
+        return lowering.finish()
+    return lowering.run()

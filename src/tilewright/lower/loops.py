@@ -1,0 +1,432 @@
+"""Loop structure of one stage: cache and register loops over output axes, reduction loops, tails.
+
+In: a `StageSpec` (decided by the Schedule) and a region of the output axes. Out: nodes in a Builder. Invariants: the
+accumulators are loop-carried tiles; every output point of the region is written, none outside it is touched; the order in
+which a reduction is folded depends on the spec alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import replace
+
+from tilewright.ir import expr as E
+from tilewright.ir.dtypes import BOOL
+from tilewright.ir.dtypes import I64
+from tilewright.ir.expr import Expr
+from tilewright.ir.nest import For
+from tilewright.ir.nest import If
+from tilewright.ir.nest import Prefetch
+from tilewright.ir.nest import TileType
+from tilewright.ir.program import MONOIDS
+from tilewright.ir.program import Definition
+from tilewright.ir.program import identity_of
+from tilewright.lower.builder import Builder
+from tilewright.lower.builder import Tile
+from tilewright.lower.tiles import Place
+from tilewright.lower.tiles import TileScope
+
+__all__ = ["Level", "Region", "StageSpec", "emit_levels", "emit_stage", "trips"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One loop: `axis` in blocks of `block` positions. tail: peel, mask (lane axis) or overlap."""
+
+    axis: str
+    block: int
+    tail: str = "peel"
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """Everything that is decided about one stage.
+
+    levels: loops over output axes, outermost first; the last level of an axis has its register block.
+    reduce: loops over reduce axes, outermost first; `partial`: reduce axes whose positions keep their own accumulators.
+    """
+
+    anchor: Definition
+    before: tuple[Definition, ...]
+    after: tuple[Definition, ...]
+    stored: frozenset[str]
+    levels: tuple[Level, ...]
+    reduce: tuple[Level, ...]
+    lane: str | None
+    partial: frozenset[str] = frozenset()
+    nontemporal: bool = False
+    prefetch: tuple[tuple[str, str, int], ...] = ()  # (tensor, axis, how many positions ahead)
+    places: dict[str, Place] = field(default_factory=dict)
+    # Run when so many levels have been opened, before the next one: stages (packs) an operand of the region.
+    staging: dict[int, Callable[[Region], None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Per axis where it starts, how many positions it has in the code, and how many of them are valid."""
+
+    starts: dict[str, Expr]
+    lengths: dict[str, int]
+    valid: dict[str, int]
+    ranges: dict[str, tuple[int, int]]
+
+    def narrowed(self, axis: str, start: Expr, length: int, valid: int | None = None) -> Region:
+        v = dict(self.valid)
+        v.pop(axis, None)
+        if valid is not None and valid < length:
+            v[axis] = valid
+        return replace(
+            self, starts={**self.starts, axis: start}, lengths={**self.lengths, axis: length}, valid=v
+        )
+
+    def with_range(self, var: str, hi: int) -> Region:
+        return replace(self, ranges={**self.ranges, var: (0, max(0, hi - 1))})
+
+
+def trips(level: Level, length: int) -> int:
+    """How many blocks cover `length`, the tail included."""
+    return -(-length // level.block)
+
+
+def _masked_size(level: Level, rest: int, lanes: int) -> int:
+    """The tile extent for a masked tail of `rest` positions: whole vectors."""
+    return min(level.block, -(-rest // lanes) * lanes)
+
+
+def emit_levels(
+    b: Builder, levels: tuple[Level, ...], region: Region, lanes: int, given: list[Expr],
+    inner: Callable[[Region], None], staging: dict[int, Callable[[Region], None]] | None = None, opened: int = 0,
+) -> None:  # fmt: skip
+    """Loops over `levels` around `inner`; the first `len(given)` of them are counted by an enclosing parallel loop."""
+    if staging and opened in staging:
+        staging[opened](region)
+    if not levels:
+        inner(region)
+        return
+    level, rest_levels = levels[0], levels[1:]
+    counter = given[0] if given else None
+    start, length = region.starts[level.axis], region.lengths[level.axis]
+    full, rest = divmod(length, level.block)
+
+    def descend(r: Region) -> None:
+        emit_levels(b, rest_levels, r, lanes, given[1:], inner, staging, opened + 1)
+
+    def body_at(i: Expr) -> Callable[[], None]:
+        return lambda: descend(region.narrowed(level.axis, start + i * level.block, level.block))
+
+    def tail() -> None:
+        at = start + full * level.block
+        if level.tail == "mask":
+            descend(region.narrowed(level.axis, at, _masked_size(level, rest, lanes), rest))
+        else:
+            descend(region.narrowed(level.axis, at, rest))
+
+    if full == 0:
+        if level.tail == "mask":
+            descend(region.narrowed(level.axis, start, _masked_size(level, length, lanes), length))
+        else:
+            descend(region.narrowed(level.axis, start, length))
+        return
+    if rest and level.tail == "overlap":
+        total = full + 1
+        i = counter if counter is not None else E.index(b.counter())
+        at = start + E.minimum(i * level.block, E.const(length - level.block))
+        go = lambda: descend(region.with_range(i.attr if i.op == "index" else "", total).narrowed(level.axis, at, level.block))  # noqa: E501, E731
+        if counter is not None:
+            go()
+        else:
+            _loop(b, i.attr, total, go)
+        return
+    if counter is not None:
+        if rest:
+            b.enter()
+            body_at(counter)()
+            then = b.leave()
+            b.enter()
+            tail()
+            b.effect(If(E.compare("lt", counter, E.const(full)), then, b.leave()))
+        else:
+            body_at(counter)()
+        return
+    if full == 1:
+        body_at(E.const(0))()
+    else:
+        var = b.counter()
+        r = region.with_range(var, full)
+        at = start + E.index(var) * level.block
+        _loop(b, var, full, lambda: descend(r.narrowed(level.axis, at, level.block)))
+    if rest:
+        tail()
+
+
+def _loop(b: Builder, var: str, count: int, body: Callable[[], None]) -> None:
+    b.enter(var)
+    body()
+    nodes = b.leave()
+    b.effect(For(var, E.const(0), E.const(count), 1, nodes))
+
+
+def emit_stage(b: Builder, spec: StageSpec, region: Region, lanes: int, given: list[Expr]) -> None:
+    """The stage over a region of its output axes."""
+    d = spec.anchor
+    whole = region
+    if d.reduction is not None:
+        for a in d.reduction.axes:
+            whole = whole.narrowed(a.name, E.const(0), E.int_value(a.extent) or 0)
+
+    def tile(r: Region) -> None:
+        if any(n == 0 for n in r.lengths.values()) and d.reduction is None:
+            return
+        if d.scan is not None:
+            _emit_scan(b, spec, r)
+        else:
+            _emit_tile(b, spec, r, lanes)
+
+    emit_levels(b, spec.levels, whole, lanes, given, tile, spec.staging)
+
+
+def _scope(b: Builder, spec: StageSpec, r: Region, sizes: dict[str, int]) -> TileScope:
+    return TileScope(
+        b, spec.places, r.starts, sizes, spec.lane if sizes.get(spec.lane or "", 1) > 1 else None, r.ranges,
+        {a: v for a, v in r.valid.items() if sizes.get(a, 1) > 1},
+    )  # fmt: skip
+
+
+def _emit_tile(b: Builder, spec: StageSpec, r: Region, lanes: int) -> None:
+    """One register tile: accumulate, then epilogue and stores."""
+    d = spec.anchor
+    sizes = {a.name: r.lengths[a.name] for a in d.axes}
+    scope = _scope(b, spec, r, sizes)
+    if d.reduction is None:
+        for m in (*spec.before, d, *spec.after):
+            _define(scope, spec, m, scope.value(m.body))
+        return
+    if d.reduction.monoid in ("argmax", "argmin"):
+        value = _emit_arg(b, spec, r, scope)
+    else:
+        value = _emit_reduction(b, spec, r, lanes, scope)
+    _define(scope, spec, d, value)
+    for m in spec.after:
+        _define(scope, spec, m, scope.value(m.body))
+
+
+def _define(scope: TileScope, spec: StageSpec, m: Definition, value: Tile) -> None:
+    """Make a member's tile known, and store it where others need it."""
+    axes = tuple(a.name for a in m.axes)
+    scope.registers[m.name] = (value, axes)
+    scope.memo.clear()
+    if m.name in spec.stored:
+        scope.store(spec.places[m.name], [a.index for a in m.axes], value, spec.nontemporal)
+
+
+def _emit_reduction(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: TileScope) -> Tile:
+    d = spec.anchor
+    assert d.reduction is not None
+    monoid = d.reduction.monoid
+    op = MONOIDS[monoid]
+    identity = identity_of(monoid, d.dtype)
+    extents = {a.name: E.int_value(a.extent) or 0 for a in d.reduction.axes}
+    # Axes that keep their own accumulators, with their register extents.
+    kept = {x.axis: min(x.block, extents[x.axis]) for x in spec.reduce if x.axis in spec.partial}
+    if spec.lane in kept:
+        kept[spec.lane] = min(-(-extents[spec.lane] // lanes) * lanes, _block(spec, spec.lane))
+    acc_sizes = {**scope.sizes, **kept}
+    # A tile needs its axes in one order everywhere: output axes, then kept reduce axes.
+    order = [a.name for a in d.axes] + [a for a in extents if a in kept]
+    lane = spec.lane if acc_sizes.get(spec.lane or "", 1) > 1 else None
+    acc_axes = tuple((a, acc_sizes[a]) for a in order if acc_sizes.get(a, 1) > 1)
+    acc_type = TileType(d.dtype, acc_axes, lane if lane in dict(acc_axes) else None)
+    start = b.fill(acc_type, identity)
+
+    def accumulate(region: Region, acc: Tile) -> Tile:
+        sizes = {a.name: region.lengths[a.name] for a in d.all_axes}
+        inner = _scope(b, spec, region, sizes)
+        for m in spec.before:
+            _define(inner, spec, m, inner.value(m.body))
+        _prefetch(b, spec, inner)
+        masked = {a: v for a, v in inner.valid.items() if a in extents}
+        if monoid == "sum" and d.body.op == "mul" and d.reduction.guard is None and not masked:  # type: ignore[union-attr]
+            left, right = (inner.value(x) for x in d.body.args)
+            present = {*acc_type.names, *left.type.names, *right.type.names}
+            if d.dtype.is_float and all(n == 1 or a in present for a, n in sizes.items()):
+                return b.contract(acc_type, acc, left, right)
+        value = inner.value(d.body)
+        value = _guarded(b, inner, d, value, masked, identity)
+        for a in [a for a in value.type.names if a not in acc_type.names]:
+            t = TileType(
+                d.dtype, tuple(x for x in value.type.axes if x[0] != a), None if value.type.lane == a else value.type.lane
+            )
+            value = b.reduce(t, value, a, op)
+        # A value that is constant along an axis of extent n counts n times in a sum.
+        return b.map(op, acc_type, (acc, value))
+
+    acc = _reduce_levels(b, spec.reduce, r, start, acc_type, lanes, accumulate)
+    for a, _ in acc_axes:
+        if a in kept:
+            t = TileType(
+                d.dtype, tuple(x for x in acc.type.axes if x[0] != a), None if acc.type.lane == a else acc.type.lane
+            )
+            acc = b.reduce(t, acc, a, op)
+    return acc
+
+
+def _block(spec: StageSpec, axis: str) -> int:
+    return next(x.block for x in spec.reduce if x.axis == axis)
+
+
+def _guarded(
+    b: Builder, scope: TileScope, d: Definition, value: Tile, masked: dict[str, int], identity: float | int | bool
+) -> Tile:
+    """Replace contributions that the guard or a masked tail leaves out by the identity."""
+    conditions = []
+    if d.reduction is not None and d.reduction.guard is not None:
+        conditions.append(scope.value(d.reduction.guard))
+    for a, v in masked.items():
+        t = scope.type(BOOL, {a})
+        conditions.append(b.map("lt", t, (b.iota(scope.type(I64, {a})), b.fill(TileType(I64), v))))
+    for a, n in scope.sizes.items():
+        if n > 1 and a not in value.type.names and a in {x.name for x in d.reduction.axes}:  # type: ignore[union-attr]
+            # The body does not depend on this reduce axis: spread it, so that each position contributes.
+            conditions.append(b.fill(scope.type(BOOL, {a}), True))
+    for c in conditions:
+        axes = set(c.type.names) | set(value.type.names)
+        value = b.map("select", scope.type(d.dtype, axes), (c, value, b.fill(TileType(d.dtype), identity)))
+    return value
+
+
+def _prefetch(b: Builder, spec: StageSpec, scope: TileScope) -> None:
+    """Ask for what the same tile reads some positions of an axis later."""
+    for tensor, axis, ahead in spec.prefetch:
+        place = spec.places[tensor]
+        for e in (*spec.anchor.expressions(), *(x for m in spec.before for x in m.expressions())):
+            for read in e.reads():
+                if read.attr[0] != tensor:
+                    continue
+                moved = E.substitute(read, {E.index(axis): E.index(axis) + ahead})
+                local = place.local([scope.localize(s) for s in moved.args[: len(place.layout.shape)]])
+                split = scope._split(place.layout.address(local))
+                if split is None:
+                    continue
+                size = scope.sizes.get(scope.lane or "", 1) * read.dtype.bytes
+                b.effect(Prefetch(place.buffer, split[1], max(64, size)))
+                return
+
+
+def _reduce_levels(
+    b: Builder, levels: tuple[Level, ...], region: Region, acc: Tile, acc_type: TileType, lanes: int,
+    body: Callable[[Region, Tile], Tile],
+) -> Tile:  # fmt: skip
+    """Nested reduction loops that carry `acc`."""
+    if not levels:
+        return body(region, acc)
+    level, rest_levels = levels[0], levels[1:]
+    start, length = region.starts[level.axis], region.lengths[level.axis]
+    full, rest = divmod(length, level.block)
+
+    def descend(r: Region, acc: Tile) -> Tile:
+        return _reduce_levels(b, rest_levels, r, acc, acc_type, lanes, body)
+
+    if full == 1:
+        acc = descend(region.narrowed(level.axis, start, level.block), acc)
+    elif full > 1:
+        var = b.counter()
+        b.enter(var)
+        carried = b.carried(acc_type)
+        at = start + E.index(var) * level.block
+        out = descend(region.with_range(var, full).narrowed(level.axis, at, level.block), carried)
+        nodes = b.leave()
+        result = b.result(acc_type)
+        b.effect(
+            For(var, E.const(0), E.const(full), 1, nodes, ((carried.name, acc.name),), (out.name,), (result.name,))
+        )
+        acc = result
+    if rest:
+        at = start + full * level.block
+        if level.tail == "mask":
+            acc = descend(region.narrowed(level.axis, at, _masked_size(level, rest, lanes), rest), acc)
+        else:
+            acc = descend(region.narrowed(level.axis, at, rest), acc)
+    return acc
+
+
+def _emit_arg(b: Builder, spec: StageSpec, r: Region, scope: TileScope) -> Tile:
+    """The linear position of the first best element; NaN counts as best, as in NumPy. One position at a time."""
+    d = spec.anchor
+    assert d.reduction is not None
+    value_type = scope.type(d.body.dtype, set(scope.tiled))
+    index_type = scope.type(I64, set(scope.tiled))
+    best = b.fill(value_type, identity_of(d.reduction.monoid, d.body.dtype))
+    where = b.fill(index_type, -1)
+    axes = d.reduction.axes
+    opened: list[tuple[str, int, Tile, Tile]] = []
+    region = r
+    for a in axes:
+        n = E.int_value(a.extent) or 0
+        var = b.counter()
+        b.enter(var)
+        opened.append((var, n, best, where))
+        best, where = b.carried(value_type), b.carried(index_type)
+        opened[-1] = (var, n, opened[-1][2], opened[-1][3])
+        region = region.with_range(var, n).narrowed(a.name, E.index(var), 1)
+        opened.append(("", 0, best, where))
+    inner = _scope(b, spec, region, {**scope.sizes, **{a.name: 1 for a in axes}})
+    for m in spec.before:
+        _define(inner, spec, m, inner.value(m.body))
+    value = inner.value(d.body)
+    linear = E.const(0)
+    for a in axes:
+        linear = linear * (E.int_value(a.extent) or 0) + region.starts[a.name]
+    position = b.position(TileType(I64), linear)
+    flag = scope.type(BOOL, set(scope.tiled))
+    args = (best, value) if d.reduction.monoid == "argmax" else (value, best)
+    better = b.map("lt", flag, args)
+    none = b.map("lt", flag, (where, b.fill(TileType(I64), 0)))
+    if d.body.dtype.is_float:
+        nan = b.map("isnan", scope.type(BOOL, set(value.type.names)), (value,))
+        known = b.map("isnan", flag, (best,))
+        better = b.map("or", flag, (better, b.map("and", flag, (nan, b.map("not", flag, (known,))))))
+    better = b.map("or", flag, (better, none))
+    if d.reduction.guard is not None:
+        better = b.map("and", flag, (better, inner.value(d.reduction.guard)))
+    best = b.map("select", value_type, (better, value, best))
+    where = b.map("select", index_type, (better, position, where))
+    while opened:
+        _, _, inside_best, inside_where = opened.pop()
+        var, n, start_best, start_where = opened.pop()
+        nodes = b.leave()
+        results = (b.result(value_type), b.result(index_type))
+        carries = ((inside_best.name, start_best.name), (inside_where.name, start_where.name))
+        names = (results[0].name, results[1].name)
+        b.effect(For(var, E.const(0), E.const(n), 1, nodes, carries, (best.name, where.name), names))
+        best, where = results
+    return where
+
+
+def _emit_scan(b: Builder, spec: StageSpec, r: Region) -> None:
+    """An inclusive prefix along one axis, carried; the other axes are tiled as usual."""
+    d = spec.anchor
+    assert d.scan is not None
+    monoid, axis = d.scan
+    length = r.lengths[axis]
+    sizes = {a.name: (1 if a.name == axis else r.lengths[a.name]) for a in d.axes}
+    outer = _scope(b, spec, r.narrowed(axis, E.const(0), 1), sizes)
+    acc_type = outer.type(d.dtype, set(outer.tiled))
+    start = b.fill(acc_type, identity_of(monoid, d.dtype))
+    var = b.counter()
+    b.enter(var)
+    acc = b.carried(acc_type)
+    region = r.with_range(var, length).narrowed(axis, r.starts[axis] + E.index(var), 1)
+    scope = _scope(b, spec, region, sizes)
+    for m in spec.before:
+        _define(scope, spec, m, scope.value(m.body))
+    total = b.map(MONOIDS[monoid], acc_type, (acc, scope.value(d.body)))
+    _define(scope, spec, d, total)
+    for m in spec.after:
+        _define(scope, spec, m, scope.value(m.body))
+    nodes = b.leave()
+    result = b.result(acc_type)
+    b.effect(
+        For(var, E.const(0), E.const(length), 1, nodes, ((acc.name, start.name),), (total.name,), (result.name,))
+    )

@@ -1,0 +1,328 @@
+"""Scalar expressions over index variables -> operations on register tiles.
+
+In: an expression of a definition, where each axis stands (base, tile extent), and where tensors live. Out: the tile that
+holds its value at every position. Invariants: addresses linear in the tile's positions become strided loads; everything
+else becomes a gather, so every quasi-affine or data-dependent subscript has a translation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+
+from tilewright.ir import expr as E
+from tilewright.ir.dtypes import BOOL
+from tilewright.ir.dtypes import I64
+from tilewright.ir.dtypes import DType
+from tilewright.ir.expr import Expr
+from tilewright.ir.layout import Layout
+from tilewright.ir.nest import Limits
+from tilewright.ir.nest import Strides
+from tilewright.ir.nest import TileType
+from tilewright.ir.ranges import interval
+from tilewright.ir.ranges import simplify
+from tilewright.ir.ranges import split_linear
+from tilewright.lower.builder import Builder
+from tilewright.lower.builder import Tile
+
+__all__ = ["Place", "TileScope", "position_of"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lives: buffer name, layout, and the logical index that the buffer's origin stands for."""
+
+    buffer: str
+    layout: Layout
+    dtype: DType
+    origin: tuple[Expr, ...] | None = None
+
+    def local(self, subscripts: Sequence[Expr]) -> tuple[Expr, ...]:
+        """Subscripts relative to the origin."""
+        if self.origin is None:
+            return tuple(subscripts)
+        return tuple(s - o for s, o in zip(subscripts, self.origin, strict=True))
+
+
+def position_of(axis: str) -> Expr:
+    """The variable that counts an axis's positions inside the tile."""
+    return E.index(f"{axis}'")
+
+
+@dataclass
+class TileScope:
+    """One region's tile: its axes in order, where they start, how many positions are valid.
+
+    bases: axis -> index expression of position 0. sizes: tile extents (axes of one position are left out).
+    valid: axis -> number of valid positions where that is fewer than the tile has.
+    registers: tensors whose tile is at hand, with the axes (in the tensor's order) it was computed for.
+    """
+
+    builder: Builder
+    places: dict[str, Place]
+    bases: dict[str, Expr]
+    sizes: dict[str, int]
+    lane: str | None
+    ranges: dict[str, tuple[int, int]]
+    valid: dict[str, int] = field(default_factory=dict)
+    registers: dict[str, tuple[Tile, tuple[str, ...]]] = field(default_factory=dict)
+    memo: dict[Expr, Tile] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tiled = [a for a, n in self.sizes.items() if n > 1]
+        self._here = {
+            E.index(a): b + position_of(a) if self.sizes.get(a, 1) > 1 else b for a, b in self.bases.items()
+        }
+        self._ranges = dict(self.ranges)
+        self._ranges.update({f"{a}'": (0, self.sizes[a] - 1) for a in self.tiled})
+        self._positions = {position_of(a): a for a in self.tiled}
+
+    # -- types
+    def type(self, dtype: DType, axes: set[str]) -> TileType:
+        ordered = tuple((a, self.sizes[a]) for a in self.tiled if a in axes)
+        return TileType(dtype, ordered, self.lane if self.lane in axes else None)
+
+    def _joined(self, dtype: DType, tiles: Sequence[Tile]) -> TileType:
+        return self.type(dtype, {a for t in tiles for a in t.type.names})
+
+    # -- expressions
+    def localize(self, e: Expr) -> Expr:
+        """The expression over loop counters and tile positions instead of axes."""
+        return simplify(E.substitute(e, self._here), self._ranges)
+
+    def value(self, e: Expr) -> Tile:
+        """The tile of an expression over axes."""
+        return self._value(self.localize(e))
+
+    def _value(self, e: Expr) -> Tile:
+        hit = self.memo.get(e)
+        if hit is None:
+            hit = self.memo[e] = self._compute(e)
+        return hit
+
+    def _compute(self, e: Expr) -> Tile:
+        b = self.builder
+        if e.op == "const":
+            return b.fill(TileType(e.dtype), e.attr)
+        if e.op == "read":
+            return self._read(e)
+        if e.dtype is I64 and not e.reads():
+            linear = self._linear_index(e)
+            if linear is not None:
+                return linear
+        args = tuple(self._value(a) for a in e.args)
+        op = {"mul": "mul", "add": "add"}.get(e.op, e.op)
+        return b.map(op, self._joined(e.dtype, args), args)
+
+    def _linear_index(self, e: Expr) -> Tile | None:
+        """An index expression as position + sum of coefficient * iota, or None where it is not linear in the tile."""
+        split = split_linear(e, list(self._positions))
+        if split is None:
+            return None
+        coefficients, rest = split
+        b = self.builder
+        total = b.position(TileType(I64), rest)
+        for p, c in coefficients.items():
+            axis = self._positions[p]
+            t = self.type(I64, {axis})
+            term = b.iota(t)
+            if c != 1:
+                term = b.map("mul", t, (term, b.fill(TileType(I64), c)))
+            total = b.map("add", self._joined(I64, (total, term)), (total, term))
+        return total
+
+    # -- reads
+    def _register(self, name: str, subscripts: Sequence[Expr]) -> Tile | None:
+        found = self.registers.get(name)
+        if found is None:
+            return None
+        tile, axes = found
+        for s, a in zip(subscripts, axes, strict=True):
+            if s is not self.localize(E.index(a)):
+                return None
+        return tile
+
+    def _read(self, e: Expr) -> Tile:
+        name, has_else = e.attr
+        subscripts = e.args[:-1] if has_else else e.args
+        tile = self._register(name, subscripts)
+        if tile is not None:
+            return tile
+        place = self.places[name]
+        local = place.local(subscripts)
+        orelse = e.args[-1] if has_else else None
+        if orelse is not None and orelse.op != "const":
+            return self._read_or(e, place, local, orelse)
+        if any(s.reads() for s in local):
+            return self._gather(place, local, orelse, e.dtype)
+        split = self._split(place.layout.address(local))
+        limits = self._limits(place, local, orelse)
+        if split is None or limits is None:
+            return self._gather(place, local, orelse, e.dtype)
+        coefficients, base = split
+        axes = {self._positions[p] for p in coefficients}
+        axes |= {a for a, _, _ in limits}
+        if limits and not axes:
+            return self._gather(place, local, orelse, e.dtype)
+        return self._strided(place, e.dtype, coefficients, base, axes, limits, orelse)
+
+    def _strided(
+        self, place: Place, dtype: DType, coefficients: dict[Expr, int], base: Expr, axes: set[str],
+        limits: list[tuple[str, Expr, Expr]], orelse: Expr | None,
+    ) -> Tile:  # fmt: skip
+        by_axis = {self._positions[p]: c for p, c in coefficients.items()}
+        limited = {a: (lo, hi) for a, lo, hi in limits}
+        for a in axes:
+            if a in self.valid:  # positions past the end of the axis are never touched
+                lo, hi = limited.get(a, (E.const(0), E.const(self.sizes[a])))
+                limited[a] = (lo, E.minimum(hi, E.const(self.valid[a])))
+        t = self.type(dtype, axes)
+        strides: Strides = tuple((a, E.const(by_axis[a])) for a, _ in t.axes if a in by_axis)
+        bounds: Limits = tuple((a, *limited[a]) for a, _ in t.axes if a in limited)
+        fill = orelse.attr if orelse is not None else 0
+        lane = self._memory_lane(t, by_axis)
+        if lane == t.lane:
+            return self.builder.load(t, place.buffer, base, strides, bounds, fill)
+        turned = TileType(t.dtype, t.axes, lane)
+        loaded = self.builder.load(turned, place.buffer, base, strides, bounds, fill)
+        return self.builder.relayout(t, loaded)
+
+    def _memory_lane(self, t: TileType, strides: dict[str, int]) -> str | None:
+        """The axis to load along: the lane axis, unless another one is contiguous in memory and long enough to turn."""
+        if t.lane is None or abs(strides.get(t.lane, 0)) <= 1:
+            return t.lane
+        for a, n in t.axes:
+            if a != t.lane and strides.get(a) == 1 and n >= 4:
+                return a
+        return t.lane
+
+    def _split(self, address: Expr) -> tuple[dict[Expr, int], Expr] | None:
+        return split_linear(simplify(address, self._ranges), list(self._positions))
+
+    def _limits(
+        self, place: Place, subscripts: Sequence[Expr], orelse: Expr | None
+    ) -> list[tuple[str, Expr, Expr]] | None:
+        """Per tile axis the positions at which every subscript is inside; None where that is no box of positions."""
+        if orelse is None:
+            return []
+        layout = place.layout
+        use_halo = bool(layout.halo) and layout.fill == orelse.attr
+        out: dict[str, tuple[Expr, Expr]] = {}
+        always: list[Expr] = []
+        for k, s in enumerate(subscripts):
+            lo, hi = layout.valid(k) if use_halo else (0, layout.shape[k])
+            low, high = interval(s, self._ranges)
+            below, above = low is None or low < lo, high is None or high >= hi
+            if not below and not above:
+                continue
+            split = split_linear(s, list(self._positions))
+            if split is None or len(split[0]) > 1 or any(c <= 0 for c in split[0].values()):
+                return None
+            coefficients, rest = split
+            if not coefficients:
+                if below:
+                    always.append(E.compare("le", E.const(lo), rest))
+                if above:
+                    always.append(E.compare("lt", rest, E.const(hi)))
+                continue
+            (p, c), = coefficients.items()
+            axis = self._positions[p]
+            first, last = out.get(axis, (E.const(0), E.const(self.sizes[axis])))
+            if below:
+                first = E.maximum(first, (E.const(lo) - rest + (c - 1)) // c)
+            if above:
+                last = E.minimum(last, (E.const(hi) - rest + (c - 1)) // c)
+            out[axis] = (first, last)
+        if always:
+            condition = always[0]
+            for c in always[1:]:
+                condition = E.logical("and", condition, c)
+            axis = next(iter(out), self.lane if self.lane in self.tiled else next(iter(self.tiled), None))
+            if axis is None:
+                return None
+            first, last = out.get(axis, (E.const(0), E.const(self.sizes[axis])))
+            out[axis] = (first, E.select(condition, last, E.const(0)))
+        return [(a, simplify(lo, self._ranges), simplify(hi, self._ranges)) for a, (lo, hi) in out.items()]
+
+    def _inside(self, place: Place, subscripts: Sequence[Expr]) -> Expr | None:
+        condition: Expr | None = None
+        for k, s in enumerate(subscripts):
+            n = E.const(place.layout.shape[k])
+            c = simplify(E.logical("and", E.compare("le", E.const(0), s), E.compare("lt", s, n)), self._ranges)
+            if c.op != "const" or not c.attr:
+                condition = c if condition is None else E.logical("and", condition, c)
+        return condition
+
+    def _gather(self, place: Place, subscripts: Sequence[Expr], orelse: Expr | None, dtype: DType) -> Tile:
+        """The general read: an offset computed per position, masked where it may be outside."""
+        b = self.builder
+        offset = self._value(simplify(place.layout.address(subscripts), self._ranges))
+        mask: Tile | None = None
+        condition = self._inside(place, subscripts) if orelse is not None else None
+        if condition is not None:
+            mask = self._value(condition)
+        axes = set(offset.type.names) | (set(mask.type.names) if mask is not None else set())
+        for a in axes & set(self.valid):
+            t = self.type(I64, {a})
+            inside = b.map("lt", self.type(BOOL, {a}), (b.iota(t), b.fill(TileType(I64), self.valid[a])))
+            mask = inside if mask is None else b.map("and", self._joined(BOOL, (mask, inside)), (mask, inside))
+        axes |= set(mask.type.names) if mask is not None else set()
+        fill = orelse.attr if orelse is not None else 0
+        return b.gather(self.type(dtype, axes), place.buffer, E.const(0), offset, mask, fill)
+
+    def _read_or(self, e: Expr, place: Place, subscripts: Sequence[Expr], orelse: Expr) -> Tile:
+        """A read whose `else` is itself computed: read with 0, then select."""
+        zero = E.const(0, e.dtype)
+        inner = self._value(E.read(e.attr[0], e.args[:-1], e.dtype, zero))
+        condition = self._inside(place, subscripts)
+        if condition is None:
+            return inner
+        args = (self._value(condition), inner, self._value(orelse))
+        return self.builder.map("select", self._joined(e.dtype, args), args)
+
+    # -- stores
+    def store(self, place: Place, subscripts: Sequence[Expr], value: Tile, nontemporal: bool = False) -> None:
+        """Write a tile at subscripts over axes; a strided lane axis is turned in registers where another is contiguous."""
+        local = place.local([self.localize(s) for s in subscripts])
+        split = self._split(place.layout.address(local))
+        if split is None:
+            self._scatter(place, local, value)
+            return
+        coefficients, base = split
+        by_axis = {self._positions[p]: c for p, c in coefficients.items()}
+        wanted = self.type(value.type.dtype, set(by_axis) | set(value.type.names))
+        if wanted.names != value.type.names:
+            value = self._broadcast(value, wanted)
+        limits: Limits = tuple(
+            (a, E.const(0), E.const(self.valid[a])) for a, _ in wanted.axes if a in self.valid
+        )
+        strides: Strides = tuple((a, E.const(by_axis[a])) for a, _ in wanted.axes if a in by_axis)
+        lane = self._memory_lane(wanted, by_axis)
+        if lane != wanted.lane:
+            value = self.builder.relayout(TileType(wanted.dtype, wanted.axes, lane), value)
+        self.builder.store(place.buffer, base, strides, value, limits, nontemporal)
+
+    def _broadcast(self, value: Tile, wanted: TileType) -> Tile:
+        """The value with all the axes of `wanted`."""
+        if wanted.dtype is BOOL or not wanted.axes:
+            one = self.builder.fill(wanted, True)
+            return self.builder.map("and", wanted, (value, one)) if wanted.axes else value
+        zero = self.builder.fill(wanted, 0)
+        mask = self.builder.fill(TileType(BOOL), True)
+        return self.builder.map("select", wanted, (mask, value, zero))
+
+    def _scatter(self, place: Place, subscripts: Sequence[Expr], value: Tile) -> None:
+        from tilewright.ir.nest import Scatter
+
+        b = self.builder
+        offset = self._value(simplify(place.layout.address(subscripts), self._ranges))
+        wanted = self.type(value.type.dtype, set(offset.type.names) | set(value.type.names))
+        if wanted.names != value.type.names:
+            value = self._broadcast(value, wanted)
+        mask: Tile | None = None
+        for a in set(wanted.names) & set(self.valid):
+            t = self.type(I64, {a})
+            inside = b.map("lt", self.type(BOOL, {a}), (b.iota(t), b.fill(TileType(I64), self.valid[a])))
+            mask = inside if mask is None else b.map("and", self._joined(BOOL, (mask, inside)), (mask, inside))
+        b.effect(Scatter(place.buffer, E.const(0), offset.name, value.name, mask.name if mask else None, None))

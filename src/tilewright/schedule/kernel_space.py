@@ -1,0 +1,72 @@
+"""The Space of a kernel: the groups of its stages, and how its outer loops are shared out.
+
+In: a Kernel, a Target, a number of threads. Out: its `Space`. Invariant: a function of structure, extents, Target and
+threads alone.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from math import prod
+
+from tilewright.ir.kernel import Kernel
+from tilewright.machine.target import Target
+from tilewright.schedule.roles import stage_roles
+from tilewright.schedule.schedule import Value
+from tilewright.schedule.space import Group
+from tilewright.schedule.space import Space
+from tilewright.schedule.stages import stage_groups
+
+__all__ = ["space_of"]
+
+
+def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
+    """All schedules of a kernel; its default is good without tuning."""
+    if kernel.scatter is not None:
+        return Space(())
+    groups: list[Group] = []
+    shared = set(kernel.shared) | ({kernel.sequence} if kernel.sequence else set())
+    for k in range(len(kernel.stages)):
+        groups += stage_groups(stage_roles(kernel, k), target, k, shared, threads)
+    if kernel.shared:
+        groups += _blocks(kernel, target, threads)
+        depth = len(kernel.shared)
+        groups.append(Group(("par",), ("choice",), ((depth,), (1,)) if depth > 1 else ((1,),)))
+        groups.append(Group(("chunk",), ("choice",), ((1,), (2,), (4,), (8,))))
+    elif not kernel.sequence:
+        roles = stage_roles(kernel, 0)
+        points = prod(roles.extents.values())
+        outer = len(roles.out)
+        # Work below a few microseconds does not pay for waking a second thread.
+        serial = points < 16_384
+        depths: list[int] = [x for x in (2, 1, 3) if x <= max(1, outer)]
+        if outer > 2 and roles.is_contraction:
+            depths = [x for x in (3, 2, 1) if x <= outer]
+        rows: list[tuple[Value, ...]] = [(x,) for x in depths]
+        rows = [(0,), *rows] if serial else [*rows, (0,)]
+        groups.append(Group(("par",), ("choice",), tuple(rows)))
+        groups.append(Group(("chunk",), ("choice",), ((1,), (2,), (4,), (8,), (16,))))
+    return Space(tuple(groups))
+
+
+def _blocks(kernel: Kernel, target: Target, threads: int) -> list[Group]:
+    """Block sizes of the shared axes."""
+    roles = [stage_roles(kernel, k) for k in range(len(kernel.stages))]
+    contraction = any(r.is_contraction for r in roles)
+    lanes = target.lanes(32)
+    out = []
+    for i, axis in enumerate(kernel.shared):
+        n = kernel.extents[axis]
+        contiguous = sum(r.contiguous(axis) for r in roles) > 0
+        last = i == len(kernel.shared) - 1
+        guess = 1
+        if contiguous:
+            guess = min(n, lanes * (2 if n >= 2 * lanes else 1))
+        elif contraction and last:
+            guess = min(n, 28 if n <= 512 else 56)
+            if n % guess and n > guess:
+                guess = ceil(n / ceil(n / guess))
+        sizes = [x for x in (1, 2, 4, 8, 14, 16, 28, 32, 56, 64, 128) if x <= n]
+        rows = list(dict.fromkeys([guess, *sizes]))
+        out.append(Group((f"block.{i}",), ("tile",), tuple((x,) for x in rows)))
+    return out

@@ -1,0 +1,159 @@
+"""Axis roles of a stage, computed from which operands an index touches.
+
+In: a Kernel (with layouts) and a stage number. Out: `StageRoles`. Invariants: names of roles depend on incidence alone,
+never on an operator; an axis of one point has no role.
+
+m-like: an output axis that only operand A uses; n-like: only operand B; batch-like (b): both, or not a contraction;
+k-like: a reduce axis. A is the operand that holds the (first) m-like axes; B is preferably constant, then the one that is
+contiguous along an n-like axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from tilewright.ir import expr as E
+from tilewright.ir.expr import Expr
+from tilewright.ir.kernel import Kernel
+from tilewright.ir.kernel import int_extent
+from tilewright.ir.layout import Layout
+from tilewright.ir.program import Definition
+from tilewright.ir.ranges import coefficient
+from tilewright.ir.ranges import simplify
+
+__all__ = ["Access", "StageRoles", "stage_roles"]
+
+
+@dataclass(frozen=True)
+class Access:
+    """One read (or the write) of a tensor: element stride per axis, None where it is not linear in it."""
+
+    tensor: str
+    read: Expr | None
+    strides: dict[str, int | None]
+    constant: bool
+    dtype_bytes: int
+
+    def uses(self, axis: str) -> bool:
+        return self.strides.get(axis, 0) != 0
+
+
+@dataclass(frozen=True)
+class StageRoles:
+    """What a Space and a default schedule need to know of one stage."""
+
+    anchor: Definition
+    extents: dict[str, int]
+    out: tuple[str, ...]  # output axes of more than one point, in the output's order
+    reduce: tuple[str, ...]
+    names: dict[str, str]  # axis -> role name, as m0
+    accesses: tuple[Access, ...]
+    writes: tuple[Access, ...]
+    a: Access | None = None
+    b: Access | None = None
+
+    @property
+    def is_contraction(self) -> bool:
+        return self.a is not None and self.b is not None
+
+    @cached_property
+    def axis_of(self) -> dict[str, str]:
+        """Role name -> axis."""
+        return {v: k for k, v in self.names.items()}
+
+    def roles(self, kind: str) -> list[str]:
+        """Axes whose role is of this kind (m, n, b, k)."""
+        return [a for a, r in self.names.items() if r.startswith(kind)]
+
+    def contiguous(self, axis: str) -> int:
+        """How many accesses, the write included, have unit stride along the axis; strided ones count against it."""
+        score = 0
+        for x in (*self.accesses, *self.writes):
+            s = x.strides.get(axis, 0)
+            weight = 2 if x in self.writes else 1
+            score += weight * (1 if s == 1 else 0 if s == 0 else -1)
+        return score
+
+
+def _strides(read: Expr, layout: Layout | None, extents: dict[str, int], subs: tuple[Expr, ...]) -> dict[str, int | None]:
+    used = {x for s in subs for x in s.names("index")}
+    if layout is None:  # a tensor inside the kernel: row-major over its own axes
+        return {a: 1 if subs and subs[-1] is E.index(a) else None for a in used}
+    ranges = {a: (0, max(0, n - 1)) for a, n in extents.items()}
+    address = simplify(layout.address(subs), ranges)
+    return {a: coefficient(address, E.index(a)) for a in used}
+
+
+def stage_roles(kernel: Kernel, k: int) -> StageRoles:
+    """The roles of stage `k`."""
+    stage = kernel.stages[k]
+    d = kernel.definitions[stage.anchor]
+    extents = {a.name: int_extent(a.extent) for a in d.all_axes}
+    out = tuple(a.name for a in d.axes if extents[a.name] != 1)
+    reduced = tuple(a.name for a in (d.reduction.axes if d.reduction else ()) if extents[a.name] != 1)
+    constants = {t.name for t, _ in kernel.program.constants}
+    own = set(stage.members)
+    bodies = list(d.expressions()) + [
+        kernel.definitions[m].body for m in stage.members[: stage.members.index(stage.anchor)]
+    ]
+    accesses = []
+    for r in dict.fromkeys(r for e in bodies for r in e.reads() if r.attr[0] not in own):
+        subs = r.args[:-1] if r.attr[1] else r.args
+        layout = kernel.layout_of.get(r.attr[0])
+        accesses.append(
+            Access(r.attr[0], r, _strides(r, layout, extents, subs), r.attr[0] in constants, r.dtype.bytes)
+        )
+    writes = []
+    for m in stage.members:
+        if kernel.is_stored(m):
+            md = kernel.definitions[m]
+            subs = tuple(a.index for a in md.axes)
+            layout = kernel.layout_of.get(m)
+            strides = _strides(d.body, layout, extents, subs)
+            writes.append(Access(m, None, strides, False, md.dtype.bytes))
+    roles = StageRoles(d, extents, out, reduced, {}, tuple(accesses), tuple(writes))
+    a, b = _operands(roles)
+    counts = {"m": 0, "n": 0, "b": 0, "k": 0}
+    names: dict[str, str] = {}
+    for axis in out:
+        if a is not None and b is not None:
+            in_a, in_b = a.uses(axis), b.uses(axis)
+            kind = "m" if in_a and not in_b else "n" if in_b and not in_a else "b"
+        else:
+            kind = "b"
+        names[axis] = f"{kind}{counts[kind]}"
+        counts[kind] += 1
+    for axis in reduced:
+        names[axis] = f"k{counts['k']}"
+        counts["k"] += 1
+    return StageRoles(d, extents, out, reduced, names, tuple(accesses), tuple(writes), a, b)
+
+
+def _operands(r: StageRoles) -> tuple[Access | None, Access | None]:
+    """The two operands of a contraction: they share a reduce axis and at least one leaves out an output axis."""
+    body = r.anchor.body
+    if not r.reduce or r.anchor.reduction is None or r.anchor.reduction.monoid != "sum" or body.op != "mul":
+        return None, None
+    left, right = ([x for x in r.accesses if x.read in set(side.reads())] for side in body.args)
+    if len(left) != 1 or len(right) != 1 or left[0] is right[0]:
+        return None, None
+    x, y = left[0], right[0]
+    if not any(x.uses(k) and y.uses(k) for k in r.reduce):
+        return None, None
+    only_x = [a for a in r.out if x.uses(a) and not y.uses(a)]
+    only_y = [a for a in r.out if y.uses(a) and not x.uses(a)]
+    if not only_x and not only_y:
+        return None, None
+
+    def wants_lane(access: Access, own: list[str]) -> float:
+        """How well the operand's own output axes serve as lanes."""
+        best = 0.0
+        for axis in own:
+            n = r.extents[axis]
+            fit = min(n, 16) / 16
+            unit = any(w.strides.get(axis) == 1 for w in r.writes)
+            best = max(best, fit * (1 + 2 * unit + 2 * (access.strides.get(axis) == 1) + 1.5 * access.constant))
+        return best
+
+    return (x, y) if wants_lane(y, only_y) >= wants_lane(x, only_x) else (y, x)

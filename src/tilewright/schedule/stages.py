@@ -1,0 +1,299 @@
+"""The groups of one stage: which register tiles, loop orders, packings and tails it may have, best guess first.
+
+In: the roles of a stage, the Target. Out: `Group`s. Invariants: live registers of every row fit the Target (SPEC section
+4); tile sizes are element counts with tails, never divisors; nothing is looked up by extents, guesses are computed from
+them.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from math import ceil
+from math import prod
+
+from tilewright.machine.target import Target
+from tilewright.schedule.roles import StageRoles
+from tilewright.schedule.schedule import Value
+from tilewright.schedule.space import Group
+
+__all__ = ["stage_groups"]
+
+MAX_BODY = 512  # vector operations in an innermost body
+HEAVY_BODY = 24  # a body of more operations than this is not worth interleaving widely
+
+
+def _waste(extent: int, tile: int, lanes: int, masked: bool) -> float:
+    """Work done over work asked for along one axis."""
+    if extent <= 0:
+        return 1.0
+    if masked:
+        full, rest = divmod(extent, tile)
+        return (full * tile + min(tile, ceil(rest / lanes) * lanes)) / extent
+    return 1.0
+
+
+class StageSpace:
+    """Candidates of one stage, with a score: estimated cycles per unit of work."""
+
+    def __init__(self, roles: StageRoles, target: Target, number: int, shared: set[str], threads: int) -> None:
+        self.r, self.target, self.p = roles, target, f"s{number}."
+        self.shared = shared
+        self.threads = threads
+        self.bits = max([8 * roles.anchor.dtype.bytes, 32]) if roles.anchor.dtype.is_float else 32
+        self.lanes = target.lanes(32)
+        self.registers = target.vector_registers
+
+    # -- lane candidates
+    def lanes_of(self) -> list[tuple[float, str | None]]:
+        """(score, axis), best first: an axis that is contiguous in what is read and written, and long enough."""
+        r = self.r
+        out: list[tuple[float, str | None]] = []
+        for axis in (*r.out, *r.reduce):
+            n = r.extents[axis]
+            if r.anchor.scan is not None and axis == r.anchor.scan[1]:
+                continue
+            if axis in r.reduce and r.anchor.reduction is not None and r.anchor.reduction.monoid.startswith("arg"):
+                continue
+            fit = n / (ceil(n / self.lanes) * self.lanes)
+            score = fit * (2.0 + r.contiguous(axis))
+            if r.b is not None and r.names[axis].startswith("n"):
+                score += fit * (2.0 + 2.0 * r.b.constant + 1.0 * (r.b.strides.get(axis) == 1))
+            if axis in r.reduce:
+                score *= 0.6 if not r.is_contraction else 0.45
+            out.append((score, axis))
+        out.sort(key=lambda x: -x[0])
+        best = [x for x in out if x[0] > 0][:3]
+        return best or [(0.0, None)]
+
+    # -- register tiles
+    def tiles(self) -> list[tuple[float, dict[str, Value]]]:
+        """(estimate, values) of every legal register tile."""
+        out: list[tuple[float, dict[str, Value]]] = []
+        for rank, (_, lane) in enumerate(self.lanes_of()):
+            for sizes in self._sizes(lane):
+                out.append((self._estimate(lane, sizes) * (1 + 0.5 * rank), self._values(lane, sizes)))
+        out.sort(key=lambda x: x[0])
+        return out
+
+    def _values(self, lane: str | None, sizes: dict[str, int]) -> dict[str, Value]:
+        values: dict[str, Value] = {f"{self.p}lane": self.r.names[lane] if lane else ""}
+        for axis, name in self.r.names.items():
+            values[f"{self.p}reg.{name}"] = sizes.get(axis, 1)
+        return values
+
+    def _sizes(self, lane: str | None) -> list[dict[str, int]]:
+        r, out = self.r, []
+        reduction = r.anchor.reduction is not None
+        lane_counts = [1, 2, 3, 4] if r.is_contraction else [1, 2, 4, 8]
+        vectors: list[int] = [1]
+        if lane is not None:
+            n = ceil(r.extents[lane] / self.lanes)
+            vectors = [v for v in lane_counts if v <= max(1, n)] or [1]
+        others = [a for a in r.out if a != lane]
+        inner = self._unrolled_axes(lane, others)
+        for v in vectors:
+            base = {} if lane is None else {lane: v * self.lanes}
+            for combo in self._unrolls(inner, v):
+                sizes = {**base, **combo}
+                rows = prod(combo.values())
+                live = rows * v
+                if lane in r.reduce:
+                    need = live * 2 + 1
+                elif r.is_contraction:
+                    need = live + (v + 1 if rows > 1 or v > 1 else 1)
+                else:
+                    need = live * (2 if reduction else 1)
+                if need > self.registers or live * 2 > MAX_BODY:
+                    continue
+                if r.is_contraction and r.reduce and lane not in r.reduce:
+                    k = r.reduce[-1]
+                    for u in (1, 2, 4):
+                        if u == 1 or (u < r.extents[k] and live * u <= 112):
+                            out.append({**sizes, k: u})
+                else:
+                    out.append(sizes)
+        return out or [{} if lane is None else {lane: self.lanes}]
+
+    def _unrolled_axes(self, lane: str | None, others: list[str]) -> list[str]:
+        """Axes worth more than one register row: those along which an operand is reused or contiguous."""
+        r = self.r
+        if not others:
+            return []
+        if r.is_contraction:
+            rows = [a for a in others if r.names[a].startswith("m")]
+            if lane is not None and r.names[lane].startswith("m"):
+                rows = [a for a in others if r.names[a].startswith("n")] or rows
+            return rows[-2:]
+        turned = [
+            a for a in others
+            if any(x.strides.get(a) == 1 and x.strides.get(lane or "", 0) not in (0, 1) for x in (*r.accesses, *r.writes))
+        ]  # fmt: skip
+        if turned:
+            return turned[:1]
+        return others[-1:] if r.anchor.reduction is not None else []
+
+    def _unrolls(self, axes: list[str], vectors: int) -> list[dict[str, int]]:
+        r = self.r
+        if not axes:
+            return [{}]
+        most = max(1, (self.registers - 2) // vectors)
+        choices: list[list[int]] = []
+        for a in axes:
+            n = r.extents[a]
+            if not r.is_contraction and r.anchor.reduction is None:
+                choices.append(sorted({1, min(n, self.lanes)}))
+            elif a is axes[-1]:
+                choices.append([x for x in range(1, min(n, most) + 1) if x <= 8 or x % 2 == 0 or x == n or x == most])
+            else:
+                choices.append([x for x in (1, 2, 3, 4, 6, 7) if x <= n])
+        return [dict(zip(axes, c, strict=True)) for c in product(*choices) if prod(c) <= most]
+
+    def _estimate(self, lane: str | None, sizes: dict[str, int]) -> float:
+        """Cycles per point of the stage's iteration space, up to a constant factor."""
+        r = self.r
+        rows = prod(n for a, n in sizes.items() if a != lane and a in r.out)
+        v = ceil(sizes.get(lane or "", 1) / self.lanes) if lane else 1
+        width = self.lanes if lane else 1
+        waste = 1.0
+        if lane is not None:
+            waste *= _waste(r.extents[lane], sizes[lane], self.lanes, True)
+        for a, n in sizes.items():
+            if a == lane or a not in r.out:
+                continue
+            full, rest = divmod(r.extents[a], n)
+            # A peeled remainder runs at the pace of a smaller tile.
+            waste *= (full * n + (max(rest, 0.6 * n) if rest and full else rest)) / max(1, r.extents[a])
+        live = rows * v
+        if r.is_contraction:
+            loads = rows + v if lane not in r.reduce else 2 * live
+            cycles = max(live / 2, loads / 2, 4.0) + 0.25 * (r.reduce and sizes.get(r.reduce[-1], 1) == 1 and live < 16)
+            if r.reduce and sizes.get(r.reduce[-1], 1) > 1 and live >= 16:
+                cycles *= 1.02  # unrolling a full tile buys nothing and costs code
+            return cycles / (live * width) * waste
+        if r.anchor.reduction is not None:
+            return max(live / 2, 4.0 if lane not in r.reduce or live < 4 else live / 2) / (live * width) * waste
+        turned = self._unrolled_axes(lane, [a for a in r.out if a != lane])
+        missing = bool(turned) and sizes.get(turned[0], 1) == 1
+        best = 2 if not turned else 1
+        return (1 + 0.2 * abs(v - best) + 4.0 * missing) / width * waste
+
+    # -- loop orders and the rest
+    def groups(self) -> list[Group]:
+        """The stage's groups; the first row of each is the best guess."""
+        r, p = self.r, self.p
+        ranked = self.tiles()[:400]
+        names = tuple(ranked[0][1])
+        kinds = tuple("choice" if n.endswith("lane") else "tile" for n in names)
+        rows = tuple(dict.fromkeys(tuple(v[n] for n in names) for _, v in ranked))
+        out = [Group(names, kinds, rows)]
+        first = dict(zip(names, rows[0], strict=True))
+        lane = r.axis_of.get(str(first[f"{p}lane"]))
+        out.append(Group((f"{p}order",), ("order",), tuple((o,) for o in self._orders(lane))))
+        if len(r.reduce) > 1:
+            out.append(Group((f"{p}reduce",), ("order",), tuple((o,) for o in self._reduce_orders())))
+        out += self._packing(lane, first)
+        for a in r.out:
+            if a != lane and int(first.get(f"{p}reg.{r.names[a]}", 1)) > 1:
+                rest = r.extents[a] % int(first[f"{p}reg.{r.names[a]}"])
+                guess = "overlap" if rest and a not in self.shared else "peel"
+                other = "peel" if guess == "overlap" else "overlap"
+                tails: tuple[tuple[Value, ...], ...] = ((guess,), (other,)) if a not in self.shared else (("peel",),)
+                out.append(Group((f"{p}tail.{r.names[a]}",), ("choice",), tails))
+        if self.shared:
+            out.append(Group((f"{p}prefetch",), ("choice",), self._prefetch()))
+        if any(w.strides for w in r.writes) and not r.is_contraction:
+            size = prod(r.extents[a] for a in r.out) * r.anchor.dtype.bytes
+            streams = size > self.target.l3_bytes // 8 and r.anchor.scan is None
+            out.append(Group((f"{p}nt",), ("flag",), ((1,), (0,)) if streams else ((0,), (1,))))
+        return out
+
+    def _prefetch(self) -> tuple[tuple[Value, ...], ...]:
+        """Ahead in shared points: worth it in the stage that computes most on a row that memory delivers."""
+        r = self.r
+        return ((1,), (0,), (2,)) if r.anchor.reduction is not None and not r.is_contraction else ((0,), (1,))
+
+    def _orders(self, lane: str | None) -> list[str]:
+        r = self.r
+        name = r.names
+        if r.anchor.scan is not None or not r.is_contraction:
+            # The axis that is contiguous goes innermost; others keep the output's order.
+            rest = [a for a in r.out if a != lane]
+            rest.sort(key=lambda a: -max([w.strides.get(a) or 0 for w in r.writes] or [0]))
+            base = [name[a] for a in rest] + ([name[lane]] if lane in r.out and lane else [])
+            turned = [name[a] for a in self._unrolled_axes(lane, [a for a in r.out if a != lane])]
+            if turned and lane in r.out and r.anchor.reduction is None:
+                others = [x for x in base if x not in (*turned, name[lane or ""])]
+                both = [*turned, name[lane or ""]]
+                blocks = [f"{x}:L2" for x in both]
+                return list(dict.fromkeys([
+                    ",".join([*others, *blocks, *both]), ",".join([*others, *blocks[::-1], *both[::-1]]),
+                    ",".join([*others, *both]), ",".join([*others, *both[::-1]]),
+                ]))  # fmt: skip
+            return list(dict.fromkeys([",".join(base), ",".join([*base[-1:], *base[:-1]])]))
+        batch = [name[a] for a in r.roles("b") if a != lane]
+        m = [name[a] for a in r.roles("m") if a != lane]
+        n = [name[a] for a in r.roles("n") if a != lane]
+        at = [name[lane]] if lane in r.out and lane else []
+        blocked = [f"{m[-1]}:L2"] if len(m) == 1 else []
+        columns = n + at
+        orders = [
+            [*batch, *blocked, *columns, *m],
+            [*batch, *columns, *m],
+            [*batch, *blocked, *m, *columns],
+            [*batch, *m[:-1], *columns, *m[-1:]],
+            [*batch, *[f"{x}:L2" for x in columns[-1:]], *blocked, *columns, *m],
+        ]
+        return list(dict.fromkeys(",".join(o) for o in orders))
+
+    def _reduce_orders(self) -> list[str]:
+        """The axis along which operand A is contiguous goes innermost."""
+        r = self.r
+        ks = list(r.reduce)
+        if r.a is not None:
+            ks.sort(key=lambda k: (r.a.strides.get(k) == 1, r.extents[k]))  # type: ignore[union-attr]
+        first = [r.names[k] for k in ks]
+        return list(dict.fromkeys([",".join(first), ",".join(r.names[k] for k in r.reduce), ",".join(first[::-1])]))
+
+    def _packing(self, lane: str | None, first: dict[str, Value]) -> list[Group]:
+        r, p, out = self.r, self.p, []
+        for a in r.out:
+            out.append(self._cache_tile(a, lane))
+        if not r.is_contraction or r.a is None or r.b is None:
+            return out
+        points = prod(r.extents[a] for a in r.roles("m"))
+        b_bytes = prod(r.extents[x] for x in r.names if r.b.uses(x)) * r.b.dtype_bytes
+        lane_n = lane is not None and r.names[lane].startswith("n")
+        if lane_n and not self.shared:
+            strided = r.b.strides.get(lane or "") != 1
+            worth = r.b.constant or strided or (points >= 48 and b_bytes > self.target.l1_bytes)
+            out.append(Group((f"{p}pack.b",), ("choice",), (("panel",), ("none",)) if worth else (("none",), ("panel",))))
+        m, k = r.roles("m"), [x for x in r.reduce if r.a.uses(x)]
+        if lane_n and len(m) == 1 and len(k) == 1 and not r.a.constant and not self.shared:
+            stride = r.a.strides.get(m[0]) or 0
+            columns = prod(r.extents[a] for a in r.roles("n"))
+            # Rows a multiple of 1 KiB apart fall into few cache sets; many columns pay for the copy.
+            conflict = stride * r.a.dtype_bytes % 1024 == 0 and r.extents[m[0]] > 8
+            worth = conflict and columns >= 4 * self.lanes
+            out.append(Group((f"{p}pack.a",), ("choice",), (("block",), ("none",)) if worth else (("none",), ("block",))))
+        return out
+
+    def _cache_tile(self, axis: str, lane: str | None) -> Group:
+        """Sizes of the cache block of an output axis, for the orders that have one."""
+        r = self.r
+        n = r.extents[axis]
+        name = f"{self.p}tile.{r.names[axis]}"
+        sizes = [x for x in (32, 48, 64, 96, 128, 192, 256, 384, 512) if x < n] or [n]
+        guess = min(n, 128)
+        if r.is_contraction and r.a is not None and r.a.uses(axis):
+            depth = prod(r.extents[k] for k in r.reduce if r.a.uses(k)) * r.a.dtype_bytes
+            guess = max(32, min(512, self.target.l2_bytes // 2 // max(1, depth)))
+            if self.threads > 1:
+                guess = min(guess, max(32, ceil(n / (2 * self.threads))))
+            guess = min(n, guess // 14 * 14 or guess)
+        rows = list(dict.fromkeys([guess, *sizes]))
+        return Group((name,), ("tile",), tuple((x,) for x in rows))
+
+
+def stage_groups(roles: StageRoles, target: Target, number: int, shared: set[str], threads: int) -> list[Group]:
+    """All groups of stage `number`."""
+    return StageSpace(roles, target, number, shared, threads).groups()
