@@ -1,0 +1,243 @@
+"""Building Programs: fresh names, constants, definitions, and the removal of what no result reads.
+
+In: shapes and functions from indices to scalar expressions. Out: a `Program`. Invariants: names are identifiers that the
+Program text can hold; no index variable has the name of a tensor or a dim, so the text parses back to the same value;
+statements are in order of definition.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import InternalError
+from tilewright.ir import expr as E
+from tilewright.ir.dtypes import DTYPES
+from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import dtype_of
+from tilewright.ir.expr import Expr
+from tilewright.ir.program import MONOIDS
+from tilewright.ir.program import Attribute
+from tilewright.ir.program import Axis
+from tilewright.ir.program import Definition
+from tilewright.ir.program import Dim
+from tilewright.ir.program import Extern
+from tilewright.ir.program import Program
+from tilewright.ir.program import Recurrence
+from tilewright.ir.program import Reduction
+from tilewright.ir.program import Scatter
+from tilewright.ir.program import Statement
+from tilewright.ir.program import Tensor
+from tilewright.ir.program import array_key
+from tilewright.ir.program import defined_by
+
+__all__ = ["Builder", "identifier", "statement_reads"]
+
+_KEYWORDS = frozenset(
+    "program format dim const return recur scatter extern scan last base at of else if not and or in inf multiple "
+    "hint nan true false where select cast read".split()
+)
+_RESERVED = _KEYWORDS | E.UNARY | E.BINARY | E.COMPARE | frozenset(MONOIDS) | frozenset(DTYPES)
+# Names kept for index variables; tensors other than inputs never take them.
+_INDEX = re.compile(r"[a-z][0-9]*|k[dhw]")
+_MAX_NAME = 48
+
+
+def identifier(text: str, fallback: str = "v") -> str:
+    """A readable identifier for any text: `/model/conv_1/Conv_output_0` gives `model_conv_1_Conv`."""
+    text = re.sub(r"_output_0$|:0$", "", text)
+    text = re.sub(r"[^A-Za-z0-9_]+", "_", text).strip("_")
+    if len(text) > _MAX_NAME:
+        text = text[-_MAX_NAME:].lstrip("_")
+    if not text or not text[0].isalpha():
+        text = f"{fallback}{text}" if text else fallback
+    return f"{text}_" if text in _RESERVED else text
+
+
+class Builder:
+    """Collects the parts of one Program.
+
+    `origin` is attached to every statement that is added while it is set; `origins` maps defined names to it.
+    """
+
+    def __init__(self, name: str, taken: Iterable[str] = ()) -> None:
+        self.name = identifier(name, "model")
+        self.tensors: dict[str, Tensor] = {}
+        self.inputs: list[Tensor] = []
+        self.statements: list[Statement] = []
+        self.origin = ""
+        self.origins: dict[str, str] = {}
+        self._arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self._names: set[str] = set(taken)  # dims, inputs: spelled as the user spells them
+        self._counters: dict[str, int] = {}
+
+    # ---- names
+    def fresh(self, hint: str) -> str:
+        """A new name like `hint`, never one that an index variable could have."""
+        base = identifier(hint)
+        if _INDEX.fullmatch(base):
+            base += "_"
+        if base not in self._names:
+            self._names.add(base)
+            return base
+        count = self._counters.get(base, 1)
+        while f"{base}_{count}" in self._names:
+            count += 1
+        self._counters[base] = count + 1
+        self._names.add(f"{base}_{count}")
+        return f"{base}_{count}"
+
+    def axes(self, shape: Sequence[Expr | int], names: Sequence[str] = ()) -> tuple[Axis, ...]:
+        """One axis per size, with the given names as far as they go and are free, else i, j, k, ..."""
+        out: list[Axis] = []
+        used: set[str] = set()
+        for position, size in enumerate(shape):
+            wanted = names[position] if position < len(names) else ""
+            pool = (wanted, *_numbered(wanted)) if wanted else _generic(position)
+            name = next(x for x in pool if x not in self._names and x not in used)
+            used.add(name)
+            out.append(Axis(name, size if isinstance(size, Expr) else E.const(size)))
+        return tuple(out)
+
+    # ---- tensors
+    def input(self, name: str, dtype: DType, shape: Sequence[Expr]) -> Tensor:
+        """Declare an input; its name was reserved through `taken`."""
+        return self._declare(Tensor(name, dtype, tuple(shape)), self.inputs)
+
+    def _declare(self, t: Tensor, into: list[Tensor] | None = None) -> Tensor:
+        if t.name in self.tensors:
+            raise InternalError("X001", f"{t.name!r} is defined twice")
+        self.tensors[t.name] = t
+        if into is not None:
+            into.append(t)
+        return t
+
+    def constant(self, array: np.ndarray[Any, Any], hint: str) -> Tensor:
+        """A constant tensor; the array is kept, not copied."""
+        dtype = dtype_of(array.dtype)
+        if dtype is None:
+            raise InternalError("X001", f"no dtype for {array.dtype}")
+        t = Tensor(self.fresh(hint), dtype, tuple(E.const(int(n)) for n in array.shape))
+        self._arrays[t.name] = array
+        return self._declare(t)
+
+    def add(self, s: Statement) -> Statement:
+        """Append a statement; its names were made by `fresh`."""
+        for t in defined_by(s):
+            self._declare(t)
+            if self.origin:
+                self.origins[t.name] = self.origin
+        self.statements.append(s)
+        return s
+
+    def define(
+        self, hint: str, axes: Sequence[Axis], body: Expr, *, reduction: Reduction | None = None,
+        scan: tuple[str, str] | None = None, dtype: DType | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Append `hint: dtype[axes] = reduction body`."""
+        d = Definition(self.fresh(hint), dtype or body.dtype, tuple(axes), body, reduction, scan)
+        self.add(d)
+        return self.tensors[d.name]
+
+    def extern(
+        self, function: str, args: Sequence[str], results: Sequence[tuple[str, DType, Sequence[Expr]]],
+        **attributes: Attribute,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """Append an extern call; `results` are (hint, dtype, shape)."""
+        tensors = tuple(Tensor(self.fresh(h), t, tuple(s)) for h, t, s in results)
+        self.add(Extern(tensors, function, tuple(args), tuple(attributes.items())))
+        return tensors
+
+    def read(self, tensor: Tensor, subscripts: Iterable[Expr], orelse: Expr | None = None) -> Expr:
+        """`tensor[subscripts]`."""
+        return E.read(tensor.name, subscripts, tensor.dtype, orelse)
+
+    # ---- result
+    def program(self, results: Sequence[str], dims: Sequence[Dim]) -> Program:
+        """The Program of what `results` need. Constants are hashed here, once."""
+        live = set(results)
+        kept: list[Statement] = []
+        for s in reversed(self.statements):
+            if any(t.name in live for t in defined_by(s)):
+                kept.append(s)
+                live.update(statement_reads(s))
+        kept.reverse()
+        constants: list[tuple[Tensor, str]] = []
+        values: dict[str, np.ndarray[Any, Any]] = {}
+        first: dict[str, str] = {}
+        renamed: dict[str, str] = {}
+        for name, array in self._arrays.items():
+            if name not in live:
+                continue
+            key = array_key(array)
+            if key in first:
+                renamed[name] = first[key]
+            else:
+                first[key] = name
+                constants.append((self.tensors[name], key))
+                values[key] = array
+        if renamed:
+            kept = [_rename_reads(s, renamed) for s in kept]
+        return Program(
+            self.name, tuple(self.inputs), tuple(kept), tuple(results), tuple(dims), tuple(constants), values
+        )
+
+
+def _numbered(name: str) -> Iterator[str]:
+    return (f"{name}{k}" for k in range(1, 1000))
+
+
+def _generic(position: int) -> Iterator[str]:
+    if position < 6:
+        yield "ijklmn"[position]
+    yield from _numbered("ijklmn"[min(position, 5)])
+
+
+def statement_reads(s: Statement) -> Iterator[str]:
+    """Names of the tensors that a statement reads (with repetitions)."""
+    match s:
+        case Definition():
+            yield from (r.attr[0] for r in s.reads())
+        case Recurrence():
+            for d in s.definitions:
+                yield from statement_reads(d)
+        case Scatter():
+            for e in (*s.subscripts, s.body, s.base):
+                yield from (r.attr[0] for r in e.reads())
+        case Extern():
+            yield from s.args
+
+
+def _rename_reads(s: Statement, names: Mapping[str, str]) -> Statement:
+    """The statement with reads of the keys of `names` going to the values (equal constants are kept once)."""
+    if names.keys().isdisjoint(statement_reads(s)):
+        return s
+
+    def go(e: Expr) -> Expr:
+        mapping: dict[Expr, Expr] = {}
+        for r in e.reads():  # operands first, so an inner read is in the mapping before its outer one
+            if r.attr[0] in names:
+                args = [E.substitute(a, mapping) for a in r.args]
+                orelse = args.pop() if r.attr[1] else None
+                mapping[r] = E.read(names[r.attr[0]], args, r.dtype, orelse)
+        return E.substitute(e, mapping)
+
+    match s:
+        case Definition():
+            r = s.reduction
+            if r is not None and r.guard is not None:
+                r = Reduction(r.monoid, r.axes, go(r.guard))
+            return replace(s, body=go(s.body), reduction=r)
+        case Recurrence():
+            return Recurrence(s.axis, tuple(_rename_reads(d, names) for d in s.definitions))  # type: ignore[misc]
+        case Scatter():
+            return replace(s, subscripts=tuple(map(go, s.subscripts)), body=go(s.body), base=go(s.base))
+        case Extern():
+            return replace(s, args=tuple(names.get(a, a) for a in s.args))

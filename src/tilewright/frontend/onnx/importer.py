@@ -1,0 +1,449 @@
+"""ONNX graph -> Program: names, order, scopes, functions, facts about dims.
+
+In: a ModelProto. Out: `Imported`. Invariants: nodes that no output needs are not looked at; every definition has an
+origin, the ONNX node it came from; facts about dims hold for the whole Program (the walk restarts when one is learned).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import UserError
+from tilewright.frontend.builder import Builder
+from tilewright.frontend.builder import identifier
+from tilewright.frontend.onnx.external import ExternalData
+from tilewright.frontend.onnx.folding import fold
+from tilewright.frontend.onnx.functions import body_of
+from tilewright.frontend.onnx.proto import NEWEST_OPSET
+from tilewright.frontend.onnx.proto import attribute_value
+from tilewright.frontend.onnx.proto import dtype_of_element
+from tilewright.frontend.onnx.proto import load_model
+from tilewright.frontend.onnx.proto import tensor_array
+from tilewright.frontend.onnx.sizes import LearnedFact
+from tilewright.frontend.onnx.sizes import Sizes
+from tilewright.frontend.onnx.table import ROWS
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.onnx.value import Value
+from tilewright.frontend.onnx.value import sizes_of
+from tilewright.ir import expr as E
+from tilewright.ir.dtypes import DType
+from tilewright.ir.expr import Expr
+from tilewright.ir.program import Dim
+from tilewright.ir.program import Program
+from tilewright.ir.program import verify_program
+
+__all__ = ["Imported", "Importer", "from_onnx", "import_onnx"]
+
+_MAX_FACTS = 64
+_MAX_DEPTH = 32
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A Program and where it came from.
+
+    origins: definition -> "node (OpType)"; values: ONNX value -> tensor of the Program, for comparing node by node;
+    inputs and outputs: the Program's names -> ONNX names, in order; warnings: what was rewritten inexactly or assumed.
+    """
+
+    program: Program
+    origins: dict[str, str]
+    values: dict[str, str]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    opset: int
+    producer: str
+    warnings: tuple[str, ...] = ()
+
+
+def from_onnx(
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None, known: Mapping[str, np.ndarray[Any, Any]] | None = None
+) -> Program:
+    """The Program of an ONNX model; see `import_onnx`."""
+    return import_onnx(source, name=name, known=known).program
+
+
+def import_onnx(
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None, known: Mapping[str, np.ndarray[Any, Any]] | None = None
+) -> Imported:
+    """Import an ONNX model given by path or as bytes.
+
+    known: values of inputs that the shapes depend on; such inputs are no inputs of the Program any more.
+    Errors: F001 not ONNX, F002 external data, F003 newer opset, F004 cycle or undefined name, F005 unsupported operator
+    or form, F006 contradicting shapes.
+    """
+    model, external = load_model(source)
+    if name is None:
+        stem = Path(source).stem if isinstance(source, (str, os.PathLike)) else ""
+        name = stem or model.graph.name or "model"
+    sizes = Sizes()
+    for _ in range(_MAX_FACTS):
+        try:
+            return Importer(model, external, sizes, name, known or {}).run()
+        except LearnedFact:
+            sizes.dims.clear()
+    raise UserError("F006", "the sizes of the model could not be made to agree", where=name)
+
+
+@dataclass
+class Scope:
+    """Values by ONNX name, of a graph, a branch or a function body."""
+
+    values: dict[str, Value]
+    opsets: dict[str, int]
+    parent: Scope | None = None
+    initializers: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] | None = None  # of the call, inside a function body
+    prefix: str = ""
+    depth: int = 0
+
+
+class Importer:
+    """One walk over a model, under the facts known so far."""
+
+    def __init__(
+        self, model: Any, external: ExternalData, sizes: Sizes, name: str, known: Mapping[str, np.ndarray[Any, Any]]
+    ) -> None:
+        self.model, self.external, self.sizes, self.known = model, external, sizes, known
+        self.name = name
+        self.warnings: list[str] = []
+        self.functions = {(f.domain, f.name, f.overload): f for f in model.functions}
+        self.builder = Builder(name)
+        self.scope = Scope({}, {})
+        self.readers: Counter[str] = Counter()
+        self.shown: dict[str, str] = {}
+        self.recipes: dict[str, Any] = {}  # tensor name -> how to make it again, for folding into its producer
+        self.bound: dict[str, Value] = {}
+
+    # ---- the walk
+    def run(self) -> Imported:
+        """Errors: as `import_onnx`; LearnedFact when the walk must start again."""
+        graph = self.model.graph
+        opsets = {"" if e.domain == "ai.onnx" else e.domain: e.version for e in self.model.opset_import}
+        scope = self.scope = Scope({}, opsets)
+        scope.initializers = {t.name: t for t in graph.initializer}
+        if graph.sparse_initializer:
+            raise UserError("F005", "sparse initializers are not supported", where=f"graph {graph.name!r}")
+        inputs = self._declare_inputs(graph, scope)
+        nodes = self._needed(graph.node, [o.name for o in graph.output], scope)
+        for node in nodes:
+            for x in node.input:
+                self.readers[x] += 1
+        for o in graph.output:
+            self.readers[o.name] += 1
+        self._show_outputs(graph, nodes)
+        for node in nodes:
+            self.node(node, scope)
+        results: list[str] = []
+        outputs: dict[str, str] = {}
+        for o in graph.output:
+            name = self._result(o.name, scope, results)
+            results.append(name)
+            outputs[name] = o.name
+        dims = self._dims()
+        program = self.builder.program(results, dims)
+        verify_program(program)
+        live = program.tensors
+        return Imported(
+            program,
+            {d: origin for d, origin in self.builder.origins.items() if d in live},
+            {n: v._tensor.name for n, v in self.bound.items() if v._tensor is not None and v._tensor.name in live},
+            inputs, outputs, opsets.get("", 0), f"{self.model.producer_name} {self.model.producer_version}".strip(),
+            tuple(self.warnings),
+        )  # fmt: skip
+
+    def _declare_inputs(self, graph: Any, scope: Scope) -> dict[str, str]:
+        names: dict[str, str] = {}
+        declared: list[tuple[Any, str, DType, list[Expr]]] = []
+        taken: set[str] = set()
+        for i in graph.input:
+            if i.name in scope.initializers:
+                continue
+            shown = identifier(i.name, "x")
+            while shown in taken:
+                shown += "_"
+            taken.add(shown)
+            declared.append((i, shown, *self._input_type(i, shown)))
+        dim_names = {n for *_, shape in declared for e in shape for n in e.names("dim")}
+        for n in sorted(dim_names & taken):
+            raise UserError("F006", f"{n!r} is both an input and a size", where=f"graph {graph.name!r}")
+        self.builder = Builder(self.name, taken | dim_names)
+        for i, shown, dtype, shape in declared:
+            if i.name in self.known:
+                array = np.asarray(self.known[i.name])
+                if array.dtype != dtype.np or array.ndim != len(shape):
+                    raise UserError("F006", f"the known value of {i.name!r} is no {dtype} of rank {len(shape)}")
+                value = Value(self.builder, dtype, sizes_of(array.shape), known=array, hint=shown)
+            else:
+                value = Value(self.builder, dtype, shape, tensor=self.builder.input(shown, dtype, shape), hint=shown)
+                names[shown] = i.name
+            scope.values[i.name] = self.bound[i.name] = value
+        return names
+
+    def _input_type(self, i: Any, shown: str) -> tuple[DType, list[Expr]]:
+        where = f"input {i.name!r}"
+        if not i.type.HasField("tensor_type"):
+            raise UserError("F005", "only tensors can be inputs, no sequences, maps or optionals", where=where)
+        t = i.type.tensor_type
+        dtype = dtype_of_element(t.elem_type, where)
+        if not t.HasField("shape"):
+            raise UserError(
+                "F006", "the input has no declared rank", where=where,
+                hint="give it a shape; sizes may be symbolic",
+            )  # fmt: skip
+        shape = []
+        for k, d in enumerate(t.shape.dim):
+            if d.HasField("dim_value") and d.dim_value >= 0:
+                shape.append(E.const(d.dim_value))
+                continue
+            text = d.dim_param if re.search(r"[A-Za-z0-9]", d.dim_param) else ""
+            name = identifier(text, "d") if text else f"{shown}_d{k}"
+            shape.append(self.sizes.declare(name))
+        return dtype, shape
+
+    def _needed(self, nodes: Sequence[Any], outputs: Iterable[str], scope: Scope) -> list[Any]:
+        """The nodes that outputs need, in an order of definition before use. Errors: F004."""
+        producer: dict[str, int] = {}
+        for k, node in enumerate(nodes):
+            for o in node.output:
+                if o and o in producer:
+                    raise UserError("F004", f"value {o!r} is defined twice", where=f"node {node.name!r}")
+                if o:
+                    producer[o] = k
+        order: list[Any] = []
+        state: dict[int, int] = {}  # 1: being visited, 2: done
+        reads = [list(dict.fromkeys(_node_reads(node))) for node in nodes]
+        for out in outputs:
+            if out not in producer:
+                self._check_defined(out, scope, "the graph's outputs")
+                continue
+            stack = [(producer[out], 0)]
+            while stack:
+                k, at = stack.pop()
+                if state.get(k) == 2:
+                    continue
+                state[k] = 1
+                if at == len(reads[k]):
+                    state[k] = 2
+                    order.append(k)
+                    continue
+                stack.append((k, at + 1))
+                name = reads[k][at]
+                p = producer.get(name)
+                if p is None:
+                    self._check_defined(name, scope, f"node {nodes[k].name!r} ({nodes[k].op_type})")
+                elif state.get(p) == 1:
+                    raise UserError("F004", f"the graph has a cycle through {name!r}", where=f"node {nodes[p].name!r}")
+                elif state.get(p) is None:
+                    stack.append((p, 0))
+        return [nodes[k] for k in sorted(order)] if _in_order(order, reads, producer) else [nodes[k] for k in order]
+
+    def _check_defined(self, name: str, scope: Scope, where: str) -> None:
+        s: Scope | None = scope
+        while s is not None:
+            if name in s.values or name in s.initializers:
+                return
+            s = s.parent
+        raise UserError("F004", f"value {name!r} is read but nothing defines it", where=where)
+
+    def _show_outputs(self, graph: Any, nodes: Sequence[Any]) -> None:
+        """Values that become outputs through Identity alone take the output's name."""
+        outputs = [o.name for o in graph.output]
+        for node in reversed(nodes):
+            if node.op_type == "Identity" and len(node.output) == 1:
+                name = self.shown.get(node.output[0], node.output[0] if node.output[0] in outputs else None)
+                if name is not None and node.input[0] not in outputs:
+                    self.shown[node.input[0]] = name
+
+    def _result(self, name: str, scope: Scope, results: Sequence[str]) -> str:
+        value = self.lookup(name, scope)
+        if not isinstance(value, Value):
+            raise UserError("F004", f"output {name!r} is not a tensor", where="the graph's outputs")
+        tensor = value.tensor
+        self.builder.origin = ""
+        defined = tensor.name in self.builder.origins
+        if not defined or tensor.name in results:
+            axes = self.builder.axes(value.shape)
+            tensor = self.builder.define(self.display_name(name), axes, value.at(*(a.index for a in axes)))
+            self.builder.origins[tensor.name] = f"{name} (output)"
+        return tensor.name
+
+    def _dims(self) -> list[Dim]:
+        live = set()
+        for t in self.builder.tensors.values():
+            for e in t.shape:
+                live |= e.names("dim")
+        return [d for d in self.sizes.dims.values() if d.name in live]
+
+    # ---- names and values
+    def display_name(self, value: str) -> str:
+        """A readable name for the definitions of an ONNX value."""
+        name = identifier(self.shown.get(value, value))
+        return f"{self.scope.prefix}{name}"
+
+    def lookup(self, name: str, scope: Scope) -> Value | None:
+        """The value of a name; None for the empty name (an omitted optional input). Errors: F004."""
+        if not name:
+            return None
+        s: Scope | None = scope
+        while s is not None:
+            if name in s.values:
+                return s.values[name]
+            if name in s.initializers:
+                array = tensor_array(s.initializers[name], self.external)
+                dtype = dtype_of_element(s.initializers[name].data_type, f"tensor {name!r}")
+                value = Value(self.builder, dtype, sizes_of(array.shape), known=array, hint=name)
+                s.values[name] = value
+                return value
+            s = s.parent
+        raise UserError("F004", f"value {name!r} is read but nothing defines it", where=f"graph {self.name!r}")
+
+    def new_dim(self, hint: str) -> Expr:
+        """A dim whose size is known only at run time; an extern's result defines it."""
+        return self.sizes.declare(self.builder.fresh(hint))
+
+    def cast_target(self, n: Node) -> DType:
+        """The dtype that Cast or CastLike converts to."""
+        if n.op == "CastLike":
+            return n[1].dtype
+        return dtype_of_element(int(n.required("to")), n.where)
+
+    def element_type(self, element: int, n: Node) -> DType:
+        """The dtype of a TensorProto.DataType that an attribute holds."""
+        return dtype_of_element(element, n.where)
+
+    # ---- one node
+    def node(self, proto: Any, scope: Scope) -> None:
+        """Import one NodeProto into the scope."""
+        domain = "" if proto.domain == "ai.onnx" else proto.domain
+        name = scope.prefix + (proto.name or next((o for o in proto.output if o), proto.op_type))
+        attributes: dict[str, Any] = {}
+        for a in proto.attribute:
+            if a.ref_attr_name:
+                if scope.attributes is not None and a.ref_attr_name in scope.attributes:
+                    attributes[a.name] = scope.attributes[a.ref_attr_name]
+            else:
+                attributes[a.name] = attribute_value(a, self.external)
+        inputs = [self.lookup(x, scope) for x in proto.input]
+        saved = self.scope, self.builder.origin
+        self.scope = scope
+        if not scope.depth:
+            self.builder.origin = f"{name} ({proto.op_type})"
+        n = Node(self, proto.op_type, name, scope.opsets.get(domain, 1), inputs, attributes, list(proto.output), domain)
+        results = self.expand(n, proto, scope)
+        if len(results) < len(proto.output):
+            results = [*results, *[None] * (len(proto.output) - len(results))]
+        for k, out in enumerate(proto.output):
+            if out:
+                value = results[k]
+                if value is None:
+                    if self.readers[out] or scope.depth:
+                        raise n.refuse(f"output {k} ({out!r}) is not provided")
+                    continue
+                scope.values[out] = value
+                if not scope.depth:
+                    self.bound[out] = value
+        self.scope, self.builder.origin = saved
+
+    def expand(self, n: Node, proto: Any, scope: Scope) -> list[Value | None]:
+        """The outputs of a node: through its row, by folding, or through its function body."""
+        local = self.functions.get((n.domain, n.op, getattr(proto, "overload", "")))
+        if local is not None:
+            return self.call(n, local, scope)
+        r = ROWS.get((n.domain, n.op))
+        if r is not None:
+            folded = fold(n, r)
+            if folded is not None:
+                return folded
+            results = r.expand(n)
+            return [results] if isinstance(results, Value) else list(results)
+        body = body_of(n, proto)
+        if body is not None:
+            return self.call(n, body, scope)
+        known = sorted(name for domain, name in ROWS if domain == n.domain)
+        near = _nearest(n.op, known)
+        raise UserError(
+            "F005", f"operator {n.op!r} of domain {n.domain or 'ai.onnx'!r} is not supported", where=n.where,
+            hint=(f"the nearest supported operator is {near}; " if near else "") + "see docs/onnx-coverage.md",
+        )  # fmt: skip
+
+    def call(self, n: Node, function: Any, scope: Scope) -> list[Value | None]:
+        """A function body (of the model or of an operator) with the node's inputs and attributes."""
+        if scope.depth >= _MAX_DEPTH:
+            raise UserError("F004", f"functions call each other deeper than {_MAX_DEPTH}", where=n.where)
+        attributes = {a.name: attribute_value(a, self.external) for a in function.attribute_proto}
+        attributes.update(n.attributes)
+        opsets = {"" if e.domain == "ai.onnx" else e.domain: e.version for e in function.opset_import}
+        for domain, version in opsets.items():
+            if domain == "" and version > NEWEST_OPSET:
+                raise UserError("F003", f"function {n.op!r} uses opset {version}", where=n.where)
+        inner = Scope(
+            {}, opsets or scope.opsets, attributes=attributes, prefix=f"{n.hint}_", depth=scope.depth + 1
+        )
+        for k, formal in enumerate(function.input):
+            value = n.optional(k)
+            if value is not None:
+                inner.values[formal] = value
+        missing = [f for k, f in enumerate(function.input) if n.optional(k) is None]
+        nodes = []
+        for node in function.node:
+            if any(x in missing for x in node.input):
+                node = _without(node, missing)
+            nodes.append(node)
+        wanted = [o for k, o in enumerate(function.output) if n.has_output(k)]
+        for node in self._needed(nodes, wanted, inner):
+            self.node(node, inner)
+        return [self.lookup(o, inner) if n.has_output(k) else None for k, o in enumerate(function.output)]
+
+    def branch(self, n: Node, graph: Any) -> list[Value | None]:
+        """A subgraph taken at import (a branch of If whose condition is constant)."""
+        outer = self.scope
+        if outer.depth >= _MAX_DEPTH:
+            raise UserError("F004", f"subgraphs nest deeper than {_MAX_DEPTH}", where=n.where)
+        inner = Scope({}, outer.opsets, outer, prefix=f"{n.hint}_", depth=outer.depth + 1, attributes=outer.attributes)
+        inner.initializers = {t.name: t for t in graph.initializer}
+        for node in self._needed(graph.node, [o.name for o in graph.output], inner):
+            self.node(node, inner)
+        return [self.lookup(o.name, inner) for o in graph.output]
+
+
+def _node_reads(node: Any) -> Iterable[str]:
+    """Names a node reads, those of its subgraphs included."""
+    yield from (x for x in node.input if x)
+    for a in node.attribute:
+        for g in [a.g] if a.type == 5 else a.graphs if a.type == 10 else []:
+            inner = {t.name for t in g.initializer} | {i.name for i in g.input}
+            for sub in g.node:
+                yield from (x for x in _node_reads(sub) if x not in inner)
+                inner.update(sub.output)
+
+
+def _in_order(order: Sequence[int], reads: Sequence[Sequence[str]], producer: Mapping[str, int]) -> bool:
+    return all(producer.get(x, -1) < k for k in order for x in reads[k])
+
+
+def _without(node: Any, names: Sequence[str]) -> Any:
+    copy = type(node)()
+    copy.CopyFrom(node)
+    for k, x in enumerate(copy.input):
+        if x in names:
+            copy.input[k] = ""
+    return copy
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    import difflib
+
+    found = difflib.get_close_matches(name, known, 1, 0.5)
+    return found[0] if found else ""

@@ -1,0 +1,339 @@
+"""Elementwise rows: arithmetic, mathematical functions, activations, comparisons, logic, casts.
+
+In: a node and one scalar expression per operand. Out: the scalar expression of the result. Invariant: operands have been
+broadcast; literals take the operand's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import numpy as np
+
+from tilewright.frontend.onnx.table import elementwise
+from tilewright.frontend.onnx.table import row
+from tilewright.frontend.onnx.value import Array
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.onnx.value import Value
+from tilewright.frontend.onnx.value import like
+from tilewright.ir import expr as E
+from tilewright.ir.dtypes import BOOL
+from tilewright.ir.dtypes import F32
+from tilewright.ir.dtypes import F64
+from tilewright.ir.dtypes import DType
+from tilewright.ir.expr import Expr
+
+__all__ = ["ACTIVATIONS"]
+
+
+def _binary(op: str) -> Callable[[Node, Expr, Expr], Expr]:
+    def f(n: Node, a: Expr, b: Expr) -> Expr:
+        _same_dtype(n, a, b)
+        return {"add": E.add, "sub": E.sub, "mul": E.mul, "min": E.minimum, "max": E.maximum}[op](a, b)
+
+    return f
+
+
+def _same_dtype(n: Node, *operands: Expr) -> None:
+    if len({e.dtype for e in operands}) > 1:
+        raise n.contradiction(f"operands of different dtypes {', '.join(str(e.dtype) for e in operands)}")
+
+
+def _variadic(op: str) -> Callable[..., Expr]:
+    step = _binary(op)
+
+    def f(n: Node, first: Expr, *rest: Expr) -> Expr:
+        for e in rest:
+            first = step(n, first, e)
+        return first
+
+    return f
+
+
+def _mean(n: Node, *operands: Expr) -> Expr:
+    total = _variadic("add")(n, *operands)
+    return E.binary("div", total, like(total, len(operands)))
+
+
+def _divide(n: Node, a: Expr, b: Expr) -> Expr:
+    _same_dtype(n, a, b)
+    return E.binary("div", a, b)
+
+
+def _modulo(n: Node, a: Expr, b: Expr) -> Expr:
+    _same_dtype(n, a, b)
+    if n.attribute("fmod", 0):
+        return E.binary("fmod", a, b)
+    return E.mod(a, b)
+
+
+def _power(n: Node, a: Expr, b: Expr) -> Expr:
+    if b.op == "const" and float(b.attr) == 2.0:
+        return E.mul(a, a)
+    if b.op == "const" and float(b.attr) == 1.0:
+        return a
+    if a.dtype is b.dtype:
+        if b.op == "const" and b.dtype.is_float and b.attr == 0.5:
+            return E.unary("sqrt", a)
+        return E.binary("pow", a, b)
+    if a.dtype.is_float and not b.dtype.is_float:
+        return E.binary("pow", a, E.cast(b, a.dtype))
+    if a.dtype.is_int and b.dtype.is_int:
+        return E.binary("pow", a, E.cast(b, a.dtype))
+    wide = F64 if F64 in (a.dtype, b.dtype) or a.dtype.is_int else F32
+    return E.cast(E.binary("pow", E.cast(a, wide), E.cast(b, wide)), a.dtype)
+
+
+for _name, _op in (("Add", "add"), ("Sub", "sub"), ("Mul", "mul")):
+    elementwise(_name, _binary(_op), since=7)
+for _name, _op in (("Sum", "add"), ("Min", "min"), ("Max", "max")):
+    elementwise(_name, _variadic(_op), since=6)
+elementwise("Mean", _mean, since=6)
+elementwise("Div", _divide, since=7)
+elementwise("Mod", _modulo, since=10)
+elementwise("Pow", _power, since=7)
+
+for _name, _op in {
+    "Neg": "neg", "Abs": "abs", "Sign": "sign", "Floor": "floor", "Ceil": "ceil", "Round": "round", "Sqrt": "sqrt",
+    "Exp": "exp", "Log": "log", "Sin": "sin", "Cos": "cos", "Tan": "tan", "Asin": "asin", "Acos": "acos",
+    "Atan": "atan", "Sinh": "sinh", "Cosh": "cosh", "Tanh": "tanh", "Asinh": "asinh", "Acosh": "acosh",
+    "Atanh": "atanh", "Erf": "erf", "Sigmoid": "sigmoid", "IsNaN": "isnan", "Not": "not", "BitwiseNot": "not",
+}.items():  # fmt: skip
+    elementwise(_name, lambda n, x, op=_op: _unary(op, x))
+
+
+def _unary(op: str, x: Expr) -> Expr:
+    if x.dtype.kind in "iu" and op in ("floor", "ceil", "round"):
+        return x
+    if x.dtype.kind == "u" and op == "abs":
+        return x
+    return E.unary(op, x)
+
+
+elementwise("Reciprocal", lambda n, x: E.binary("div", like(x, 1), x))
+
+
+def _isinf(n: Node, x: Expr) -> Expr:
+    positive, negative = n.attribute("detect_positive", 1), n.attribute("detect_negative", 1)
+    if positive and negative:
+        return E.unary("isinf", x)
+    if positive or negative:
+        return E.compare("eq", x, like(x, math.inf if positive else -math.inf))
+    return E.logical("and", E.unary("isinf", x), E.const(False))
+
+
+elementwise("IsInf", _isinf)
+
+
+# ---- activations -----------------------------------------------------------------------------------------------------
+
+
+def relu(x: Expr) -> Expr:
+    """max(x, 0)."""
+    return E.maximum(x, like(x, 0))
+
+
+def leaky_relu(x: Expr, alpha: float = 0.01) -> Expr:
+    """x, or alpha x below 0."""
+    return E.select(E.compare("lt", x, like(x, 0)), E.mul(x, like(x, alpha)), x)
+
+
+def hard_sigmoid(x: Expr, alpha: float = 0.2, beta: float = 0.5) -> Expr:
+    """alpha x + beta, clipped to [0, 1]."""
+    y = E.add(E.mul(x, like(x, alpha)), like(x, beta))
+    return E.maximum(E.minimum(y, like(x, 1)), like(x, 0))
+
+
+def softplus(x: Expr) -> Expr:
+    """log(1 + e^x), without overflow."""
+    return E.add(E.maximum(x, like(x, 0)), E.unary("log1p", E.unary("exp", E.unary("neg", E.unary("abs", x)))))
+
+
+def elu(x: Expr, alpha: float = 1.0) -> Expr:
+    """x, or alpha (e^x - 1) below 0."""
+    return E.select(E.compare("lt", x, like(x, 0)), E.mul(like(x, alpha), E.unary("expm1", x)), x)
+
+
+def softsign(x: Expr) -> Expr:
+    """x / (1 + |x|)."""
+    return E.binary("div", x, E.add(like(x, 1), E.unary("abs", x)))
+
+
+def thresholded_relu(x: Expr, alpha: float = 1.0) -> Expr:
+    """x above alpha, else 0."""
+    return E.select(E.compare("gt", x, like(x, alpha)), x, like(x, 0))
+
+
+def scaled_tanh(x: Expr, alpha: float = 1.0, beta: float = 1.0) -> Expr:
+    """alpha tanh(beta x)."""
+    return E.mul(like(x, alpha), E.unary("tanh", E.mul(like(x, beta), x)))
+
+
+def affine(x: Expr, alpha: float = 1.0, beta: float = 0.0) -> Expr:
+    """alpha x + beta."""
+    return E.add(E.mul(like(x, alpha), x), like(x, beta))
+
+
+def gelu(x: Expr, tanh: bool = False) -> Expr:
+    """x times the normal distribution function of x, by erf or by its tanh approximation."""
+    half = E.mul(like(x, 0.5), x)
+    if tanh:
+        inner = E.mul(
+            like(x, math.sqrt(2 / math.pi)), E.add(x, E.mul(like(x, 0.044715), E.mul(x, E.mul(x, x))))
+        )
+        return E.mul(half, E.add(like(x, 1), E.unary("tanh", inner)))
+    return E.mul(half, E.add(like(x, 1), E.unary("erf", E.mul(x, like(x, math.sqrt(0.5))))))
+
+
+# Activation functions of RNN, GRU, LSTM by lower-case name; alpha and beta follow the operand where given.
+ACTIVATIONS: dict[str, Callable[..., Expr]] = {
+    "relu": relu, "tanh": lambda x: E.unary("tanh", x), "sigmoid": lambda x: E.unary("sigmoid", x), "affine": affine,
+    "leakyrelu": leaky_relu, "thresholdedrelu": thresholded_relu, "scaledtanh": scaled_tanh,
+    "hardsigmoid": hard_sigmoid, "elu": elu, "softsign": softsign, "softplus": softplus,
+}  # fmt: skip
+
+elementwise("Relu", lambda n, x: relu(x))
+elementwise("LeakyRelu", lambda n, x: leaky_relu(x, n.attribute("alpha", 0.01)), since=6)
+elementwise("HardSigmoid", lambda n, x: hard_sigmoid(x, n.attribute("alpha", 0.2), n.attribute("beta", 0.5)), since=6)
+elementwise("HardSwish", lambda n, x: E.mul(x, hard_sigmoid(x, 1 / 6, 0.5)), since=14)
+elementwise("Softplus", lambda n, x: softplus(x))
+elementwise("Softsign", lambda n, x: softsign(x))
+elementwise("Elu", lambda n, x: elu(x, n.attribute("alpha", 1.0)), since=6)
+elementwise("ThresholdedRelu", lambda n, x: thresholded_relu(x, n.attribute("alpha", 1.0)), since=10)
+elementwise("Gelu", lambda n, x: gelu(x, n.attribute("approximate", "none") == "tanh"), since=20)
+elementwise("Mish", lambda n, x: E.mul(x, E.unary("tanh", softplus(x))), since=18)
+
+
+def _selu(n: Node, x: Expr) -> Expr:
+    alpha = n.attribute("alpha", 1.67326319217681884765625)
+    gamma = n.attribute("gamma", 1.05070102214813232421875)
+    positive = E.mul(like(x, gamma), x)
+    negative = E.mul(like(x, gamma * alpha), E.unary("expm1", x))
+    return E.select(E.compare("le", x, like(x, 0)), negative, positive)
+
+
+def _celu(n: Node, x: Expr) -> Expr:
+    alpha = n.attribute("alpha", 1.0)
+    negative = E.mul(like(x, alpha), E.unary("expm1", E.binary("div", x, like(x, alpha))))
+    return E.add(E.maximum(x, like(x, 0)), E.minimum(negative, like(x, 0)))
+
+
+def _swish(n: Node, x: Expr) -> Expr:
+    alpha = n.attribute("alpha", 1.0)
+    return E.mul(x, E.unary("sigmoid", x if alpha == 1.0 else E.mul(like(x, alpha), x)))
+
+
+def _shrink(n: Node, x: Expr) -> Expr:
+    bias, lambd = n.attribute("bias", 0.0), n.attribute("lambd", 0.5)
+    wide = E.cast(x, F32) if not x.dtype.is_float else x
+    low = E.add(wide, like(wide, bias))
+    high = E.sub(wide, like(wide, bias))
+    zero = like(wide, 0)
+    inner = E.select(E.compare("gt", wide, like(wide, lambd)), high, zero)
+    return E.cast(E.select(E.compare("lt", wide, like(wide, -lambd)), low, inner), x.dtype)
+
+
+elementwise("Selu", _selu, since=6)
+elementwise("Celu", _celu, since=12)
+elementwise("Swish", _swish, since=24)
+elementwise("Shrink", _shrink, since=9)
+
+
+@row("PRelu", kind="elementwise", since=7)
+def prelu(n: Node) -> Value:
+    """x, or slope x below 0; the slope broadcasts to x in one direction."""
+    x, slope = n[0], n[1]
+    return n.elementwise(lambda a, s: E.select(E.compare("lt", a, like(a, 0)), E.mul(s, a), a), x, slope)
+
+
+def _clip_limits(n: Node) -> tuple[Value | None, Value | None]:
+    x = n[0]
+    if n.opset >= 11:
+        return n.optional(1), n.optional(2)
+    info = np.finfo(np.float32)
+    limits = [n.attribute("min", float(info.min)), n.attribute("max", float(info.max))]
+    low, high = (n.constant(np.asarray(v, x.dtype.np)) for v in limits)
+    return (low if "min" in n.attributes else None), (high if "max" in n.attributes else None)
+
+
+@row("Clip", kind="elementwise", since=6)
+def clip(n: Node) -> Value:
+    """min(max(x, low), high); limits are scalars."""
+    low, high = _clip_limits(n)
+
+    def body(*i: Expr) -> Expr:
+        e = n[0].at(*i)
+        if low is not None:
+            e = E.maximum(e, low.at(*[0] * low.rank))
+        if high is not None:
+            e = E.minimum(e, high.at(*[0] * high.rank))
+        return e
+
+    return n.define(n[0].shape, body)
+
+
+# ---- comparisons, logic, bits ----------------------------------------------------------------------------------------
+
+def _compare(op: str) -> Callable[[Node, Expr, Expr], Expr]:
+    def f(n: Node, a: Expr, b: Expr) -> Expr:
+        _same_dtype(n, a, b)
+        return E.compare(op, a, b)
+
+    return f
+
+
+for _name, _op, _since in (
+    ("Equal", "eq", 7), ("Less", "lt", 7), ("Greater", "gt", 7), ("LessOrEqual", "le", 12), ("GreaterOrEqual", "ge", 12)
+):  # fmt: skip
+    elementwise(_name, _compare(_op), since=_since)
+elementwise("And", lambda n, a, b: E.logical("and", a, b), since=7)
+elementwise("Or", lambda n, a, b: E.logical("or", a, b), since=7)
+elementwise("Xor", lambda n, a, b: E.compare("ne", a, b), since=7)
+elementwise("Where", lambda n, c, a, b: E.select(c, a, b), since=9)
+for _name, _op in (("BitwiseAnd", "and"), ("BitwiseOr", "or"), ("BitwiseXor", "xor")):
+    elementwise(_name, lambda n, a, b, op=_op: E.binary(op, a, b), since=18)
+
+
+def _shift(n: Node, a: Expr, b: Expr) -> Expr:
+    left = n.required("direction") == "LEFT"
+    shifted = E.binary("shl" if left else "shr", a, b)
+    wide = like(b, a.dtype.bits)
+    return E.select(E.compare("lt", b, wide), shifted, like(a, 0))  # a count of all the bits leaves nothing
+
+
+elementwise("BitShift", _shift, since=11)
+
+
+# ---- casts -----------------------------------------------------------------------------------------------------------
+
+
+def convert(x: Expr, to: DType) -> Expr:
+    """A cast as ONNX means it: float to bool is `!= 0`, NaN to integer is unspecified (0 here)."""
+    if to is BOOL:
+        return E.compare("ne", x, like(x, 0)) if x.dtype is not BOOL else x
+    return E.cast(x, to)
+
+
+elementwise("Cast", lambda n, x: convert(x, n.importer.cast_target(n)), since=6, notes="no string, 8-bit float or 4-bit")
+elementwise("CastLike", lambda n, x, y: convert(x, y.dtype), since=15, notes="no string, 8-bit float or 4-bit")
+
+
+@row("BitCast", kind="elementwise", since=26, notes="constants only")
+def bit_cast(n: Node) -> Value:
+    """The same bits read as another type of the same width."""
+    to = n.importer.cast_target(n)
+    array = n.array(0)
+    if array.dtype.itemsize != to.bytes:
+        raise n.contradiction(f"{array.dtype} and {to} have different widths")
+    return n.constant(_reinterpret(array, to))
+
+
+def _reinterpret(array: Array, to: DType) -> Array:
+    return np.ascontiguousarray(array).view(to.np)
+
+
+def as_values(values: Sequence[Value | None]) -> list[Value]:
+    """The given operands, without the omitted ones."""
+    return [v for v in values if v is not None]
