@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ class Builder:
         used: set[str] = set()
         for position, size in enumerate(shape):
             wanted = names[position] if position < len(names) else ""
-            pool = (wanted, *_numbered(wanted)) if wanted else _generic(position)
+            pool = chain((wanted,), _numbered(wanted)) if wanted else _generic(position)
             name = next(x for x in pool if x not in self._names and x not in used)
             used.add(name)
             out.append(Axis(name, size if isinstance(size, Expr) else E.const(size)))
