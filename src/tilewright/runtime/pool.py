@@ -12,15 +12,17 @@ import ctypes
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 from tilewright.config import current
 from tilewright.errors import UserError
 from tilewright.machine.target import Target, available_cpus
-from tilewright.runtime.build import build
+from tilewright.runtime.build import BuildOptions, build
 from tilewright.runtime.jit import LoadedObject, load_object
 from tilewright.runtime.pool_text import MAX_THREADS, POOL_BYTES, pool_text
 
@@ -94,7 +96,7 @@ def _pool() -> LoadedObject:
     # Where the kernel cannot wipe the mapping in a forked child, the hook below does.
     with suppress(OSError, ValueError):
         pages.madvise(_MADV_WIPEONFORK)
-    loaded = load_object(build(pool_text(target), target)).keep_forever()
+    loaded = load_object(build(pool_text(target), target, BuildOptions(passes=2))).keep_forever()
     address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     ctypes.c_uint64.from_address(loaded.address("tw_pool")).value = address
     return loaded
@@ -132,6 +134,22 @@ def set_num_threads(threads: int | None) -> None:
     if threads is not None and not 1 <= threads < MAX_THREADS:
         raise UserError("U003", f"{threads} threads", hint=f"choose 1 to {MAX_THREADS - 1}")
     _chosen_threads = threads
+    for listener in list(_listeners):
+        listener.threads_changed()
+
+
+class ThreadsListener(Protocol):
+    """Something that keeps a number of threads in native memory."""
+
+    def threads_changed(self) -> None: ...
+
+
+_listeners: weakref.WeakSet[ThreadsListener] = weakref.WeakSet()
+
+
+def listen(listener: ThreadsListener) -> None:
+    """Call `listener.threads_changed()` after `set_num_threads`, for as long as it lives."""
+    _listeners.add(listener)
 
 
 def set_spin(pauses: int) -> None:
