@@ -368,6 +368,10 @@ def _share(st: _State, first: Group, second: Group) -> tuple[dict[str, dict[str,
             shared.discard(a)
     ones = {a for a in shared if extents.get(a) == 1}
     inverse = {a: m for m, a in mapping.items()}
+    # A prefix runs along its whole axis: rows cannot be cut there.
+    scanned = {d.scan[1] for n in own if (d := st.definitions[n]).scan is not None}
+    scanned |= {mapping.get(d.scan[1], "") for n in second.names() if (d := st.definitions[n]).scan is not None}
+    shared -= scanned
     shared = {a for a in shared if a in inverse and a not in ones}
     if not shared:
         return None

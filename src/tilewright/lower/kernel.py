@@ -263,7 +263,9 @@ class _Lowering:
             emit_stage(self.b, copy, inner, self.lanes, [])
             places[name] = target
 
-        return replace(spec, reduce=reduce, places=places, staging={position: stage})
+        # Blocks of the packed operand start at whole tiles, so the last tile cannot be moved back.
+        levels = tuple(replace(x, tail="peel") if x.axis == m else x for x in spec.levels)
+        return replace(spec, levels=levels, reduce=reduce, places=places, staging={position: stage})
 
     # -- phases
     def phase(
@@ -275,7 +277,10 @@ class _Lowering:
         extents = {a: n for _, e in stages for a, n in e.items()}
         region = Region({a: E.const(0) for a in extents}, dict(extents), {}, {})
         outer = shared if shared else stages[0][0].levels
-        loops, seen = [], set()
+        loops: list[int] = []
+        seen: set[str] = set()
+        if not shared and stages[0][0].staging:  # what is staged at a level is staged once for all that is inside
+            depth = min(depth, *stages[0][0].staging)
         for level in outer[:depth]:
             if level.axis in seen:
                 break  # an inner level of the same axis has no fixed number of trips

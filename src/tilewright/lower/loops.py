@@ -344,8 +344,8 @@ def _reduce_levels(
         acc = result
     if rest:
         at = start + full * level.block
-        if level.tail == "mask":
-            acc = descend(region.narrowed(level.axis, at, _masked_size(level, rest, lanes), rest), acc)
+        if level.tail == "mask":  # as wide as the accumulators, which keep this axis
+            acc = descend(region.narrowed(level.axis, at, _masked_size(level, length, lanes), rest), acc)
         else:
             acc = descend(region.narrowed(level.axis, at, rest), acc)
     return acc

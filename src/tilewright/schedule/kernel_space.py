@@ -6,9 +6,11 @@ threads alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from math import prod
 
+from tilewright.group.fuse import cost
 from tilewright.ir.kernel import Kernel
 from tilewright.machine.target import Target
 from tilewright.schedule.roles import stage_roles
@@ -26,10 +28,16 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
         return Space(())
     groups: list[Group] = []
     shared = set(kernel.shared) | ({kernel.sequence} if kernel.sequence else set())
+    blocks = _blocks(kernel, target, threads) if kernel.shared else []
+    guesses = {a: int(g.rows[0][0]) for a, g in zip(kernel.shared, blocks, strict=False)}
+    fetching = _fetching_stage(kernel)
     for k in range(len(kernel.stages)):
-        groups += stage_groups(stage_roles(kernel, k), target, k, shared, threads)
+        roles = stage_roles(kernel, k)
+        extents = {a: min(n, guesses.get(a, n)) for a, n in roles.extents.items()}
+        cut = replace(roles, extents=extents)
+        groups += stage_groups(cut, target, k, shared, threads, k == fetching, roles.extents)
     if kernel.shared:
-        groups += _blocks(kernel, target, threads)
+        groups += blocks
         depth = len(kernel.shared)
         groups.append(Group(("par",), ("choice",), ((depth,), (1,)) if depth > 1 else ((1,),)))
         groups.append(Group(("chunk",), ("choice",), ((1,), (2,), (4,), (8,))))
@@ -47,6 +55,20 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
         groups.append(Group(("par",), ("choice",), tuple(rows)))
         groups.append(Group(("chunk",), ("choice",), ((1,), (2,), (4,), (8,), (16,))))
     return Space(tuple(groups))
+
+
+def _fetching_stage(kernel: Kernel) -> int:
+    """The stage that computes most among those that read a row from outside: the next row is fetched under it."""
+    best, weight = -1, 0
+    if not kernel.shared:
+        return best
+    for k, stage in enumerate(kernel.stages):
+        bodies = [kernel.definitions[m].body for m in stage.members]
+        outside = any(r.attr[0] in kernel.layout_of for e in bodies for r in e.reads())
+        w = sum(cost(e) for e in bodies)
+        if outside and w > weight and kernel.definitions[stage.anchor].reduction is not None:
+            best, weight = k, w
+    return best
 
 
 def _blocks(kernel: Kernel, target: Target, threads: int) -> list[Group]:

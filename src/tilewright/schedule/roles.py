@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
@@ -66,12 +67,17 @@ class StageRoles:
         """Axes whose role is of this kind (m, n, b, k)."""
         return [a for a, r in self.names.items() if r.startswith(kind)]
 
-    def contiguous(self, axis: str) -> int:
-        """How many accesses, the write included, have unit stride along the axis; strided ones count against it."""
-        score = 0
-        for x in (*self.accesses, *self.writes):
+    def contiguous(self, axis: str) -> float:
+        """How much of what is read and written has unit stride along the axis; strided data counts against it.
+
+        Every access weighs by its number of elements, the largest as 1; writes count twice.
+        """
+        sizes = [prod(self.extents.get(a, 1) for a in x.strides if x.uses(a)) for x in (*self.accesses, *self.writes)]
+        most = max([1, *sizes])
+        score = 0.0
+        for x, size in zip((*self.accesses, *self.writes), sizes, strict=True):
             s = x.strides.get(axis, 0)
-            weight = 2 if x in self.writes else 1
+            weight = (2 if x in self.writes else 1) * size / most
             score += weight * (1 if s == 1 else 0 if s == 0 else -1)
         return score
 
@@ -153,7 +159,7 @@ def _operands(r: StageRoles) -> tuple[Access | None, Access | None]:
             n = r.extents[axis]
             fit = min(n, 16) / 16
             unit = any(w.strides.get(axis) == 1 for w in r.writes)
-            best = max(best, fit * (1 + 2 * unit + 2 * (access.strides.get(axis) == 1) + 1.5 * access.constant))
+            best = max(best, fit * (1 + 2 * unit + 2 * (access.strides.get(axis) == 1) + 6 * access.constant))
         return best
 
     return (x, y) if wants_lane(y, only_y) >= wants_lane(x, only_x) else (y, x)

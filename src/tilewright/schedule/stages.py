@@ -35,10 +35,14 @@ def _waste(extent: int, tile: int, lanes: int, masked: bool) -> float:
 class StageSpace:
     """Candidates of one stage, with a score: estimated cycles per unit of work."""
 
-    def __init__(self, roles: StageRoles, target: Target, number: int, shared: set[str], threads: int) -> None:
+    def __init__(self, roles: StageRoles, target: Target, number: int, shared: set[str], threads: int, prefetches: bool,
+                 full: dict[str, int]) -> None:  # fmt: skip
         self.r, self.target, self.p = roles, target, f"s{number}."
         self.shared = shared
         self.threads = threads
+        self.prefetches = prefetches
+        self.full = full  # extents before the shared axes were cut into blocks
+        self.first: dict[str, Value] = {}
         self.bits = max([8 * roles.anchor.dtype.bytes, 32]) if roles.anchor.dtype.is_float else 32
         self.lanes = target.lanes(32)
         self.registers = target.vector_registers
@@ -57,7 +61,7 @@ class StageSpace:
             fit = n / (ceil(n / self.lanes) * self.lanes)
             score = fit * (2.0 + r.contiguous(axis))
             if r.b is not None and r.names[axis].startswith("n"):
-                score += fit * (2.0 + 2.0 * r.b.constant + 1.0 * (r.b.strides.get(axis) == 1))
+                score += fit * (2.0 + 6.0 * r.b.constant + 1.0 * (r.b.strides.get(axis) == 1))
             if axis in r.reduce:
                 score *= 0.6 if not r.is_contraction else 0.45
             out.append((score, axis))
@@ -166,9 +170,11 @@ class StageSpace:
         live = rows * v
         if r.is_contraction:
             loads = rows + v if lane not in r.reduce else 2 * live
-            cycles = max(live / 2, loads / 2, 4.0) + 0.25 * (r.reduce and sizes.get(r.reduce[-1], 1) == 1 and live < 16)
-            if r.reduce and sizes.get(r.reduce[-1], 1) > 1 and live >= 16:
-                cycles *= 1.02  # unrolling a full tile buys nothing and costs code
+            unroll = sizes.get(r.reduce[-1], 1) if r.reduce and lane not in r.reduce else 1
+            # Loop control costs about a cycle a trip; unrolling a full tile buys little and costs code.
+            # Vectors of B come from L2, scalars of A from L1: both cost something beside the multiply-adds.
+            streams = 2.0 * v + 0.2 * rows if lane not in r.reduce else 0.1 * loads
+            cycles = max(live / 2, loads / 2, 4.0) + streams + 1.0 / unroll + 0.02 * unroll * live
             return cycles / (live * width) * waste
         if r.anchor.reduction is not None:
             return max(live / 2, 4.0 if lane not in r.reduce or live < 4 else live / 2) / (live * width) * waste
@@ -187,6 +193,7 @@ class StageSpace:
         rows = tuple(dict.fromkeys(tuple(v[n] for n in names) for _, v in ranked))
         out = [Group(names, kinds, rows)]
         first = dict(zip(names, rows[0], strict=True))
+        self.first = first
         lane = r.axis_of.get(str(first[f"{p}lane"]))
         out.append(Group((f"{p}order",), ("order",), tuple((o,) for o in self._orders(lane))))
         if len(r.reduce) > 1:
@@ -202,15 +209,14 @@ class StageSpace:
         if self.shared:
             out.append(Group((f"{p}prefetch",), ("choice",), self._prefetch()))
         if any(w.strides for w in r.writes) and not r.is_contraction:
-            size = prod(r.extents[a] for a in r.out) * r.anchor.dtype.bytes
+            size = prod(self.full[a] for a in r.out) * r.anchor.dtype.bytes
             streams = size > self.target.l3_bytes // 8 and r.anchor.scan is None
             out.append(Group((f"{p}nt",), ("flag",), ((1,), (0,)) if streams else ((0,), (1,))))
         return out
 
     def _prefetch(self) -> tuple[tuple[Value, ...], ...]:
         """Ahead in shared points: worth it in the stage that computes most on a row that memory delivers."""
-        r = self.r
-        return ((1,), (0,), (2,)) if r.anchor.reduction is not None and not r.is_contraction else ((0,), (1,))
+        return ((1,), (0,), (2,)) if self.prefetches else ((0,), (1,))
 
     def _orders(self, lane: str | None) -> list[str]:
         r = self.r
@@ -287,13 +293,17 @@ class StageSpace:
         if r.is_contraction and r.a is not None and r.a.uses(axis):
             depth = prod(r.extents[k] for k in r.reduce if r.a.uses(k)) * r.a.dtype_bytes
             guess = max(32, min(512, self.target.l2_bytes // 2 // max(1, depth)))
-            if self.threads > 1:
-                guess = min(guess, max(32, ceil(n / (2 * self.threads))))
-            guess = min(n, guess // 14 * 14 or guess)
+            # Equal blocks, a whole number of them for each thread.
+            blocks = ceil(ceil(n / guess) / self.threads) * self.threads
+            rows = max(1, int(self.first.get(f"{self.p}reg.{r.names[axis]}", 1)))
+            guess = min(n, ceil(ceil(n / blocks) / rows) * rows)
         rows = list(dict.fromkeys([guess, *sizes]))
         return Group((name,), ("tile",), tuple((x,) for x in rows))
 
 
-def stage_groups(roles: StageRoles, target: Target, number: int, shared: set[str], threads: int) -> list[Group]:
-    """All groups of stage `number`."""
-    return StageSpace(roles, target, number, shared, threads).groups()
+def stage_groups(
+    roles: StageRoles, target: Target, number: int, shared: set[str], threads: int, prefetches: bool = False,
+    full: dict[str, int] | None = None,
+) -> list[Group]:
+    """All groups of stage `number`; `prefetches` marks the stage that should fetch the next row by default."""
+    return StageSpace(roles, target, number, shared, threads, prefetches, full or roles.extents).groups()
