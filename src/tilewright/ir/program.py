@@ -471,7 +471,7 @@ class _ProgramParser(Parser):
     def value(self, scope: Scope, dtype: DType) -> Expr:
         """An expression; a bare literal takes the definition's dtype."""
         e = self.expression(scope)
-        return E.const(e.attr, dtype) if e.op == "const" and e.dtype is not dtype else e
+        return self.retype(e, dtype) if e.op == "const" and e.dtype is not dtype else e
 
     def statement(self) -> Statement:
         if self.accept("recur"):
@@ -648,7 +648,7 @@ class _ProgramParser(Parser):
                     self.expect(",")
             return tuple(items)
         e = self.expression(Scope({}, {}))
-        value: Attribute = e.attr
+        value: Attribute = self.exact.get(e, e.attr)
         return value
 
 

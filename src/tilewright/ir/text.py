@@ -7,6 +7,7 @@ that of the other operand; a printed constant that is neither i64, f32 nor bool 
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ __all__ = ["Parser", "Scope", "Token", "expr_text", "tokenize"]
 _INFIX = {
     "or": ("or", 1), "and": ("and", 2), "lt": ("<", 4), "le": ("<=", 4), "eq": ("==", 4), "ne": ("!=", 4),
     "add": ("+", 6), "sub": ("-", 6), "mul": ("*", 7), "div": ("/", 7), "floordiv": ("//", 7), "mod": ("%", 7),
+}  # fmt: skip
+_EXACT: dict[str, Callable[[float, float], float]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
 }  # fmt: skip
 _BY_SYMBOL = {s: (op, p) for op, (s, p) in _INFIX.items()} | {">": ("gt", 4), ">=": ("ge", 4)}
 
@@ -157,6 +161,8 @@ class Parser:
         self.source = source
         self.tokens = tokenize(source, newlines)
         self.position = 0
+        # What a literal said before it was rounded to f32: f64(0.1) and 0.1 * f64 reads need it.
+        self.exact: dict[Expr, float] = {}
 
     # -- token helpers
     @property
@@ -225,7 +231,7 @@ class Parser:
         if self.accept("-"):
             if self.token.kind == "number" or self.token.text == "inf":
                 value = self._atom(scope)
-                return E.const(-value.attr, value.dtype)
+                return self.literal(-self.exact.get(value, value.attr))
             return E.neg(self._prefix(scope))
         if self.accept("+"):
             return self._prefix(scope)
@@ -243,11 +249,25 @@ class Parser:
             if a.dtype is not BOOL:
                 raise self.fail(f"{op!r} needs bools, found {a.dtype}", token)
             return E.logical(op, a, b)
-        if op == "div" and a.dtype is I64 and a.op == "const" and b.op == "const":
-            return E.const(a.attr / b.attr)
-        return {"add": E.add, "sub": E.sub, "mul": E.mul, "floordiv": E.floordiv, "mod": E.mod}.get(
+        if op == "div" and a.dtype is I64 and a.op == "const" and b.op == "const" and b.attr:
+            return self.literal(a.attr / b.attr)
+        result = {"add": E.add, "sub": E.sub, "mul": E.mul, "floordiv": E.floordiv, "mod": E.mod}.get(
             op, lambda x, y: E.binary(op, x, y)
         )(a, b)
+        if op in _EXACT and a in self.exact and b in self.exact and math.isfinite(result.attr):
+            self.exact[result] = _EXACT[op](self.exact[a], self.exact[b])
+        return result
+
+    def literal(self, value: float | int) -> Expr:
+        """A number without a dtype: i64 or f32 until another operand says otherwise."""
+        e = E.const(value)
+        if isinstance(value, float):
+            self.exact[e] = value
+        return e
+
+    def retype(self, e: Expr, dtype: DType) -> Expr:
+        """A literal in another dtype, rounded once."""
+        return E.const(self.exact.get(e, e.attr), dtype)
 
     def unify(self, a: Expr, b: Expr, token: Token) -> tuple[Expr, Expr]:
         """Give a literal the other side's dtype; anything else must agree already."""
@@ -257,10 +277,10 @@ class Parser:
             if x.op == "const" and x.dtype in (I64, F32) and y.op != "const" and not (
                 x.dtype is F32 and not y.dtype.is_float
             ):
-                x = E.const(x.attr, y.dtype)
+                x = self.retype(x, y.dtype)
                 return (y, x) if flip else (x, y)
         if a.op == "const" and b.op == "const" and {a.dtype, b.dtype} == {I64, F32}:
-            return E.cast(a, F32), E.cast(b, F32)
+            return tuple(self.literal(float(x.attr)) if x.dtype is I64 else x for x in (a, b))  # type: ignore[return-value]
         raise self.fail(
             f"operands of different dtypes, {a.dtype} and {b.dtype}", token,
             hint=f"write a cast, as in {b.dtype}(...)",
@@ -278,7 +298,7 @@ class Parser:
     def _atom(self, scope: Scope) -> Expr:
         token = self.next()
         if token.kind == "number":
-            return E.const(int(token.text)) if token.text.isdigit() else E.const(float(token.text))
+            return self.literal(int(token.text) if token.text.isdigit() else float(token.text))
         if token.text == "(":
             inner = self.expression(scope)
             if self.accept("else"):
@@ -286,7 +306,7 @@ class Parser:
                 if inner.op != "read" or inner.attr[1]:
                     raise self.fail("'else' belongs to a plain read, as in (x[i - 1] else 0.0)", token)
                 if orelse.op == "const" and orelse.dtype is not inner.dtype:
-                    orelse = E.const(orelse.attr, inner.dtype)
+                    orelse = self.retype(orelse, inner.dtype)
                 inner = E.read(inner.attr[0], inner.args, inner.dtype, orelse)
             self.expect(")")
             return inner
@@ -340,7 +360,7 @@ class Parser:
         if name in DTYPES:
             dtype = DTYPES[name]
             self._arity(token, args, 1)
-            return E.const(args[0].attr, dtype) if args[0].op == "const" else E.cast(args[0], dtype)
+            return self.retype(args[0], dtype) if args[0].op == "const" else E.cast(args[0], dtype)
         if scope.functions and name in scope.functions:
             return scope.functions[name](args)
         if name == "where":
