@@ -87,9 +87,10 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
     hint = "write it with numpy.savez(path, NAME=array, ...)"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise UserError("U003", f"{path} is not an .npz file", where="--input", hint=hint)
+        opened = np.load(path, allow_pickle=False)
+        if not hasattr(opened, "files"):
+            raise UserError("U003", f"{path} is not an .npz file", where="--input", hint=hint)
+        with opened as file:
             arrays = {}
             for name in file.files:
                 try:
