@@ -352,7 +352,7 @@ class ModelCall:
             kept = {context.address for context in self._contexts}
             for address, context in list(self._alive.items()):
                 if address not in kept and not context.native.busy:
-                    del self._alive[address]
+                    self._alive.pop(address, None)  # another thread may do the same
 
     def threads_changed(self) -> None:
         """Make contexts anew at the next call; calls under way finish with what they have."""

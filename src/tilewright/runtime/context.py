@@ -76,13 +76,17 @@ class PhaseCall:
 
 @dataclass(frozen=True)
 class Binding:
-    """A model at fixed sizes: shapes hold numbers only. `scratch_bytes` is per thread."""
+    """A model at fixed sizes: shapes hold numbers only. `scratch_bytes` is per thread.
+
+    `fills`: byte offsets into the arena and what stands there from the beginning (halos).
+    """
 
     inputs: tuple[ArrayType, ...]
     outputs: tuple[ArrayType, ...]
     phases: tuple[PhaseCall, ...]
     arena_bytes: int = 0
     scratch_bytes: int = 0
+    fills: tuple[tuple[int, NDArray[Any]], ...] = ()
 
 
 class Memory:
@@ -168,6 +172,10 @@ class CallContext:
         self.binding = binding
         self.threads = threads
         self._arena = Memory(binding.arena_bytes) if binding.arena_bytes else None
+        for offset, values in binding.fills:
+            assert self._arena is not None
+            raw = self._arena.array(binding.arena_bytes, np.dtype(np.uint8))
+            raw[offset : offset + values.nbytes].view(values.dtype)[...] = values
         stride = -(-binding.scratch_bytes // 128) * 128
         self._scratch = Memory(stride * threads) if stride else None
         self.memory_bytes = binding.arena_bytes + stride * threads
