@@ -9,6 +9,8 @@ the file, the file over the default; a wrong value is a `UserError` U003 that na
 
 from __future__ import annotations
 
+import sys
+import types
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -359,3 +361,12 @@ def settings() -> list[Origin]:
         value, origin = _resolve(name, file)
         rows.append(Origin(name, value, origin, setting.variable, setting.doc))
     return rows
+
+
+class _CallableModule(types.ModuleType):
+    """`tilewright.config` is this module and the context manager at once: `with tilewright.config(num_threads=1)`."""
+
+    __call__ = staticmethod(config)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,0 +1,336 @@
+"""compile, load, program: the public verbs.
+
+In: a Program, index notation, an ONNX path, or what `onnx.load` returned. Out: `CompiledModel`. Invariants: nothing is
+compiled before sizes are known; each combination of sizes is compiled once and kept; a model that was given all its sizes
+(by example inputs or `dims`) is ready when `compile` returns.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tilewright.config as config
+from tilewright.errors import UserError
+from tilewright.group.fuse import Decision
+from tilewright.group.plan import plan_program
+from tilewright.ir import expr as E
+from tilewright.ir.kernel import Kernel
+from tilewright.ir.plan import Plan
+from tilewright.ir.program import Program
+from tilewright.ir.program import Tensor
+from tilewright.machine.target import Target
+from tilewright.runtime.artifact import bind_artifact
+from tilewright.runtime.call import ModelCall
+from tilewright.runtime.context import ArrayType
+from tilewright.runtime.context import Binding
+from tilewright.runtime.link import Linked
+from tilewright.runtime.link import link_plan
+from tilewright.runtime.pool import num_threads
+from tilewright.schedule.kernel_space import space_of
+from tilewright.schedule.schedule import Schedule
+
+__all__ = ["CompiledModel", "compile", "load", "program"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Choose = Callable[[Kernel], Schedule]
+
+
+def program(text: str) -> Program:
+    """Index notation, or the printed form of a Program, as a Program. Errors: F010 to F012, P001 to P004."""
+    from tilewright.frontend.notation import parse_notation
+
+    return parse_notation(text)
+
+
+def seconds_of(budget: float | str | None) -> float:
+    """A tuning budget in seconds: 30, "30s", "2m"; None is no tuning. Errors: U003."""
+    try:
+        return 0.0 if budget is None else config.parse_duration_s(budget)
+    except ValueError as e:
+        raise UserError("U003", f"{budget!r} is no length of time", hint=f"write {e}") from None
+
+
+def _target_of(name: str | Target | None) -> Target:
+    if isinstance(name, Target):
+        return name
+    return Target.named(name or config.current().target or "native")
+
+
+class CompiledModel:
+    """A Program ready to run on this machine, for any sizes within its dims.
+
+    `threads`: how many a call may use; None follows the settings. `tune`: seconds of search for each new combination of
+    sizes. Arrays that a call returns belong to the caller; `reuse_outputs=True` hands out the same ones every time.
+    """
+
+    def __init__(
+        self, program: Program, *, target: Target, threads: int | None, tune: float = 0.0,
+        db: Path | str | None = None, frozen: bool = False, reuse_outputs: bool = False,
+        on_event: Callable[[Any], None] | None = None, origins: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.program = program
+        self.target = target
+        self.threads = threads
+        self.tune_s = tune
+        self.db = db
+        self.frozen = frozen
+        self.on_event = on_event
+        self.origins = dict(origins or {})
+        self._variants: dict[tuple[tuple[str, int], ...], _Variant] = {}
+        self._latest: _Variant | None = None
+        # One array per distinct result; the results as the program lists them refer to those.
+        self._unique = list(dict.fromkeys(program.results))
+        self._order = [self._unique.index(n) for n in program.results]
+        tensors = program.tensors
+        self.input_specs: tuple[ArrayType, ...] = tuple(_array_type(t) for t in program.inputs)
+        self._results = tuple(_array_type(tensors[n]) for n in self._unique)
+        self.output_specs: tuple[ArrayType, ...] = tuple(self._results[k] for k in self._order)
+        self._call = ModelCall(
+            self._bind, self.input_specs, self._results, threads=threads, reuse_outputs=reuse_outputs
+        )
+        self._function = self._call.function
+
+    # -- calling
+    def __call__(self, *arrays: Any, out: Any = None, **named: Any) -> Any:
+        """One array, or a list of arrays where the program has several results.
+
+        Errors: R001 to R006 for inputs that do not fit.
+        """
+        if named:
+            arrays = self._by_name({**dict(zip((s.name for s in self.input_specs), arrays, strict=False)), **named})
+        got = self._function(*arrays) if out is None else self._function(*arrays, out=out)
+        if len(self._order) == 1:
+            return got
+        many = got if isinstance(got, list | tuple) else (got,)
+        return [many[k] for k in self._order]
+
+    def run(self, inputs: Mapping[str, Any]) -> list[Array]:
+        """Results in order, for inputs by name. Errors: R001 to R006."""
+        got = self._function(*self._by_name(inputs))
+        many = got if isinstance(got, list | tuple) else (got,)
+        return [many[k] for k in self._order]
+
+    def _by_name(self, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        wanted = [s.name for s in self.input_specs]
+        for name in inputs:
+            if name not in wanted:
+                near = difflib.get_close_matches(name, wanted, 1, 0.4)
+                hint = f"did you mean {near[0]!r}?" if near else f"the inputs are {', '.join(wanted)}"
+                raise UserError("R001", f"the model has no input {name!r}", hint=hint)
+        missing = [n for n in wanted if n not in inputs]
+        if missing:
+            given = ", ".join(map(repr, inputs)) or "none"
+            raise UserError("R001", f"input {missing[0]!r} is missing", hint=f"given: {given}")
+        return tuple(inputs[n] for n in wanted)
+
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]:
+        """A call without arguments on fixed arrays: the very entry, for timing."""
+        function, given = self._function, tuple(inputs)
+        out: Any = outputs[0] if len(self._unique) == 1 else tuple(outputs[self._order.index(k)] for k in range(len(self._unique)))
+        return lambda: function(*given, out=out)
+
+    # -- compiling
+    def _sizes(self, symbols: Mapping[str, int]) -> dict[str, int]:
+        """Check sizes against the dims' ranges. Errors: R004."""
+        for d in self.program.dims:
+            v = symbols.get(d.name)
+            if v is None:
+                raise UserError("R004", f"nothing tells the size {d.name!r}", hint=f"pass dims={{{d.name!r}: ...}}")
+            if v < d.lo or (d.hi is not None and v > d.hi) or v % d.multiple:
+                high = "" if d.hi is None else f" to {d.hi}"
+                extra = f", a multiple of {d.multiple}" if d.multiple != 1 else ""
+                raise UserError(
+                    "R004", f"{d.name} is {v}; the model allows {d.lo}{high or ' and more'}{extra}",
+                    hint="give inputs of a size in this range",
+                )  # fmt: skip
+        return {d.name: symbols[d.name] for d in self.program.dims}
+
+    def _bind(self, symbols: Mapping[str, int]) -> Binding:
+        return self.variant(symbols).binding
+
+    def variant(self, symbols: Mapping[str, int]) -> _Variant:
+        """The compiled form for these sizes; compiled now where it was not before."""
+        sizes = self._sizes(symbols)
+        key = tuple(sorted(sizes.items()))
+        found = self._variants.get(key)
+        if found is None:
+            found = self._variants[key] = _Variant(self, sizes)
+        self._latest = found
+        return found
+
+    # -- looking inside
+    @property
+    def latest(self) -> _Variant:
+        """The variant compiled or used last. Errors: R004 where the sizes are not known yet."""
+        if self._latest is None:
+            self.variant({})
+        assert self._latest is not None
+        return self._latest
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """compile_s, tune_s, peak_bytes, kernels, kernels_compiled, kernels_tuned, flops, bytes."""
+        return self.latest.stats
+
+    def explain(self, *, kernel: str | None = None, memory: bool = False) -> str:
+        """Why the model became the kernels it is, in the names of the user's graph."""
+        from tilewright.tools.explain import explain
+
+        return explain(self, kernel=kernel, memory=memory)
+
+    def dump(self, stage: str, *, kernel: str | None = None, folder: Path | None = None) -> str:
+        """The printed form of one stage: program, kernels, plan, schedule, loops, llvm or asm."""
+        from tilewright.tools.stages import dump
+
+        return dump(self, stage, kernel=kernel, folder=folder)
+
+    def save(self, path: Path | str) -> None:
+        """Write the variants compiled so far to one file that `load` runs without compiling."""
+        from tilewright.runtime.package import save_model
+
+        save_model(path, self)
+
+
+class _Variant:
+    """The program at fixed sizes: plan, schedules, artifact, binding."""
+
+    def __init__(self, model: CompiledModel, sizes: Mapping[str, int]) -> None:
+        started = time.perf_counter()
+        self.sizes = dict(sizes)
+        self.program = model.program.bind(sizes) if sizes else model.program
+        self.plan: Plan
+        self.decisions: list[Decision]
+        self.plan, self.decisions = plan_program(self.program, model.target)
+        self.threads = model.threads or num_threads()
+        self.inputs = tuple(_array_type(t) for t in self.program.inputs)
+        tensors = self.program.tensors
+        self.outputs = tuple(_array_type(tensors[n]) for n in model._unique)
+        self.tuning: Any = None
+        choose: Choose = self._default(model.target)
+        tune_s = 0.0
+        kernels_tuned = 0
+        if model.tune_s > 0 or model.frozen or model.db is not None:
+            from tilewright.tune.session import tune_plan
+
+            at = time.perf_counter()
+            self.tuning = tune_plan(
+                self.plan, self.program.values, model.target, self.threads, budget_s=model.tune_s, db=model.db,
+                frozen=model.frozen, on_event=model.on_event,
+            )  # fmt: skip
+            choose = self.tuning.choose
+            kernels_tuned = self.tuning.kernels_tuned
+            tune_s = time.perf_counter() - at
+        self.linked: Linked = link_plan(
+            self.plan, choose, self.program.values, model.target, self.inputs, self.outputs
+        )
+        self.binding = bind_artifact(self.linked.artifact)
+        constants = sum(c.nbytes for c in self.linked.artifact.constants)
+        self.stats: dict[str, Any] = {
+            "compile_s": time.perf_counter() - started - tune_s,
+            "tune_s": tune_s,
+            "kernels": len(self.plan.kernels),
+            "kernels_compiled": self.linked.kernels_compiled,
+            "kernels_tuned": kernels_tuned,
+            "peak_bytes": self.binding.arena_bytes + self.binding.scratch_bytes * self.threads + constants,
+            "arena_bytes": self.binding.arena_bytes,
+            "constant_bytes": constants,
+            "seconds": dict(self.linked.seconds),
+        }
+
+    def _default(self, target: Target) -> Choose:
+        return lambda kernel: space_of(kernel, target, self.threads).default()
+
+
+def _array_type(t: Tensor) -> ArrayType:
+    """Sizes as numbers, symbols by name, expressions as None."""
+    shape = tuple(n.attr if n.op in ("const", "dim") else None for n in t.shape)
+    return ArrayType(t.name, t.dtype.np, shape)
+
+
+def _program_of(model: Any) -> tuple[Program, Mapping[str, str]]:
+    if isinstance(model, Program):
+        return model, {}
+    if isinstance(model, Path) or (isinstance(model, str) and model.endswith(".onnx")):
+        from tilewright import onnx
+
+        model = onnx.load(model)
+    if isinstance(model, str):
+        return program(model), {}
+    found = getattr(model, "program", None)
+    if isinstance(found, Program):
+        return found, getattr(model, "origins", {})
+    raise UserError(
+        "F005", f"cannot compile a {type(model).__name__}",
+        hint="give a Program, index notation, an ONNX path or tilewright.onnx.load(...)",
+    )  # fmt: skip
+
+
+def _symbols_from(p: Program, example_inputs: Any, dims: Mapping[str, int] | None) -> dict[str, int]:
+    """Sizes of dims from example inputs and from `dims`. Errors: R003, R004."""
+    names = {d.name for d in p.dims}
+    out: dict[str, int] = {}
+    for n, v in (dims or {}).items():
+        if n not in names:
+            near = difflib.get_close_matches(n, names, 1, 0.4)
+            raise UserError("R004", f"the model has no size {n!r}", hint=f"did you mean {near[0]!r}?" if near else f"its sizes are {sorted(names)}")
+        out[n] = int(v)
+    if example_inputs is None:
+        return out
+    if isinstance(example_inputs, Mapping):
+        pairs = [(t, example_inputs[t.name]) for t in p.inputs if t.name in example_inputs]
+    else:
+        pairs = list(zip(p.inputs, example_inputs, strict=False))
+    for t, a in pairs:
+        shape = np.shape(a)
+        if len(shape) != len(t.shape):
+            raise UserError("R003", f"input {t.name!r} has {len(t.shape)} axes, the example {len(shape)}")
+        for e, n in zip(t.shape, shape, strict=True):
+            if e.op == "dim" and out.setdefault(e.attr, int(n)) != n:
+                raise UserError("R004", f"{e.attr} is {out[e.attr]} and {n} in the example inputs")
+            if (v := E.int_value(e)) is not None and v != n:
+                raise UserError("R003", f"input {t.name!r} has size {v} where the example has {n}")
+    return out
+
+
+def compile(
+    model: Any, example_inputs: Any = None, *, dims: Mapping[str, int] | None = None,
+    tune: float | str | None = None, threads: int | None = None, target: str | Target | None = None,
+    db: Path | str | None = None, frozen: bool | None = None, reuse_outputs: bool = False,
+    on_event: Callable[[Any], None] | None = None,
+) -> CompiledModel:  # fmt: skip
+    """Compile a model.
+
+    model: Program, index notation, ONNX path, or `onnx.load(...)`. example_inputs (by position or name) or `dims` fix
+    symbolic sizes now; without them compiling waits for the first call. tune: seconds, or "30s"; 0 and None (unless the
+    settings say otherwise) use default schedules and the database's records. frozen: time nothing.
+    Errors: F and P codes of the front ends, R003 and R004 for sizes, U003 for options, R012 and R013 for the machine.
+    """
+    p, origins = _program_of(model)
+    settings = config.current()
+    compiled = CompiledModel(
+        p, target=_target_of(target), threads=threads, tune=seconds_of(tune), db=db,
+        frozen=bool(settings.frozen if frozen is None else frozen), reuse_outputs=reuse_outputs,
+        on_event=on_event, origins=origins,
+    )  # fmt: skip
+    symbols = _symbols_from(p, example_inputs, dims)
+    if all(d.name in symbols for d in p.dims):
+        compiled.variant(symbols)
+    return compiled
+
+
+def load(path: Path | str, *, threads: int | None = None) -> Any:
+    """A saved model, ready to run; compiles nothing. An artifact is code: load only what you trust.
+
+    Errors: R011 for a damaged file or an unknown version, R012 where the CPU lacks a feature.
+    """
+    from tilewright.runtime.package import load_model
+
+    return load_model(path, threads=threads)

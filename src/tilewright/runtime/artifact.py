@@ -1,0 +1,142 @@
+"""Artifact: everything a model at fixed sizes needs to run, as data.
+
+In: objects, constants and a step list from the linker. Out: a `Binding` for the caller. Invariants: an Artifact holds no
+addresses, so it can be written to a file; making a Binding of it compiles nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import InternalError
+from tilewright.ir.program import Attribute
+from tilewright.runtime.context import ArrayType, Binding, Memory, PhaseCall, Slot
+from tilewright.runtime.jit import LoadedObject, load_object
+
+__all__ = ["Argument", "Artifact", "ArtifactStep", "CallBack", "Fill", "bind_artifact"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One slot: kind input, output, const (number), arena (byte offset)."""
+
+    kind: str
+    value: int
+
+
+@dataclass(frozen=True)
+class CallBack:
+    """An extern: its NumPy meaning over row-major arrays."""
+
+    function: str
+    attributes: tuple[tuple[str, Attribute], ...]
+    args: tuple[
+        tuple[str, tuple[int, ...]], ...
+    ]  # dtype name and shape of each argument, then of each result
+    results: int
+
+
+@dataclass(frozen=True)
+class ArtifactStep:
+    """One phase: function `symbol` of object `object`, or a callback."""
+
+    object: int
+    symbol: str
+    arguments: tuple[Argument, ...]
+    chunks: int
+    callback: CallBack | None = None
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A part of the arena that is filled once, when a context is made: what a halo holds."""
+
+    offset: int
+    dtype: str
+    count: int
+    value: float | int | bool
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Objects, flat constants in their final layout, steps, and the arrays of the border."""
+
+    inputs: tuple[ArrayType, ...]
+    outputs: tuple[ArrayType, ...]
+    objects: tuple[bytes, ...]
+    constants: tuple[Array, ...]
+    steps: tuple[ArtifactStep, ...]
+    arena_bytes: int
+    scratch_bytes: int
+    fills: tuple[Fill, ...] = ()
+    kept: list[Any] = field(default_factory=list, compare=False, repr=False)
+
+
+def bind_artifact(a: Artifact, constants: list[Memory] | None = None) -> Binding:
+    """Load the objects and constants. `constants` shares memory that is loaded already. Errors: X001 for bad slots."""
+    loaded: list[LoadedObject] = [load_object(o) for o in a.objects]
+    places = [_place_constant(c) for c in a.constants] if constants is None else constants
+    a.kept.extend([loaded, places])
+    phases = []
+    for s in a.steps:
+        slots = []
+        for x in s.arguments:
+            if x.kind == "const":
+                slots.append(Slot("address", places[x.value].address))
+            elif x.kind in ("input", "output", "arena"):
+                slots.append(Slot(x.kind, x.value))  # type: ignore[arg-type]
+            else:
+                raise InternalError("X001", f"unknown slot kind {x.kind!r}")
+        if s.callback is not None:
+            function = _callback(s.callback, a)
+            phases.append(PhaseCall(function, tuple(slots), 1, True))
+        else:
+            phases.append(
+                PhaseCall(loaded[s.object].address(s.symbol), tuple(slots), s.chunks, s.chunks <= 1)
+            )
+    return Binding(
+        a.inputs, a.outputs, tuple(phases), a.arena_bytes, a.scratch_bytes,
+        tuple((f.offset, np.full(f.count, f.value, np.dtype(f.dtype))) for f in a.fills if f.value != 0),
+    )  # fmt: skip
+
+
+def _place_constant(c: Array) -> Memory:
+    memory = Memory(max(64, c.nbytes))
+    memory.array(c.size, c.dtype)[...] = c
+    return memory
+
+
+_ABI = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+
+
+def _callback(c: CallBack, a: Artifact) -> int:
+    """A native function that runs an extern's NumPy meaning on the arrays of its slots."""
+    from tilewright.ir.dtypes import DTYPES
+    from tilewright.ir.externs import EXTERNS
+
+    meaning: Callable[..., Any] = EXTERNS[c.function]
+
+    def run(args: int, lo: int, hi: int, scratch: int) -> None:
+        arrays = []
+        for k, (name, shape) in enumerate(c.args):
+            address = ctypes.c_uint64.from_address(args + 8 * k).value
+            dtype = DTYPES[name].np
+            count = int(np.prod(shape, dtype=np.int64))
+            raw = (ctypes.c_uint8 * max(1, count * dtype.itemsize)).from_address(address)
+            arrays.append(np.frombuffer(raw, dtype, count).reshape(shape))
+        given, wanted = arrays[: len(arrays) - c.results], arrays[len(arrays) - c.results :]
+        for got, out in zip(meaning(given, dict(c.attributes)), wanted, strict=True):
+            out[...] = got
+
+    function = _ABI(run)
+    a.kept.append(function)
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    return address

@@ -1,0 +1,188 @@
+"""From a Plan and a schedule per kernel to an Artifact.
+
+In: a Plan, a function that names each kernel's Schedule, constant values, a Target. Out: the `Artifact` and what it took.
+Invariants: each distinct nest is emitted and built once; a constant is packed once per layout; buffers share one arena by
+lifetime.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tilewright.codegen.llvm import chunk_count, emit_llvm, function_name, scratch_bytes
+from tilewright.errors import InternalError, Rejected
+from tilewright.ir import expr as E
+from tilewright.ir.kernel import Kernel
+from tilewright.ir.layout import Layout
+from tilewright.ir.plan import ExternCall, KernelCall, Plan
+from tilewright.lower.kernel import Lowered, lower
+from tilewright.machine.target import Target
+from tilewright.memory.arena import Lifetime, Placement, place_buffers
+from tilewright.runtime.artifact import Argument, Artifact, ArtifactStep, CallBack, Fill
+from tilewright.runtime.build import build_many
+from tilewright.runtime.build import object_key
+from tilewright.runtime.cache import default_cache
+from tilewright.runtime.context import ArrayType
+from tilewright.schedule.schedule import Schedule
+
+__all__ = ["Linked", "link_plan", "lower_kernel"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass
+class Linked:
+    """An Artifact with the facts about its making."""
+
+    artifact: Artifact
+    lowered: list[Lowered]
+    schedules: list[Schedule]
+    texts: list[str]
+    placement: Placement
+    kernels_compiled: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def lower_kernel(kernel: Kernel, schedule: Schedule, target: Target) -> Lowered:
+    """`lower`, where a rejection is a bug. Errors: InternalError X001."""
+    out = lower(kernel, schedule, target)
+    if isinstance(out, Rejected):
+        raise InternalError("X001", f"a schedule was refused: {out.detail}", where=str(schedule))
+    return out
+
+
+def link_plan(
+    plan: Plan, choose: Callable[[Kernel], Schedule], values: Mapping[str, Array], target: Target,
+    inputs: tuple[ArrayType, ...], outputs: tuple[ArrayType, ...], *, jobs: int | None = None,
+) -> Linked:  # fmt: skip
+    """Lower, emit, build and link. Errors: InternalError C001 where LLVM refuses a kernel."""
+    started = time.perf_counter()
+    schedules = [choose(k) for k in plan.kernels]
+    lowered = [lower_kernel(k, s, target) for k, s in zip(plan.kernels, schedules, strict=True)]
+    at_lower = time.perf_counter()
+    texts = [emit_llvm(x.nest, target) for x in lowered]
+    at_emit = time.perf_counter()
+    cache = default_cache()
+    compiled = len({key for t in texts if cache.get(key := object_key(t, target)) is None})
+    objects = build_many(texts, target, jobs)
+    at_build = time.perf_counter()
+    for k, o in enumerate(objects):
+        if isinstance(o, Rejected):
+            raise InternalError("C001", o.detail, where=f"kernel {k} of {plan.name}")
+    ready = [o for o in objects if isinstance(o, bytes)]
+    distinct: dict[bytes, int] = {}
+    numbers = [distinct.setdefault(o, len(distinct)) for o in ready]
+    placement, workspace = _place(plan, lowered)
+    constants, const_of = _constants(plan, lowered, values)
+    input_of = {a.name: k for k, a in enumerate(inputs)}
+    output_of = {a.name: k for k, a in enumerate(outputs)}
+    buffers = plan.buffer_of
+
+    def argument(name: str, layout: Layout | None = None) -> Argument:
+        b = buffers[name]
+        if b.place == "input":
+            return Argument("input", input_of[name])
+        if b.place == "output":
+            return Argument("output", output_of[name])
+        if b.place == "const":
+            return Argument("const", const_of[(b.constant, str(layout or b.layout))])
+        return Argument("arena", placement.offsets[name])
+
+    steps: list[ArtifactStep] = []
+    for number, s in enumerate(plan.steps):
+        if isinstance(s, ExternCall):
+            args = tuple(
+                (buffers[n].dtype.name, buffers[n].layout.shape) for n in (*s.args, *s.results)
+            )
+            callback = CallBack(s.function, s.attributes, args, len(s.results))
+            slots = tuple(argument(n) for n in (*s.args, *s.results))
+            steps.append(ArtifactStep(-1, "", slots, 1, callback))
+            continue
+        low = lowered[s.kernel]
+        names = dict(zip(low.tensors, s.buffers, strict=True))
+        slots = tuple(
+            argument(names[b.name], low.layouts.get(b.name)) if b.name in names
+            else Argument("arena", placement.offsets[workspace[number, b.name]])
+            for b in low.nest.buffers if b.place != "scratch"
+        )  # fmt: skip
+        for p in range(len(low.nest.phases)):
+            chunks = chunk_count(low.nest, p, {})
+            if chunks:
+                steps.append(
+                    ArtifactStep(numbers[s.kernel], function_name(low.nest, p), slots, chunks)
+                )
+    scratch = max([scratch_bytes(x.nest, {}) for x in lowered], default=0)
+    fills = tuple(
+        Fill(placement.offsets[b.name], b.dtype.np.name, b.layout.size, b.layout.fill)
+        for b in plan.buffers if b.place == "arena" and b.layout.halo and b.layout.fill != 0
+    )  # fmt: skip
+    artifact = Artifact(
+        inputs,
+        outputs,
+        tuple(distinct),
+        tuple(constants),
+        tuple(steps),
+        placement.size,
+        scratch,
+        fills,
+    )
+    seconds = {
+        "lower": at_lower - started, "emit": at_emit - at_lower, "build": at_build - at_emit,
+        "link": time.perf_counter() - at_build,
+    }  # fmt: skip
+    return Linked(artifact, lowered, schedules, texts, placement, compiled, seconds)
+
+
+def _place(plan: Plan, lowered: list[Lowered]) -> tuple[Placement, dict[tuple[int, str], str]]:
+    """Arena offsets of the plan's buffers and of the kernels' own workspace."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    lifetimes: list[Lifetime] = []
+    workspace: dict[tuple[int, str], str] = {}
+    for number, s in enumerate(plan.steps):
+        names = s.buffers if isinstance(s, KernelCall) else (*s.args, *s.results)
+        for n in names:
+            first.setdefault(n, number)
+            last[n] = number
+        if isinstance(s, KernelCall):
+            for w in lowered[s.kernel].workspace:
+                name = f"{number}:{w.name}"
+                workspace[number, w.name] = name
+                size = (E.int_value(w.size) or 0) * w.dtype.bytes
+                lifetimes.append(Lifetime(name, size, number, number))
+    for b in plan.buffers:
+        if b.place == "arena" and b.name in first:
+            kind = f"{b.dtype} {b.layout}" if b.layout.halo else ""
+            lifetimes.append(Lifetime(b.name, b.bytes, first[b.name], last[b.name], kind))
+    return place_buffers(lifetimes), workspace
+
+
+def _constants(
+    plan: Plan, lowered: list[Lowered], values: Mapping[str, Array]
+) -> tuple[list[Array], dict[tuple[str, str], int]]:
+    """Flat constants, one per content and layout."""
+    out: list[Array] = []
+    numbers: dict[tuple[str, str], int] = {}
+    for s in plan.steps:
+        if isinstance(s, KernelCall):
+            low = lowered[s.kernel]
+            wanted = [(n, low.layouts.get(t)) for t, n in zip(low.tensors, s.buffers, strict=True)]
+        else:
+            wanted = [(n, None) for n in s.args]
+        for name, layout in wanted:
+            b = plan.buffer_of[name]
+            if b.place != "const":
+                continue
+            layout = layout or b.layout
+            key = (b.constant, str(layout))
+            if key not in numbers:
+                numbers[key] = len(out)
+                value = np.asarray(values[b.constant]).reshape(layout.shape)
+                flat = value.reshape(-1) if layout.is_row_major else layout.pack(value)
+                out.append(np.ascontiguousarray(flat))
+    return out, numbers
