@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from tilewright.frontend.onnx import operators_attention as _attention
+from tilewright.frontend.onnx import operators_control as _control
+from tilewright.frontend.onnx import operators_extern as _extern
 from tilewright.frontend.onnx import operators_index as _index
 from tilewright.frontend.onnx import operators_layout as _layout
 from tilewright.frontend.onnx import operators_math as _math
 from tilewright.frontend.onnx import operators_matmul as _matmul
 from tilewright.frontend.onnx import operators_norm as _norm
+from tilewright.frontend.onnx import operators_quant as _quant
+from tilewright.frontend.onnx import operators_recurrent as _recurrent
 from tilewright.frontend.onnx import operators_reduce as _reduce
 from tilewright.frontend.onnx import operators_resize as _resize
+from tilewright.frontend.onnx import operators_sample as _sample
 from tilewright.frontend.onnx import operators_window as _window
 from tilewright.frontend.onnx.importer import Imported
 from tilewright.frontend.onnx.importer import from_onnx
@@ -20,4 +26,6 @@ from tilewright.frontend.onnx.table import Row
 __all__ = ["NEWEST_OPSET", "ROWS", "Imported", "Row", "from_onnx", "import_onnx"]
 
 # Importing the operator modules fills the table.
-OPERATOR_MODULES = (_index, _layout, _math, _matmul, _norm, _reduce, _resize, _window)
+OPERATOR_MODULES = (
+    _attention, _control, _extern, _index, _layout, _math, _matmul, _norm, _quant, _recurrent, _reduce, _resize, _sample, _window,
+)  # fmt: skip

@@ -164,9 +164,9 @@ def reduce_log_sum_exp(n: Node) -> Value:
 # ---- softmax ---------------------------------------------------------------------------------------------------------
 
 
-def softmax_over(n: Node, x: Value, axes: Sequence[int], log: bool = False, dtype: DType | None = None) -> Value:
+def softmax_over(n: Node, x: Value, axes: Sequence[int], log: bool = False, suffix: str = "") -> Value:
     """Softmax (or its logarithm) over axes: maximum, exponential, sum, quotient."""
-    dtype = dtype or x.dtype
+    dtype = x.dtype
     wide = x.dtype.accumulator
     top = over_axes(n, x, axes, "max", lambda *i: x.at(*i), True, "max")
 
@@ -176,11 +176,11 @@ def softmax_over(n: Node, x: Value, axes: Sequence[int], log: bool = False, dtyp
     if log:
         total = over_axes(n, x, axes, "sum", lambda *i: E.unary("exp", shifted(i)), True, "sum")
         return n.define(
-            x.shape, lambda *i: E.cast(E.sub(shifted(i), E.unary("log", total.aligned(i))), dtype)
+            x.shape, lambda *i: E.cast(E.sub(shifted(i), E.unary("log", total.aligned(i))), dtype), suffix=suffix
         )
     power = n.define(x.shape, lambda *i: E.unary("exp", shifted(i)), suffix="exp")
     total = over_axes(n, power, axes, "sum", lambda *i: power.at(*i), True, "sum")
-    return n.define(x.shape, lambda *i: E.cast(E.binary("div", power.at(*i), total.aligned(i)), dtype))
+    return n.define(x.shape, lambda *i: E.cast(E.binary("div", power.at(*i), total.aligned(i)), dtype), suffix=suffix)
 
 
 def _softmax_axes(n: Node) -> list[int]:

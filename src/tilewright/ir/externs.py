@@ -1,0 +1,124 @@
+"""NumPy meanings of `extern` functions: algorithms that are no sum over an index.
+
+In: arrays and attributes of an `Extern`. Out: one array, or a tuple of arrays, per result. Invariants: no effects; NaN sorts
+last; among equals the lowest index comes first; sizes of results that depend on the data are bound to the dims that the
+results are declared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+__all__ = ["EXTERNS", "descending_order"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def descending_order(x: Array, axis: int) -> Array:
+    """Positions that sort `x` downwards along an axis: stable, NaN last."""
+    if x.dtype.kind in "biu":
+        return np.argsort(~x, axis, kind="stable")
+    return np.argsort(-x, axis, kind="stable")
+
+
+def sort(x: Array, *, axis: int = -1, descending: bool = False) -> tuple[Array, Array]:
+    """Sorted values and their positions (i64)."""
+    order = descending_order(x, axis) if descending else np.argsort(x, axis, kind="stable")
+    return np.take_along_axis(x, order, axis), order.astype(np.int64)
+
+
+def topk(x: Array, count: Array | None = None, *, axis: int = -1, k: int = -1, largest: bool = True) -> tuple[Array, Array]:
+    """The k largest (or smallest) values along an axis, in order, and their positions (i64); `count` overrides k."""
+    if count is not None:
+        k = int(np.asarray(count).reshape(-1)[0])
+    values, order = sort(x, axis=axis, descending=largest)
+    head = np.arange(k)
+    return np.take(values, head, axis), np.take(order, head, axis)
+
+
+def nonzero(x: Array) -> Array:
+    """Positions of the elements that are not zero, one column each, in row-major order: i64[rank, count]."""
+    if x.ndim == 0:
+        return np.zeros((0, int(bool(x))), np.int64)
+    return np.array(np.nonzero(x), np.int64)
+
+
+def unique(x: Array, *, axis: int = -1, flat: bool = True, ordered: bool = True) -> tuple[Array, Array, Array, Array]:
+    """Distinct elements (or slices along `axis`), first positions, positions among the distinct ones, counts.
+
+    ordered: ascending; otherwise in the order of their first occurrence.
+    """
+    along = None if flat else axis
+    y, first, inverse, counts = np.unique(x, True, True, True, along)
+    inverse = inverse.reshape(-1)
+    if not ordered:
+        order = np.argsort(first, kind="stable")
+        y = y[order] if flat else np.take(y, order, axis)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        first, inverse, counts = first[order], rank[inverse], counts[order]
+    return y, first.astype(np.int64), inverse.astype(np.int64), counts.astype(np.int64)
+
+
+def nms(
+    boxes: Array, scores: Array, limit: Array, overlap: Array, threshold: Array | None = None, *, center: bool = False
+) -> Array:
+    """Boxes kept by greedy non-maximum suppression: i64[count, 3] of (batch, class, box).
+
+    boxes [B, N, 4]: two opposite corners (y, x, y, x), or centre and size (x, y, w, h) with `center`; scores [B, C, N].
+    Per class, boxes with a score above `threshold` are taken by falling score, ties by rising index, unless they overlap
+    a box already taken by more than `overlap` (intersection over union), at most `limit` of them.
+    """
+    corners = _corners(boxes, center)
+    most = max(int(limit.reshape(-1)[0]), 0)
+    bound = float(overlap.reshape(-1)[0])
+    out = []
+    for b in range(scores.shape[0]):
+        for c in range(scores.shape[1]):
+            s = scores[b, c]
+            order = descending_order(s, 0)
+            if threshold is not None:
+                order = order[s[order] > threshold.reshape(-1)[0]]
+            out += [(b, c, i) for i in _suppress(corners[b], order, bound, most)]
+    return np.array(out, np.int64).reshape(-1, 3)
+
+
+def _corners(boxes: Array, center: bool) -> Array:
+    if center:
+        x, y, w, h = (boxes[..., k] for k in range(4))
+        return np.stack([y - h / 2, x - w / 2, y + h / 2, x + w / 2], -1)
+    low = np.minimum(boxes[..., :2], boxes[..., 2:])
+    high = np.maximum(boxes[..., :2], boxes[..., 2:])
+    return np.concatenate([low, high], -1)
+
+
+def _suppress(boxes: Array, order: Array, bound: float, most: int) -> list[int]:
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    kept: list[int] = []
+    while len(order) and len(kept) < most:
+        i = int(order[0])
+        kept.append(i)
+        rest = order[1:]
+        low = np.maximum(boxes[rest, :2], boxes[i, :2])
+        high = np.minimum(boxes[rest, 2:], boxes[i, 2:])
+        side = np.maximum(high - low, 0)
+        common = side[:, 0] * side[:, 1]
+        union = area[rest] + area[i] - common
+        fits = (common > 0) & (area[rest] > 0) & (area[i] > 0) & (union > 0)
+        ratio = np.where(fits, common / np.where(fits, union, 1), 0)
+        order = rest[ratio <= bound]
+    return kept
+
+
+def det(x: Array) -> Array:
+    """Determinants of the matrices in the last two axes."""
+    wide = x.astype(np.float64) if x.dtype.itemsize > 8 or x.dtype.itemsize < 4 else x
+    return np.asarray(np.linalg.det(wide)).astype(x.dtype)
+
+
+EXTERNS: dict[str, Callable[..., Any]] = {
+    "sort": sort, "topk": topk, "nonzero": nonzero, "unique": unique, "nms": nms, "det": det,
+}  # fmt: skip
