@@ -12,6 +12,7 @@ import mmap
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -58,26 +59,39 @@ class Bound:
 
     def _memory(self, size: int) -> int:
         whole = -(-(size + (2 << 20)) // (2 << 20)) * (2 << 20)
-        m = mmap.mmap(-1, whole)
+        m = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         m.madvise(mmap.MADV_HUGEPAGE)
         self.maps.append(m)
         base = ctypes.addressof(ctypes.c_char.from_buffer(m))
         ctypes.memset(base, 0, whole)
         return -(-base // (2 << 20)) * (2 << 20) if size > (1 << 20) else base
 
-    def run(self, phases: slice = slice(None)) -> None:
+    def pieces(self, phases: slice = slice(None), count: int = 16) -> list[Callable[[], None]]:
+        """The work as about `count` calls a phase: short windows are less often disturbed than long ones."""
+        out: list[Callable[[], None]] = []
         for f, n in list(zip(self.kernel.functions, self.chunks, strict=True))[phases]:
-            f(self.args, 0, n, self.scratch)
+            step = -(-n // count)
+            for lo in range(0, n, step):
+                out.append(partial(f, self.args, lo, min(n, lo + step), self.scratch))
+        return out
 
 
-def best(f: Callable[[], None], seconds: float = 0.4) -> list[float]:
-    out = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(out) < 3:
-        start = time.perf_counter()
-        f()
-        out.append(time.perf_counter() - start)
-    return out
+class Timer:
+    """Least time of each piece over all rounds."""
+
+    def __init__(self, pieces: list[Callable[[], None]]) -> None:
+        self.pieces = pieces
+        self.least = [float("inf")] * len(pieces)
+
+    def round(self) -> None:
+        for i, f in enumerate(self.pieces):
+            start = time.perf_counter()
+            f()
+            self.least[i] = min(self.least[i], time.perf_counter() - start)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.least)
 
 
 def main() -> None:
@@ -85,7 +99,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--no-lsr", action="store_true")
     parser.add_argument("--asm", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.5)
     options = parser.parse_args()
     if options.no_lsr:
         llvm.set_option("", "-disable-lsr")
@@ -114,13 +128,14 @@ def main() -> None:
         if options.asm:
             Path(f"/tmp/{name}.s").write_text(asm)
             Path(f"/tmp/{name}.ll").write_text(bound.llvm)
-        bound.run()
-        times, limits = [], []
-        for _ in range(options.rounds):
-            limits.append(min(best(peak.run if flops else line.run, 0.05)))
-            times.append(min(best(lambda: bound.run(phases), 0.3)))  # noqa: B023
-        limit = min(limits)
-        t = min(times)
+        reference = Timer((peak if flops else line).pieces())
+        timer = Timer(bound.pieces(phases))
+        end = time.perf_counter() + options.seconds
+        while time.perf_counter() < end:
+            reference.round()
+            timer.round()
+            timer.round()
+        limit, t = reference.seconds, timer.seconds
         if flops:
             share = flops / t / (peak_flops / limit)
             what = f"{flops / t / 1e9:7.1f} of {peak_flops / limit / 1e9:7.1f} GFLOP/s"

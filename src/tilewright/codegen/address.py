@@ -26,6 +26,7 @@ from tilewright.ir.expr import polynomial
 __all__ = ["Addresses", "Pointer"]
 
 Pointer = tuple[str, int]  # LLVM pointer value, constant displacement in bytes
+_ZEROS = 4096  # bytes of the constant that guarded loads fall back to
 _SCALED = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
 
 
@@ -228,6 +229,39 @@ class Addresses:
         region.values[key] = name
         return name
 
+    def guarded(self, buffer: str, offset: Polynomial, predicate: str, depth: int, size: int) -> Pointer | None:
+        """A pointer that is chosen outside the innermost loop: to zeros where the predicate (of region `depth`) is false.
+
+        size: bytes read behind it. None where the offset does not move steadily through a small range.
+        """
+        w = self.writer
+        groups = self._groups(offset, self.buffers[buffer][1].bytes)
+        if not groups:
+            return None
+        inner, last = groups[-1]
+        step = self._steps.get(inner)
+        if step is None or not w.regions[inner].innermost or depth >= inner:
+            return None
+        rest, linear = self._split(last, step[0], inner)
+        coefficient = linear.get((), 0)
+        low, high = self.ranges.variables.get(step[0], (None, None))
+        if rest or set(linear) != {()} or coefficient <= 0 or low is None or high is None:
+            return None
+        span = coefficient * (high - low) + size
+        if span > _ZEROS:
+            return None
+        pointer = self.buffers[buffer][0]
+        for d, group in groups[:-1]:
+            pointer = w.op_at(d, f"getelementptr i8, ptr {pointer}, i64 {self._sum(group, 1)}")
+        first = offset.get((), 0) * self.buffers[buffer][1].bytes + coefficient * low
+        if first:
+            pointer = w.op_at(inner - 1, f"getelementptr i8, ptr {pointer}, i64 {first}")
+        zeros = w.module.constant(f"[{_ZEROS} x i8] zeroinitializer")
+        chosen = w.op_at(inner - 1, f"select i1 {predicate}, ptr {pointer}, ptr {zeros}")
+        if low:
+            chosen = w.op_at(inner - 1, f"getelementptr i8, ptr {chosen}, i64 {-coefficient * low}")
+        return self._moving(chosen, linear, inner, step, False), 0
+
     def at(self, pointer: Pointer, displacement: int = 0) -> str:
         """One pointer value in the innermost region: x86 folds the displacement into the access."""
         base, d = pointer[0], pointer[1] + displacement
@@ -253,13 +287,15 @@ class Addresses:
         depth = max(self.depth(lo), self.depth(hi))
         return self.writer.op_at(depth, f"and i1 {parts[0]}, {parts[1]}")
 
-    def both(self, a: str, b: str) -> str:
-        """Conjunction of two i1 predicates."""
+    def both(self, a: str, b: str, depth: int = -1) -> str:
+        """Conjunction of two i1 predicates, in the region of `depth` (default: the innermost)."""
         if "false" in (a, b):
             return "false"
         if a == "true":
             return b
-        return a if b in ("true", a) else self.writer.once(f"and i1 {a}, {b}")
+        if b in ("true", a):
+            return a
+        return self.writer.op_at(self.writer.depth if depth < 0 else depth, f"and i1 {a}, {b}")
 
     def lane_mask(self, lo: Expr, hi: Expr, first: int, lanes: int, valid: int) -> str | None:
         """Mask of lanes l < valid with lo <= first + l < hi, kept as the target likes it; None where all are in.

@@ -19,6 +19,7 @@ from tilewright.codegen.tiles import row_axes
 from tilewright.codegen.tiles import row_index
 from tilewright.codegen.tiles import rows
 from tilewright.codegen.tiles import vector_widths
+from tilewright.codegen.writer import Induction
 from tilewright.codegen.writer import Module
 from tilewright.codegen.writer import Region
 from tilewright.codegen.writer import Writer
@@ -50,6 +51,7 @@ from tilewright.machine.target import Target
 __all__ = ["chunk_count", "emit_llvm", "function_name", "scratch_bytes"]
 
 _ALIGN = 64
+_SHARED = 3  # pointers that move alike in one loop: beyond this many they share an offset
 
 
 def function_name(nest: LoopNest, phase: int) -> str:
@@ -113,6 +115,7 @@ class _Function:
         self.shuffles = Shuffles(self.writer, self.operations)
         self.widths = vector_widths(phase, target.vector_bits)
         self.tiles: dict[str, Tile] = {}
+        self.uses = _uses(phase.body)
 
     def text(self) -> str:
         self._arguments()
@@ -164,13 +167,30 @@ class _Function:
     # ---- control -----------------------------------------------------------------------------------------------------
 
     def _body(self, body: tuple[Node, ...]) -> None:
-        for n in body:
+        for k, n in enumerate(body):
             if isinstance(n, For):
                 self._loop(n)
             elif isinstance(n, If):
                 self._branch(n)
+            elif isinstance(n, Load) and self._feeds_contract(n.result, body[k + 1 :]):
+                self.tiles[n.result] = self.memory.load(n, self.widths[n.result], lazy=True)
             else:
                 self._node(n)
+
+    def _feeds_contract(self, name: str, rest: tuple[Node, ...]) -> bool:
+        """Whether a factor of one contraction of this body is the only use, with no store on the way.
+
+        Such a load is emitted row by row between the multiply-adds: LLVM's scheduler does not move it there itself
+        when its address was chosen by a predicate, and all rows at once would not fit the registers.
+        """
+        if self.uses.get(name, 0) != 1:
+            return False
+        for n in rest:
+            if isinstance(n, Contract) and name in (n.a, n.b):
+                return True
+            if isinstance(n, For | If | Store | Scatter):
+                return False
+        return False
 
     def _bounds(self, n: For) -> tuple[str, str, bool]:
         """First value, end, and whether there surely is a trip. A parallel loop runs chunks lo..hi only."""
@@ -238,16 +258,7 @@ class _Function:
             for row, irow, yrow in zip(t.values, i.values, y.values, strict=True):
                 for v, iv, yv in zip(row, irow, yrow, strict=True):
                     out.append(f"  {v} = phi {kind} [ {iv}, %{before} ], [ {yv}, %{latch} ]")
-        moved: list[str] = []
-        starts: list[str] = []
-        for ind in region.inductions:
-            start = ind.pointer
-            if ind.start != "0":
-                start = w.fresh()
-                starts.append(f"  {start} = getelementptr i8, ptr {ind.pointer}, i64 {ind.start}")
-            following = w.fresh()
-            out.append(f"  {ind.name} = phi ptr [ {start}, %{before} ], [ {following}, %{latch} ]")
-            moved.append(f"  {following} = getelementptr i8, ptr {ind.name}, i64 {ind.increment}")
+        starts, moved = self._move(region, before, latch, out)
         w.region.lines[-1:-1] = starts
         out += region.lines
         out += moved
@@ -258,6 +269,32 @@ class _Function:
         w.region.label = after
         self._before = before
         return out
+
+    def _move(self, region: Region, before: str, latch: str, out: list[str]) -> tuple[list[str], list[str]]:
+        """Phis of the moving pointers; many that move alike share one offset. Gives lines before and after the body."""
+        w = self.writer
+        starts: list[str] = []
+        moved: list[str] = []
+        alike: dict[tuple[str, str], list[Induction]] = {}
+        for ind in region.inductions:
+            alike.setdefault((ind.start, ind.increment), []).append(ind)
+        shared: list[str] = []
+        for (start, increment), group in alike.items():
+            if len(group) > _SHARED:
+                offset, following = w.fresh(), w.fresh()
+                out.append(f"  {offset} = phi i64 [ {start}, %{before} ], [ {following}, %{latch} ]")
+                moved.append(f"  {following} = add i64 {offset}, {increment}")
+                shared += [f"  {i.name} = getelementptr i8, ptr {i.pointer}, i64 {offset}" for i in group]
+                continue
+            for i in group:
+                first, following = i.pointer, w.fresh()
+                if start != "0":
+                    first = w.fresh()
+                    starts.append(f"  {first} = getelementptr i8, ptr {i.pointer}, i64 {start}")
+                out.append(f"  {i.name} = phi ptr [ {first}, %{before} ], [ {following}, %{latch} ]")
+                moved.append(f"  {following} = getelementptr i8, ptr {i.name}, i64 {increment}")
+        out += shared
+        return starts, moved
 
     def _results(
         self, carried: list[Tile], initial: list[Tile], yields: list[Tile], region: Region, after: str, surely: bool
@@ -348,9 +385,8 @@ class _Function:
         raise InternalError("X001", f"no code for {type(n).__name__}")
 
     def _constant(self, t: TileType, width: int, value: str) -> Tile:
-        tile = Tile(t, width, [])
-        tile.values = [[value] * tile.chunks for _ in rows(t)]
-        return tile
+        chunks = Tile(t, width, []).chunks
+        return Tile(t, width, [[value] * chunks for _ in rows(t)])
 
     def _iota(self, t: TileType, width: int) -> Tile:
         tile = Tile(t, width, [])
@@ -374,13 +410,12 @@ class _Function:
         axes = row_axes(t)
         columns = [self._column(a, row_index(a.type, axes), width) for a in args]
         source = args[-1].type.dtype if n.op == "select" else args[0].type.dtype
-        out = Tile(t, width, [])
-        apply, chunks = self.operations.apply, range(out.chunks)
-        for row in zip(*columns, strict=True):
-            out.values.append(
-                [apply(n.op, [c[k] if len(c) > 1 else c[0] for c in row], source, t.dtype, width) for k in chunks]
-            )
-        return out
+        apply, chunks = self.operations.apply, range(Tile(t, width, []).chunks)
+        values = [
+            [apply(n.op, [c[k] if len(c) > 1 else c[0] for c in row], source, t.dtype, width) for k in chunks]
+            for row in zip(*columns, strict=True)
+        ]
+        return Tile(t, width, values)
 
     def _contract(self, n: Contract, width: int) -> Tile:
         """Outer products: for each contracted position all rows of the accumulator."""
@@ -433,6 +468,32 @@ def _walk(body: tuple[Node, ...]) -> list[Node]:
         elif isinstance(n, If):
             out += _walk(n.then) + _walk(n.orelse)
     return out
+
+
+def _uses(body: tuple[Node, ...]) -> dict[str, int]:
+    """How often each tile is named as an operand."""
+    count: dict[str, int] = {}
+    for n in _walk(body):
+        names: tuple[str | None, ...] = ()
+        match n:
+            case For():
+                names = (*(i for _, i in n.carries), *n.yields)
+            case If():
+                names = (*n.then_yields, *n.else_yields)
+            case Store() | Reduce() | Scan() | Relayout():
+                names = (n.value,)
+            case Map():
+                names = n.args
+            case Contract():
+                names = (n.acc, n.a, n.b)
+            case Gather():
+                names = (n.offset, n.mask)
+            case Scatter():
+                names = (n.offset, n.value, n.mask)
+        for name in names:
+            if name:
+                count[name] = count.get(name, 0) + 1
+    return count
 
 
 def _reads(body: tuple[Node, ...]) -> set[str]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from tilewright.codegen.address import Addresses
 from tilewright.codegen.address import Pointer
 from tilewright.codegen.operations import Operations
+from tilewright.codegen.tiles import LazyRows
 from tilewright.codegen.tiles import Tile
 from tilewright.codegen.tiles import row_axes
 from tilewright.codegen.tiles import row_index
@@ -75,6 +76,7 @@ class _Access:
             elif a in t.names:
                 self._limits.append((a, lo, hi))
         self._origin = addresses.pointer(buffer, self._base) if self._static else None
+        self.guard_depth = 0  # region where the predicates of `inside` live
 
     def row(self, position: dict[str, int]) -> Pointer:
         """Pointer to lane 0 of a row."""
@@ -85,20 +87,21 @@ class _Access:
                 if s:
                     d += s[()] * position[a] * size
             return base, d
+        return self.addresses.pointer(self.buffer, self.offset(position))
+
+    def offset(self, position: dict[str, int]) -> Polynomial:
+        """Element offset of lane 0 of a row."""
         total: Polynomial = dict(self._base)
         for a, s in self._strides.items():
             for k, v in s.items():
                 total[k] = total.get(k, 0) + v * position[a]
-        return self.addresses.pointer(self.buffer, {k: v for k, v in total.items() if v})
+        return {k: v for k, v in total.items() if v}
 
     def lane(self, position: dict[str, int], row: Pointer, lane: int) -> Pointer:
         """Pointer to one lane of a row whose lane stride is not 1."""
         if self.lane_stride >= 0 or set(self._lane) <= {()}:
             return row[0], row[1] + self._lane.get((), 0) * lane * self.dtype.bytes
-        total: Polynomial = dict(self._base)
-        for a, s in self._strides.items():
-            for k, v in s.items():
-                total[k] = total.get(k, 0) + v * position[a]
+        total = self.offset(position)
         for k, v in self._lane.items():
             total[k] = total.get(k, 0) + v * lane
         return self.addresses.pointer(self.buffer, {k: v for k, v in total.items() if v})
@@ -107,7 +110,9 @@ class _Access:
         """Whether the row is within the limits of its axes."""
         out = "true"
         for a, lo, hi in self._limits:
-            out = self.addresses.both(out, self.addresses.inside(position[a], lo, hi))
+            depth = max(self.addresses.depth(lo), self.addresses.depth(hi), self.guard_depth)
+            out = self.addresses.both(out, self.addresses.inside(position[a], lo, hi), depth)
+            self.guard_depth = depth
         return out
 
     def inside_lane(self, lane: int) -> str:
@@ -151,27 +156,40 @@ class Memory:
 
     # ---- load --------------------------------------------------------------------------------------------------------
 
-    def load(self, n: Load, width: int) -> Tile:
+    def load(self, n: Load, width: int, lazy: bool = False) -> Tile:
+        """The tile of a load; with `lazy`, each row is emitted where it is first used."""
         t = n.type
         access = _Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width)
+        positions = list(rows(t))
         tile = Tile(t, width, [])
-        for position in rows(t):
-            inside = access.inside(position)
-            if inside == "false":
-                tile.values.append([self.operations.literal(n.orelse, t.dtype, width)] * tile.chunks)
-                continue
-            row = access.row(position)
-            if not width:
-                tile.values.append([self._scalar(row, t.dtype, inside, n.orelse)])
-            elif access.lane_stride == 1:
-                tile.values.append([self._vector(access, row, c, inside, n.orelse) for c in range(tile.chunks)])
-            elif access.lane_stride == 0:
-                tile.values.append(self._broadcast(access, row, tile.chunks, inside, n.orelse))
-            else:
-                tile.values.append(
-                    [self._strided(access, position, row, c, inside, n.orelse) for c in range(tile.chunks)]
-                )
+
+        def row(r: int) -> list[str]:
+            return self._load_row(n, access, positions[r], tile.chunks)
+
+        tile.values = LazyRows(len(positions), row) if lazy else [row(r) for r in range(len(positions))]
         return tile
+
+    def _load_row(self, n: Load, access: _Access, position: dict[str, int], chunks: int) -> list[str]:
+        dtype, width = n.type.dtype, access.width
+        inside = access.inside(position)
+        if inside == "false":
+            return [self.operations.literal(n.orelse, dtype, width)] * chunks
+        simple = not width or (access.lane_stride == 1 and access.lane_limit is None)
+        if inside != "true" and simple and n.orelse == 0:
+            size = access.extent * dtype.bytes
+            found = self.addresses.guarded(n.buffer, access.offset(position), inside, access.guard_depth, size)
+            if found is not None:
+                if not width:
+                    return [self._scalar(found, dtype, "true", 0)]
+                return [self._vector(access, found, c, "true", 0) for c in range(chunks)]
+        row = access.row(position)
+        if not width:
+            return [self._scalar(row, dtype, inside, n.orelse)]
+        if access.lane_stride == 1:
+            return [self._vector(access, row, c, inside, n.orelse) for c in range(chunks)]
+        if access.lane_stride == 0:
+            return self._broadcast(access, row, chunks, inside, n.orelse)
+        return [self._strided(access, position, row, c, inside, n.orelse) for c in range(chunks)]
 
     def _choose(self, pointer: str, predicate: str, dtype: DType, orelse: float | int | bool, lanes: int) -> str:
         """The pointer, or one to a constant of else values where the predicate is false."""
@@ -404,6 +422,7 @@ class Memory:
         e = ops.memory_type(t.dtype, 0)
         base = self._base(n.buffer, n.base)
         tile = Tile(t, width, [])
+        values: list[list[str]] = []
         axes = row_axes(t)
         masks = row_index(mask.type, axes) if mask else []
         for r, o in enumerate(row_index(offset.type, axes)):
@@ -418,7 +437,8 @@ class Memory:
                 else:
                     raw = self._gather_vector(tile, c, base, at, keep, n.orelse)
                 out.append(ops.from_memory(raw, t.dtype, width))
-            tile.values.append(out)
+            values.append(out)
+        tile.values = values
         return tile
 
     def _gather_vector(

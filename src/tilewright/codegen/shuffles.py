@@ -37,11 +37,11 @@ class Shuffles:
 
     def reduce(self, n: Reduce, value: Tile, width: int) -> Tile:
         t = n.type
-        out = Tile(t, width, [])
+        out: list[list[str]] = []
         if n.axis == value.type.lane:
             for r in row_index(value.type, row_axes(t)):
-                out.values.append([self._lanes(n.monoid, value, value.values[r])])
-            return out
+                out.append([self._lanes(n.monoid, value, value.values[r])])
+            return Tile(t, width, out)
         axes = [*row_axes(t), (n.axis, value.type.extent(n.axis))]
         index = row_index(value.type, axes)
         count = value.type.extent(n.axis)
@@ -52,8 +52,8 @@ class Shuffles:
             for more in group[1:]:
                 pairs = zip(total, more, strict=True)
                 total = [self.operations.apply(n.monoid, [a, b], dtype, dtype, width) for a, b in pairs]
-            out.values.append(total)
-        return out
+            out.append(total)
+        return Tile(t, width, out)
 
     def _lanes(self, monoid: str, value: Tile, chunks: list[str]) -> str:
         """All lanes of one row folded into a scalar by halving."""
@@ -88,22 +88,20 @@ class Shuffles:
 
     def scan(self, n: Scan, value: Tile) -> Tile:
         t, dtype, width = n.type, n.type.dtype, value.width
-        out = Tile(t, width, [list(r) for r in value.values])
+        out = [list(r) for r in value.values]
         if n.axis == t.lane:
-            for r, chunks in enumerate(value.values):
-                out.values[r] = self._scan_lanes(n.monoid, value, chunks)
-            return out
+            return Tile(t, width, [self._scan_lanes(n.monoid, value, chunks) for chunks in value.values])
         others = [(a, k) for a, k in row_axes(t) if a != n.axis]
         count = t.extent(n.axis)
         index = row_index(t, [*others, (n.axis, count)])
         for first in range(0, len(index), count):
             for k in range(1, count):
                 before, here = index[first + k - 1], index[first + k]
-                out.values[here] = [
+                out[here] = [
                     self.operations.apply(n.monoid, [a, b], dtype, dtype, width)
-                    for a, b in zip(out.values[before], value.values[here], strict=True)
+                    for a, b in zip(out[before], value.values[here], strict=True)
                 ]
-        return out
+        return Tile(t, width, out)
 
     def _scan_lanes(self, monoid: str, value: Tile, chunks: list[str]) -> list[str]:
         """Prefix inside each vector in log2(width) steps, then the running total of the vectors before."""
@@ -142,6 +140,7 @@ class Shuffles:
         ops, t = self.operations, n.type
         assert t.lane is not None
         out = Tile(t, width, [])
+        values: list[list[str]] = []
         v, e = ops.type(t.dtype, width), ops.element(t.dtype)
         count = t.extent(t.lane)
         index = row_index(value.type, [*row_axes(t), (t.lane, count)])
@@ -151,15 +150,15 @@ class Shuffles:
                 one = value.values[index[first + k]][0]
                 c, i = divmod(k, width)
                 chunks[c] = self.writer.op(f"insertelement {v} {chunks[c]}, {e} {one}, i64 {i}")
-            out.values.append(chunks)
-        return out
+            values.append(chunks)
+        return Tile(t, width, values)
 
     def _scattered(self, n: Relayout, value: Tile) -> Tile:
         """Lanes into scalars."""
         t, source = n.type, value.type
         lane = source.lane or ""
         v = self.operations.type(t.dtype, value.width)
-        out = Tile(t, 0, [])
+        out: list[list[str]] = []
         others = [(a, 1 if a == lane else k) for a, k in t.axes]
         row = row_index(source, [(a, k) for a, k in t.axes if a != lane])
         at = {tuple(p.items()): r for p, r in zip(_positions([x for x in others if x[0] != lane]), row, strict=True)}
@@ -167,8 +166,8 @@ class Shuffles:
             k = position[lane]
             r = at[tuple((a, i) for a, i in position.items() if a != lane)]
             c, i = divmod(k, value.width)
-            out.values.append([self.writer.op(f"extractelement {v} {value.values[r][c]}, i64 {i}")])
-        return out
+            out.append([self.writer.op(f"extractelement {v} {value.values[r][c]}, i64 {i}")])
+        return Tile(t, 0, out)
 
     def _transposed(self, n: Relayout, value: Tile, width: int) -> Tile:
         """One lane axis for another: blocks through an unpack network."""

@@ -7,8 +7,10 @@ is that of the widest dtype among them. 64-bit integers (offsets) do not count: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilewright.ir.dtypes import BOOL
@@ -28,7 +30,24 @@ from tilewright.ir.nest import Scatter
 from tilewright.ir.nest import Store
 from tilewright.ir.nest import TileType
 
-__all__ = ["Tile", "offsets", "rows", "vector_widths"]
+__all__ = ["LazyRows", "Tile", "offsets", "row_axes", "row_index", "rows", "vector_widths"]
+
+
+class LazyRows(Sequence[list[str]]):
+    """Rows that are emitted when first asked for, so that a load stands next to its use."""
+
+    def __init__(self, count: int, make: Callable[[int], list[str]]) -> None:
+        self.made: list[list[str] | None] = [None] * count
+        self.make = make
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def __getitem__(self, row: int) -> list[str]:  # type: ignore[override]
+        found = self.made[row]
+        if found is None:
+            found = self.made[row] = self.make(row)
+        return found
 
 
 @dataclass(slots=True)
@@ -41,7 +60,7 @@ class Tile:
 
     type: TileType
     width: int
-    values: list[list[str]]
+    values: Sequence[list[str]]
 
     @property
     def extent(self) -> int:

@@ -197,17 +197,21 @@ nest layer_norm format 1:
 """
 
 
-def transpose(R: int, C: int, block: int = 128, nontemporal: bool = True) -> str:
-    """Y[c, r] = X[r, c] by 16x16 tiles in registers, blocks of `block`."""
+def transpose(R: int, C: int, rows: int = 32, cols: int = 256, nontemporal: bool = True) -> str:
+    """Y[c, r] = X[r, c] by 16x16 tiles in registers, down blocks of `rows` lines that are `cols` wide.
+
+    More than 32 rows at a stride of a power of two fall out of the cache before their second half line is used.
+    """
     word = "store nt" if nontemporal else "store"
+    across = up(C, cols) // cols
     return f"""\
 nest transpose format 1:
   arg X: f32[{R * C}]
   arg Y: f32[{R * C}]
   phase:
-    parallel for b in 0 .. {up(R, block) // block * (up(C, block) // block)} step 1:
-      for c in {block}*(b % {up(C, block) // block}) .. min({C}, {block}*(b % {up(C, block) // block}) + {block}) step 16:
-        for r in {block}*(b // {up(C, block) // block}) .. min({R}, {block}*(b // {up(C, block) // block}) + {block}) step 16:
+    parallel for b in 0 .. {up(R, rows) // rows * across} step 1:
+      for c in {cols}*(b % {across}) .. min({C}, {cols}*(b % {across}) + {cols}) step 16:
+        for r in {rows}*(b // {across}) .. min({R}, {rows}*(b // {across}) + {rows}) step 16:
           x: f32[r:16, c:16*] = load X[r*{C} + c] by (r={C}, c=1) within (r: 0 .. {R} - r, c: 0 .. {C} - c) else 0.0
           y: f32[r:16*, c:16] = relayout x
           {word} Y[c*{R} + r] by (c={R}, r=1) within (r: 0 .. {R} - r, c: 0 .. {C} - c) = y
@@ -232,8 +236,8 @@ nest attention format 1:
   arena KT: f32[{heads * up(T, KB) * D}]
   scratch SC: f32[{QB * KB}]
   scratch O: f32[{QB * D}]
-  scratch M: f32[{QB}]
-  scratch L: f32[{QB}]
+  scratch M: f32[{up(QB, 16)}]
+  scratch L: f32[{up(QB, 16)}]
   phase:
     parallel for g in 0 .. {heads * (up(T, 16) // 16)} step 1 grain 8:
       for d in 0 .. {D} step 16:
@@ -312,20 +316,15 @@ nest attention format 1:
 """
 
 
-def lstm(T: int, B: int, H: int, BR: int = 6) -> str:
-    """LSTM over T steps: X[T, B, I] with I = H, weights packed as [H/16][2H][4][16] (input part, then recurrent part).
+def lstm(T: int, B: int, H: int, BR: int = 12) -> str:
+    """LSTM over T steps: X[T, B, I] with I = H, weights packed as [H/16][2][2H][2][16]: gate pairs outside, input part
+    before the recurrent part.
 
     The input part of all steps is a phase of its own; the recurrent phase keeps h and c of BR rows in scratch, h twice.
     Gate order: input, forget, cell, output.
     """
-    G = f"f32[b:{BR}, g:4, n:16*]"
+    G = f"f32[b:{BR}, g:2, n:16*]"
     S = f"f32[b:{BR}, n:16*]"
-    picks = "\n".join(
-        f"""\
-          {x}w: f32[b:{BR}, n:16*] = load PRE[(t*{B} + b0 + 0)*{4 * H} + n*4 + {16 * k}] by (b={4 * H}, n=1)"""
-        for k, x in enumerate("ifgo")
-    )
-    del picks
     gates = []
     for k, x in enumerate("ifgo"):
         gates.append(f"          {x}0: {S} = load GS[{16 * k}] by (b=64, n=1)")
@@ -344,15 +343,16 @@ nest lstm format 1:
   phase:
     parallel for p in 0 .. {T * B} step {BR} grain 4:
       for n in 0 .. {H} step 16:
-        bg: f32[g:4, n:16*] = load bias[n] by (g={H}, n=1)
-        zero: {G} = fill 0.0
-        start: {G} = add zero, bg
-        for k in 0 .. {H} step 1 carry (acc = start) -> (pre):
-          x: f32[b:{BR}] = load X[p*{H} + k] by (b={H}) within (b: 0 .. {T * B} - p)
-          w: f32[g:4, n:16*] = load W[n*{8 * H} + k*64] by (g=16, n=1)
-          acc2: {G} = contract acc, x, w
-          yield acc2
-        store PRE[p*{4 * H} + n*4] by (b={4 * H}, g=16, n=1) within (b: 0 .. {T * B} - p) = pre
+        for g in 0 .. 2 step 1:
+          bg: f32[g:2, n:16*] = load bias[n + g*{2 * H}] by (g={H}, n=1)
+          zero: {G} = fill 0.0
+          start: {G} = add zero, bg
+          for k in 0 .. {H} step 1 carry (acc = start) -> (pre):
+            x: f32[b:{BR}] = load X[p*{H} + k] by (b={H}) within (b: 0 .. {T * B} - p)
+            w: f32[g:2, n:16*] = load W[n*{8 * H} + g*{64 * H} + k*32] by (g=16, n=1)
+            acc2: {G} = contract acc, x, w
+            yield acc2
+          store PRE[p*{4 * H} + n*4 + g*32] by (b={4 * H}, g=16, n=1) within (b: 0 .. {T * B} - p) = pre
   phase:
     parallel for b0 in 0 .. {B} step {BR}:
       for j in 0 .. {H} step 16:
@@ -361,13 +361,14 @@ nest lstm format 1:
         store CS[j] by (b={H}, n=1) = none
       for t in 0 .. {T} step 1:
         for n2 in 0 .. {H} step 16:
-          start2: {G} = load PRE[t*{B * 4 * H} + b0*{4 * H} + n2*4] by (b={4 * H}, g=16, n=1) within (b: 0 .. {B} - b0) else 0.0
-          for k2 in 0 .. {H} step 1 carry (acc3 = start2) -> (all):
-            h: f32[b:{BR}] = load HS[(t % 2)*{BR * H} + k2] by (b={H})
-            w2: f32[g:4, n:16*] = load W[n2*{8 * H} + {H * 64} + k2*64] by (g=16, n=1)
-            acc4: {G} = contract acc3, h, w2
-            yield acc4
-          store GS[0] by (b=64, g=16, n=1) = all
+          for g2 in 0 .. 2 step 1:
+            start2: {G} = load PRE[t*{B * 4 * H} + b0*{4 * H} + n2*4 + g2*32] by (b={4 * H}, g=16, n=1) within (b: 0 .. {B} - b0) else 0.0
+            for k2 in 0 .. {H} step 1 carry (acc3 = start2) -> (all):
+              h: f32[b:{BR}] = load HS[(t % 2)*{BR * H} + k2] by (b={H})
+              w2: f32[g:2, n:16*] = load W[n2*{8 * H} + g2*{64 * H} + {H * 32} + k2*32] by (g=16, n=1)
+              acc4: {G} = contract acc3, h, w2
+              yield acc4
+            store GS[g2*32] by (b=64, g=16, n=1) = all
 {activations}
           c0: {S} = load CS[n2] by (b={H}, n=1)
           c1: {S} = mul f1, c0
@@ -376,6 +377,6 @@ nest lstm format 1:
           store CS[n2] by (b={H}, n=1) = c3
           c4: {S} = tanh c3
           h1: {S} = mul o1, c4
-          store HS[(t + 1) % 2*{BR * H} + n2] by (b={H}, n=1) = h1
+          store HS[((t + 1) % 2)*{BR * H} + n2] by (b={H}, n=1) = h1
           store Y[t*{B * H} + b0*{H} + n2] by (b={H}, n=1) within (b: 0 .. {B} - b0) = h1
 """
