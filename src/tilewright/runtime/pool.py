@@ -28,8 +28,10 @@ from tilewright.runtime.pool_text import MAX_THREADS, POOL_BYTES, pool_text
 
 __all__ = [
     "Context",
+    "listen",
     "NativeStep",
     "Step",
+    "StepTable",
     "num_threads",
     "run_steps",
     "set_num_threads",
@@ -176,6 +178,50 @@ def write_step(native: NativeStep, step: Step, threads: int) -> None:
     native.units = -(-step.chunks // grain)
 
 
+class StepTable:
+    """Steps ready to run, with scratch memory; for code that runs or times them many times.
+
+    Phase functions and args must stay alive; nothing is checked.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        threads: int | None = None,
+        *,
+        scratch_bytes: int = 0,
+        is_timed: bool = False,
+    ) -> None:
+        threads = num_threads() if threads is None else threads
+        self._table = (NativeStep * max(1, len(steps)))()
+        for native, step in zip(self._table, steps, strict=False):
+            write_step(native, step, threads)
+        stride = -(-scratch_bytes // 128) * 128
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._scratch = ctypes.c_char.from_buffer(
+            mmap.mmap(-1, max(1, stride * threads), flags=private)
+        )
+        self._readings = (ctypes.c_int64 * (len(steps) + 1))()
+        self._context = Context(
+            ctypes.addressof(self._table),
+            len(steps),
+            ctypes.addressof(self._scratch),
+            stride,
+            threads,
+            ctypes.addressof(self._readings) if is_timed else 0,
+        )
+        self._walk = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(walker_address())
+        self._address = ctypes.addressof(self._context)
+
+    def run(self) -> None:
+        """Run the steps in order; the GIL is released meanwhile."""
+        self._walk(self._address)
+
+    def clock_ns(self) -> list[int]:
+        """Monotonic clock before the first and after each step of the last timed run."""
+        return list(self._readings)
+
+
 def run_steps(
     steps: Sequence[Step],
     *,
@@ -184,32 +230,9 @@ def run_steps(
     clock_ns: list[int] | None = None,
     repeat: int = 1,
 ) -> None:
-    """Run `steps` in order, `repeat` times, with fresh scratch memory.
-
-    `clock_ns` receives count + 1 readings of the monotonic clock of the last repetition. The GIL is
-    released meanwhile. Phase functions and args must stay alive; nothing is checked.
-    """
-    threads = num_threads() if threads is None else threads
-    table = (NativeStep * max(1, len(steps)))()
-    for native, step in zip(table, steps, strict=False):
-        write_step(native, step, threads)
-    stride = -(-scratch_bytes // 128) * 128
-    memory = mmap.mmap(-1, max(1, stride * threads), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    readings = (ctypes.c_int64 * (len(steps) + 1))()
-    base = ctypes.c_char.from_buffer(memory)
-    context = Context(
-        ctypes.addressof(table),
-        len(steps),
-        ctypes.addressof(base),
-        stride,
-        threads,
-        0 if clock_ns is None else ctypes.addressof(readings),
-    )
-    walk = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(walker_address())
-    pointer = ctypes.addressof(context)
+    """Run `steps` in order, `repeat` times; `clock_ns` receives the readings of the last time."""
+    table = StepTable(steps, threads, scratch_bytes=scratch_bytes, is_timed=clock_ns is not None)
     for _ in range(repeat):
-        walk(pointer)
+        table.run()
     if clock_ns is not None:
-        clock_ns[:] = list(readings)
-    del base
-    memory.close()
+        clock_ns[:] = table.clock_ns()
