@@ -12,6 +12,7 @@ stays in cache (row groups: normalizations, softmax, attention).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
@@ -82,12 +83,28 @@ class _State:
     group_of: dict[str, Group] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    _group_reads: dict[int, frozenset[str]] = field(default_factory=dict)
+    _index: dict[str, list[str]] | None = None
 
     def note(self, producer: str, consumer: str, fused: bool, reason: str) -> None:
         self.decisions.append(Decision(producer, consumer, fused, reason))
 
+    def index(self) -> dict[str, list[str]]:
+        """Tensor -> names of what is defined by statements that read it."""
+        if self._index is None:
+            self._index = {}
+            for g, d in self.definitions.items():
+                for n in d.read_names:
+                    self._index.setdefault(n, []).append(g)
+            for s in self.program.body:
+                if not isinstance(s, Definition):
+                    for n in statement_reads(s):
+                        self._index.setdefault(n, []).extend(t.name for t in defined_by(s))
+        return self._index
+
     def readers(self, name: str) -> list[str]:
-        return [g for g, d in self.definitions.items() if any(r.attr[0] == name for r in d.reads())]
+        """Definitions that read a tensor."""
+        return [g for g in self.index().get(name, ()) if g in self.definitions]
 
     def other_readers(self, name: str) -> bool:
         """Is it a result, or read by a statement that is no definition?"""
@@ -97,11 +114,19 @@ class _State:
             not isinstance(s, Definition) and name in statement_reads(s) for s in self.program.body
         )
 
-    def group_reads(self, g: Group) -> set[str]:
+    def group_reads(self, g: Group) -> Set[str]:
         if g.statement is not None:
             return statement_reads(g.statement)
-        own = set(g.names())
-        return {r.attr[0] for m in own for r in self.definitions[m].reads()} - own
+        hit = self._group_reads.get(id(g))
+        if hit is None:
+            own = g.names()
+            hit = frozenset[str]().union(*(self.definitions[m].read_names for m in own)) - set(own)
+            self._group_reads[id(g)] = hit
+        return hit
+
+    def touch(self, g: Group) -> None:
+        """The group's members have changed."""
+        self._group_reads.pop(id(g), None)
 
 
 def cost(e: Expr) -> int:
@@ -149,11 +174,13 @@ def _extents(d: Definition) -> dict[str, int]:
 def _descendants(st: _State, g: Group) -> set[int]:
     """Groups that (transitively) read what `g` produces."""
     out: set[int] = set()
-    names = set(g.names())
-    for other in st.groups[st.groups.index(g) + 1 :]:
-        if other is not g and st.group_reads(other) & names:
-            out.add(id(other))
-            names |= set(other.names())
+    waiting = g.names()
+    while waiting:
+        for reader in st.index().get(waiting.pop(), ()):
+            other = st.group_of[reader]
+            if other is not g and id(other) not in out:
+                out.add(id(other))
+                waiting += other.names()
     return out
 
 
@@ -242,9 +269,7 @@ def _absorb_epilogues(st: _State, onto_reductions: bool) -> None:
         g.stages[0].members.append(name)
         st.groups.remove(home)
         st.group_of[name] = g
-        # Everything that g now reads must come before it: move g to d's old place is right, because no reader of g's
-        # tensors stands between (they would be descendants, and d's operands are not).
-        _sort(st)
+        st.touch(g)
         st.note(g.stages[0].anchor, name, True, "computed on the producer's register tile")
 
 
@@ -302,7 +327,9 @@ def _inline_prologues(st: _State) -> None:
             st.definitions.update(new)
             st.groups.remove(g)
             del st.definitions[name], st.group_of[name]
+            st._index = None
             for r in readers:
+                st.touch(st.group_of[r])
                 st.note(name, r, True, "recomputed where it is read: cheaper than a trip through memory")
 
 
@@ -413,10 +440,8 @@ def _stack_rows(st: _State) -> None:
         for second in list(st.groups):
             if second.statement is not None:
                 continue
-            producers = [
-                g for g in st.groups
-                if g is not second and g.statement is None and st.group_reads(second) & set(g.names())
-            ]  # fmt: skip
+            near = {id(g): g for n in sorted(st.group_reads(second)) if (g := st.group_of.get(n)) is not None}
+            producers = [g for g in near.values() if g is not second and g.statement is None]
             for first in producers:
                 if _try_stack(st, first, second):
                     changed = True
@@ -484,7 +509,7 @@ def _try_stack(st: _State, first: Group, second: Group) -> bool:
     st.groups.remove(second)
     for n in second.names():
         st.group_of[n] = first
-    _sort(st)
+    st.touch(first)
     st.note(a, b, True, f"stages of one loop over {', '.join(shared)}: a row stays in cache")
     return True
 

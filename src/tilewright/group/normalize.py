@@ -40,7 +40,7 @@ def statement_reads(s: Statement) -> set[str]:
         case Extern():
             return set(s.args)
         case Definition():
-            return {r.attr[0] for r in s.reads()}
+            return set(s.read_names)
         case Recurrence():
             own = {d.name for d in s.definitions}
             return {r.attr[0] for d in s.definitions for r in d.reads()} - own
@@ -175,7 +175,7 @@ def _inline_movement(body: list[Statement], keep: set[str], shapes: dict[str, tu
 def _inline_expr(
     e: Expr, moving: dict[str, Definition], ranges: Ranges, shapes: dict[str, tuple[int, ...]], allowed: int
 ) -> Expr:
-    for name in [r.attr[0] for r in e.reads()]:
+    for name in dict.fromkeys(r.attr[0] for r in e.reads()):
         d = moving.get(name)
         if d is None:
             continue

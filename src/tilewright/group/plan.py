@@ -150,7 +150,7 @@ def _leaves(name: str, g: Group, p: Program, definitions: dict[str, Definition])
         return True
     own = set(g.names())
     for n, d in definitions.items():
-        if n not in own and any(r.attr[0] == name for r in d.reads()):
+        if n not in own and name in d.read_names:
             return True
     from tilewright.group.normalize import statement_reads
 

@@ -49,13 +49,14 @@ class Expr:
     Source: tinygrad UOp, Halide Expr.
     """
 
-    __slots__ = ("__weakref__", "_poly", "_text", "args", "attr", "dtype", "op")
+    __slots__ = ("__weakref__", "_poly", "_reads", "_text", "args", "attr", "dtype", "op")
     op: str
     args: tuple[Expr, ...]
     attr: Any
     dtype: DType
     _poly: Polynomial | None
     _text: str | None
+    _reads: tuple[Expr, ...] | None
 
     def __init__(self) -> None:
         raise InternalError("X001", "Expr is made by its constructors only")
@@ -117,7 +118,12 @@ class Expr:
 
     def reads(self) -> list[Expr]:
         """All distinct reads in it, operands first."""
-        return [n for n in self.walk() if n.op == "read"]
+        if self._reads is None:
+            below: dict[Expr, None] = {}
+            for a in self.args:
+                below.update(dict.fromkeys(a.reads()))
+            self._reads = tuple(below)  # without itself, which would be a reference cycle
+        return [*self._reads, self] if self.op == "read" else list(self._reads)
 
 
 _TABLE: weakref.WeakValueDictionary[tuple[Any, ...], Expr] = weakref.WeakValueDictionary()
@@ -131,7 +137,7 @@ def _make(op: str, args: tuple[Expr, ...], attr: Any, dtype: DType) -> Expr:
         return found
     node = object.__new__(Expr)
     node.op, node.args, node.attr, node.dtype = op, args, attr, dtype
-    node._poly = node._text = None
+    node._poly = node._text = node._reads = None
     _TABLE[key] = node
     return node
 

@@ -155,8 +155,18 @@ class Definition:
         if self.reduction is not None and self.reduction.guard is not None:
             yield self.reduction.guard
 
+    @cached_property
+    def _reads(self) -> tuple[Expr, ...]:
+        return tuple({r: None for e in self.expressions() for r in e.reads()})
+
     def reads(self) -> list[Expr]:
-        return list({r: None for e in self.expressions() for r in e.reads()})
+        """Every distinct read in it."""
+        return list(self._reads)
+
+    @cached_property
+    def read_names(self) -> frozenset[str]:
+        """Names of the tensors that it reads."""
+        return frozenset(r.attr[0] for r in self._reads)
 
 
 @dataclass(frozen=True)
