@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
 import numpy as np
 
@@ -21,9 +22,23 @@ from tilewright.ir.expr import Expr
 from tilewright.ir.ranges import interval
 from tilewright.ir.scalar import SCALAR
 
-__all__ = ["Evaluator", "Frame"]
+__all__ = ["Evaluator", "Frame", "Probe", "is_discrete"]
 
 Affine = dict[str, int]  # index variable -> coefficient; "" -> constant
+
+
+_DISCRETE = {
+    "floor", "ceil", "round", "trunc", "sign", "floordiv", "mod", "fmod", "lt", "le", "eq", "ne",
+}  # fmt: skip
+
+
+def is_discrete(e: Expr) -> bool:
+    """Does a small change of a float operand change the value by a step?"""
+    if not e.args or not e.args[0].dtype.is_float:
+        return False
+    if e.op == "cast":
+        return not e.dtype.is_float or e.dtype.bits == 16
+    return e.op in _DISCRETE
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,15 @@ def _without_mod(e: Expr) -> Expr:
     return E.substitute(e, mapping)
 
 
+class Probe(Protocol):
+    """Sees, and may replace, float operand `k` of a discrete operation `e` over `frame`.
+
+    For argmax (k = -1) and argmin (k = -2) `e` is the body and the last axis of `x` is chosen from.
+    """
+
+    def __call__(self, e: Expr, k: int, frame: Frame, x: Array) -> Array: ...
+
+
 class _Access:
     """What is known about one read whatever the frame."""
 
@@ -102,6 +126,7 @@ class Evaluator:
     ) -> None:
         self.arrays, self.numerics, self.where, self.strict = arrays, numerics, where, strict
         self.finished: dict[str, int] = {}  # tensor of a running recurrence -> steps done
+        self.probe: Probe | None = None
         self._accesses: dict[Expr, _Access] = {}
 
     def value(self, e: Expr, frame: Frame, active: Array | None = None) -> Array:
@@ -144,11 +169,16 @@ class Evaluator:
         elif op == "select":
             out = self._select(e, frame, active, memo)
         elif op == "cast":
-            out = self.numerics.cast(self._go(e.args[0], frame, active, memo), e.dtype)
+            x = self._go(e.args[0], frame, active, memo)
+            if self.probe is not None and is_discrete(e):
+                x = self.probe(e, 0, frame, x)
+            out = self.numerics.cast(x, e.dtype)
         elif op == "dim":
             raise UserError("R004", f"no input determines the size {e}", where=str(self.where))
         else:
             args = [self._go(a, frame, active, memo) for a in e.args]
+            if self.probe is not None and is_discrete(e):
+                args = [self.probe(e, k, frame, x) for k, x in enumerate(args)]
             out = np.asarray(SCALAR[op](*args)).astype(self.numerics.work(e.dtype), copy=False)
         memo[(e, 0 if active is None else id(active))] = (out, active)
         return out

@@ -22,7 +22,7 @@ from tilewright.ir import expr as E
 from tilewright.ir.binding import NAIVE, ORACLE, Array, Numerics, bind_sizes, gather_arrays, size_of
 from tilewright.ir.contraction import Contraction, contraction_of
 from tilewright.ir.dtypes import I64
-from tilewright.ir.evaluate import Evaluator, Frame
+from tilewright.ir.evaluate import Evaluator, Frame, Probe
 from tilewright.ir.expr import Expr
 from tilewright.ir.monoids import (
     better,
@@ -47,7 +47,7 @@ from tilewright.ir.program import (
 )
 from tilewright.ir.ranges import simplify
 
-__all__ = ["run_extern", "run_program"]
+__all__ = ["Runner", "last_uses", "run_extern", "run_program"]
 
 _BLOCK = 1 << 19  # index points of an elementwise block: 4 MB of float64, so that it stays in cache
 _FOLD_BLOCK = 1 << 21  # index points of a reduction's block: 16 MB of float64
@@ -70,13 +70,13 @@ def run_program(
     numerics = {"oracle": ORACLE, "naive": NAIVE}[precision]
     sizes = bind_sizes(program, {n: np.asarray(a).shape for n, a in inputs.items()}, dims)
     wanted = [*program.results, *sorted(keep)]
-    last = _last_uses(program, wanted)
+    last = last_uses(program, wanted)
     arrays = {
         n: a
         for n, a in gather_arrays(program, inputs, values, numerics).items()
         if n in last or n in wanted
     }
-    runner = _Runner(arrays, sizes, numerics)
+    runner = Runner(arrays, sizes, numerics)
     with np.errstate(all="ignore"):
         for k, s in enumerate(program.body):
             runner.statement(s)
@@ -86,7 +86,7 @@ def run_program(
     return [arrays[n].copy() if n in given else arrays[n] for n in wanted]
 
 
-def _last_uses(program: Program, wanted: list[str]) -> dict[str, int]:
+def last_uses(program: Program, wanted: list[str]) -> dict[str, int]:
     """Tensor -> the last statement that reads (or only defines) it; results are left out."""
     last: dict[str, int] = {}
     for k, s in enumerate(program.body):
@@ -129,9 +129,17 @@ def run_extern(
         arrays[t.name] = np.ascontiguousarray(array.astype(numerics.work(t.dtype))).reshape(shape)
 
 
-class _Runner:
+class Runner:
+    """Runs statements one by one against `arrays`; `probe` sees operands of discrete operations."""
+
     def __init__(self, arrays: dict[str, Array], sizes: dict[str, int], numerics: Numerics) -> None:
         self.arrays, self.sizes, self.numerics = arrays, sizes, numerics
+        self.probe: Probe | None = None
+
+    def job(self, d: Definition, step: str | None = None) -> _Job:
+        made = _Job(d, self.arrays, self.numerics, step)
+        made.evaluator.probe = self.probe
+        return made
 
     def statement(self, s: Statement) -> None:
         if isinstance(s, Extern):
@@ -141,7 +149,7 @@ class _Runner:
         bound = map_statement(s, lambda e: E.substitute(e, known)) if known else s
         match bound:
             case Definition():
-                job = _Job(bound, self.arrays, self.numerics)
+                job = self.job(bound)
                 self.arrays[bound.name] = job.finished(job.run(job.outer))
             case Recurrence():
                 self.recurrence(bound)
@@ -150,7 +158,7 @@ class _Runner:
 
     def recurrence(self, s: Recurrence) -> None:
         steps = size_of(s.axis.extent, {}, s)
-        jobs = [_Job(d, self.arrays, self.numerics, s.axis.name) for d in s.definitions]
+        jobs = [self.job(d, s.axis.name) for d in s.definitions]
         done: dict[str, int] = {}
         for job in jobs:
             job.evaluator.finished = done
@@ -165,8 +173,8 @@ class _Runner:
 
     def scatter(self, s: Scatter) -> None:
         evaluator = Evaluator(self.arrays, self.numerics, s, self.numerics.name == "oracle")
-        base = Definition(s.name, s.dtype, s.axes, s.base)
-        job = _Job(base, self.arrays, self.numerics)
+        evaluator.probe = self.probe
+        job = self.job(Definition(s.name, s.dtype, s.axes, s.base))
         target = job.run(job.outer)
         frame = _frame(s.source, s)
         for box in _blocks(frame, _BLOCK) if frame.size else ():
@@ -286,7 +294,15 @@ class _Job:
         offset = 0
         for part in _blocks(self.inner, max(1, _FOLD_BLOCK // box.size)):
             x, guard = self.contributions(box, part, r)
-            value, place, found = fold_position(r.monoid, x, guard, len(part.names))
+            if guard is not None:
+                guard = np.broadcast_to(guard, x.shape).reshape(*box.shape, -1)
+            x = x.reshape(*box.shape, -1)
+            if self.evaluator.probe is not None and x.dtype.kind == "f":
+                frame = Frame(box.names + part.names, box.ranges + part.ranges)
+                x = self.evaluator.probe(
+                    self.split.body, -1 if r.monoid == "argmax" else -2, frame, x
+                )
+            value, place, found = fold_position(r.monoid, x, guard)
             place = place + offset
             offset += part.size
             if best is not None:

@@ -75,18 +75,14 @@ def _logsumexp(x: Array, count: int) -> Array:
     return np.asarray(np.log(total) + shift.reshape(total.shape)).astype(x.dtype, copy=False)
 
 
-def fold_position(
-    monoid: str, x: Array, guard: Array | None, count: int
-) -> tuple[Array, Array, Array]:
-    """Best value, its linear position in the last `count` axes, and whether there is one at all."""
-    outer = x.shape[: x.ndim - count]
-    flat = x.reshape((*outer, -1))
+def fold_position(monoid: str, flat: Array, allowed: Array | None) -> tuple[Array, Array, Array]:
+    """Best value along the last axis, its position, and whether anything was allowed at all."""
+    outer = flat.shape[:-1]
     find: Callable[..., Array] = np.argmax if monoid == "argmax" else np.argmin
-    if guard is None:
+    if allowed is None:
         place = find(flat, axis=-1)
         value = np.take_along_axis(flat, place[..., None], -1)[..., 0]
         return value, place.astype(np.int64), np.ones(outer, np.bool_)
-    allowed = np.broadcast_to(guard, x.shape).reshape(flat.shape)
     if flat.dtype.kind == "f":
         worst: Any = -np.inf if monoid == "argmax" else np.inf
     elif flat.dtype.kind == "b":

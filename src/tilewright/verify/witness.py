@@ -1,0 +1,232 @@
+"""What the oracle would say if inexact operands of discrete operations were a little different.
+
+In: a Program and inputs. Out: oracle values, naive values, and `wiggle`: further oracle values,
+each with every inexact float operand of a discrete operation (comparison, rounding, narrowing
+cast, argmax, extern) moved within the bound of the policy. Invariants: a program whose discrete
+operations see exact operands only has no wiggle; statements that nothing moved reaches are
+computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tilewright.errors import UserError
+from tilewright.ir.binding import NAIVE, ORACLE, Array, bind_sizes, gather_arrays
+from tilewright.ir.evaluate import Frame, is_discrete
+from tilewright.ir.expr import Expr
+from tilewright.ir.interpreter import Runner, last_uses
+from tilewright.ir.program import (
+    Definition,
+    Extern,
+    Program,
+    Recurrence,
+    Scatter,
+    Statement,
+    defined_by,
+)
+from tilewright.verify.policy import FACTOR, UNIT_ROUNDOFF
+
+__all__ = ["References", "references"]
+
+# Operations that give an exact result for exact operands.
+_EXACT = {
+    "neg", "abs", "min", "max", "select", "sign", "floor", "ceil", "round", "trunc", "cast", "read",
+}  # fmt: skip
+_CHOOSING = {None, "max", "min", "argmax", "argmin", "all", "any"}
+
+
+@dataclass(frozen=True)
+class References:
+    """Values of the results: oracle, naive, and one list per moved run."""
+
+    ref: list[Array]
+    naive: list[Array]
+    wiggle: list[list[Array]] = field(default_factory=list)
+
+
+def references(
+    program: Program,
+    inputs: Mapping[str, Array],
+    *,
+    values: Mapping[str, Array] | None = None,
+    dims: Mapping[str, int] | None = None,
+    moves: int = 6,
+    seed: int = 0,
+) -> References:
+    """Everything that `policy.compare` needs. Errors: those of `run_program`."""
+    sizes = bind_sizes(program, {n: np.asarray(a).shape for n, a in inputs.items()}, dims)
+    exact = Runner(gather_arrays(program, inputs, values, ORACLE), dict(sizes), ORACLE)
+    naive = Runner(gather_arrays(program, inputs, values, NAIVE), dict(sizes), NAIVE)
+    moved = [_Moved(exact, np.random.default_rng([seed, k]), k) for k in range(moves)]
+    sure = set(exact.arrays)  # tensors without rounding error
+    last = last_uses(program, list(program.results))
+    with np.errstate(all="ignore"):
+        for k, s in enumerate(program.body):
+            _step(s, exact, naive, moved, sure)
+            for name in [n for n, at in last.items() if at == k]:
+                exact.arrays.pop(name, None)
+                naive.arrays.pop(name, None)
+                for m in moved:
+                    m.own.pop(name, None)
+    used = [m for m in moved if m.alive and any(n in m.own for n in program.results)]
+    return References(
+        [exact.arrays[n] for n in program.results],
+        [naive.arrays[n] for n in program.results],
+        [[m.own.get(n, exact.arrays[n]) for n in program.results] for m in used],
+    )
+
+
+class _Moved:
+    """One moved run: the arrays that differ from the oracle's, and how operands are moved."""
+
+    def __init__(self, exact: Runner, rng: np.random.Generator, number: int) -> None:
+        self.exact, self.rng, self.number = exact, rng, number
+        self.own: dict[str, Array] = {}
+        self.alive = True
+
+    def noise(self, x: Array, by: float, k: int = 0) -> Array:
+        """Operands of two sides moved apart, the best of many pushed back, or all by chance."""
+        if self.number < 2 and k >= 0:
+            return np.asarray(x + (by if self.number == k % 2 else -by))
+        if self.number == 0:
+            best = np.max(x, -1, keepdims=True) if k == -1 else np.min(x, -1, keepdims=True)
+            return np.where(x == best, x + (2 * by if k == -2 else -2 * by), x)
+        return np.asarray(x + by * self.rng.choice([-1.0, 1.0], x.shape).astype(x.dtype))
+
+    def run(self, s: Statement, deltas: dict[tuple[Expr, int], float], probed: bool) -> None:
+        arrays = dict(self.exact.arrays)
+        arrays.update(self.own)
+        runner = Runner(arrays, dict(self.exact.sizes), ORACLE)
+        if probed:
+            runner.probe = lambda e, k, _, x: (
+                self.noise(x, deltas[e, k], k) if (e, k) in deltas else x
+            )
+        try:
+            runner.statement(s)
+        except UserError:  # a moved value led outside a tensor: this run says no more
+            self.alive = False
+            return
+        for t in defined_by(s):
+            new, old = arrays[t.name], self.exact.arrays[t.name]
+            if new.shape != old.shape or not np.array_equal(
+                new, old, equal_nan=new.dtype.kind == "f"
+            ):
+                self.own[t.name] = new
+
+
+def _step(s: Statement, exact: Runner, naive: Runner, moved: list[_Moved], sure: set[str]) -> None:
+    if isinstance(s, Extern):
+        _extern_step(s, exact, naive, moved, sure)
+        return
+    sites = _sites(s, sure)
+    deltas: dict[tuple[Expr, int], float] = {}
+    seen: dict[tuple[Expr, int, Frame], Array] = {}
+
+    def record(e: Expr, k: int, frame: Frame, x: Array) -> Array:
+        seen[e, k, frame] = x
+        return x
+
+    def measure(e: Expr, k: int, frame: Frame, x: Array) -> Array:
+        operand = e.args[k] if k >= 0 else e
+        if not _is_sure(operand, sure):
+            rough = seen.get((e, k, frame))
+            if rough is None or rough.shape != x.shape:
+                rough = x
+            by = _bound(x, rough, operand.dtype.name)
+            deltas[e, k] = max(deltas.get((e, k), 0.0), by)
+        return x
+
+    naive.probe, exact.probe = (record, measure) if sites else (None, None)
+    naive.statement(s)
+    exact.statement(s)
+    names = _reads(s)
+    for m in moved:
+        if m.alive and (deltas or any(n in m.own for n in names)):
+            m.run(s, deltas, bool(deltas))
+    definitions = s.definitions if isinstance(s, Recurrence) else (s,)
+    for d in definitions:
+        if not d.dtype.is_float or _exact_statement(d, sure):
+            sure.add(d.name)
+
+
+def _extern_step(
+    s: Extern, exact: Runner, naive: Runner, moved: list[_Moved], sure: set[str]
+) -> None:
+    """An extern may choose by comparing its arguments, so the inexact ones are moved."""
+    by = {}
+    for name in s.args:
+        x, rough = exact.arrays[name], naive.arrays[name]
+        if name not in sure and x.dtype.kind == "f":
+            by[name] = _bound(x, rough if rough.shape == x.shape else x, "f32")
+    naive.statement(s)
+    exact.statement(s)
+    for m in moved:
+        if not m.alive or not (by or any(n in m.own for n in s.args)):
+            continue
+        kept = dict(m.own)
+        for name, delta in by.items():
+            m.own[name] = m.noise(m.own.get(name, exact.arrays[name]), delta)
+        m.run(s, {}, False)
+        m.own = {n: a for n, a in m.own.items() if n not in by} | {
+            n: kept[n] for n in by if n in kept
+        }
+    for t in s.results:
+        if not t.dtype.is_float:
+            sure.add(t.name)
+
+
+def _bound(x: Array, rough: Array, dtype: str) -> float:
+    both = np.isfinite(x) & np.isfinite(rough)
+    gap = float(np.max(np.abs(x - rough)[both], initial=0.0))
+    scale = float(np.max(np.abs(x)[both], initial=0.0))
+    return FACTOR * max(gap, 8 * UNIT_ROUNDOFF[dtype] * scale)
+
+
+def _parts(s: Definition | Scatter) -> list[Expr]:
+    if isinstance(s, Scatter):
+        return [s.body, s.base, *s.subscripts]
+    return list(s.expressions())
+
+
+def _reads(s: Statement) -> set[str]:
+    match s:
+        case Recurrence():
+            return {r.attr[0] for d in s.definitions for r in d.reads()}
+        case Extern():
+            return set(s.args)
+    return {r.attr[0] for e in _parts(s) for r in e.reads()}
+
+
+def _sites(s: Definition | Scatter | Recurrence, sure: set[str]) -> bool:
+    """Has the statement a discrete operation with an operand that may be inexact?"""
+    for d in s.definitions if isinstance(s, Recurrence) else (s,):
+        r = d.reduction if isinstance(d, Definition) else None
+        if r is not None and r.monoid in ("argmax", "argmin") and not _is_sure(d.body, sure):
+            return True
+        for node in (n for e in _parts(d) for n in e.walk()):
+            if is_discrete(node) and not all(_is_sure(a, sure) for a in node.args):
+                return True
+    return False
+
+
+def _is_sure(e: Expr, sure: set[str]) -> bool:
+    """Is the value free of rounding error? A discrete operation's is: its operand moves."""
+    if not e.dtype.is_float or e.op == "const" or is_discrete(e):
+        return True
+    if e.op == "read" and e.attr[0] not in sure:
+        return False
+    return e.op in _EXACT and all(_is_sure(a, sure) for a in e.args)
+
+
+def _exact_statement(s: Definition | Scatter, sure: set[str]) -> bool:
+    if isinstance(s, Scatter):
+        chosen = s.monoid in _CHOOSING
+    else:
+        chosen = (s.reduction is None or s.reduction.monoid in _CHOOSING) and (
+            s.scan is None or s.scan[0] in _CHOOSING
+        )
+    return chosen and all(_is_sure(e, sure) for e in _parts(s))
