@@ -31,7 +31,7 @@ from tilewright.tools.progress import Display, TuningState, format_time_us
 from tilewright.tools.sides import Side, SideFailed, SideSkipped
 from tilewright.tools.suite import Suite, Workload, choose, jitter, load_suite
 
-__all__ = ["Options", "machine", "measure_row", "run", "table"]
+__all__ = ["Options", "machine", "measure_row", "prepared_oracle", "run", "table"]
 
 PREPARE_S = 600.0
 ORACLE_S = 900.0
@@ -114,8 +114,12 @@ def measure_row(
     budget_s: float,
     database: Path,
     display: Display,
+    oracle: Side | None = None,
 ) -> dict[str, Any]:
-    """Prepare every side, verify, time in interleaved rounds; always returns a row."""
+    """Prepare every side, verify, time in interleaved rounds; always returns a row.
+
+    oracle: a side that has this workload prepared already, to be used again by the caller.
+    """
     row = _empty_row(workload, options.threads)
     with ExitStack() as stack:
         ours = stack.enter_context(Side("ours", options.threads))
@@ -139,7 +143,7 @@ def measure_row(
                 except (SideSkipped, SideFailed) as error:
                     row["peers"][peer] = {"skip": str(error)}
                     side.close()
-        _verify(row, workload, ours, entries, sides)
+        _verify(row, workload, ours, entries, sides, oracle)
         measurements = [_rounds(ours, entries, sides, options)]
         if _ratio(measurements[0]) < 1.0:  # behind a peer: three in all, the median is reported
             measurements += [_rounds(ours, entries, sides, options) for _ in range(2)]
@@ -190,6 +194,7 @@ def _prepare_ours(
     for name in ("flops", "bytes", "peak_bytes"):
         row[name] = stats.get(name)
     row["detail"]["stats"] = stats
+    row["detail"]["untuned_stats"] = answer["stats"]
     return entries
 
 
@@ -206,12 +211,24 @@ def _shower(task: str, display: Display) -> Callable[[dict[str, Any]], None]:
     return show
 
 
+def prepared_oracle(workload: Workload) -> Side:
+    """A side that judges outputs of this workload. Errors: SideFailed."""
+    side = Side("oracle", 1)
+    try:
+        side.ask("prepare", ORACLE_S, workload=workload.to_json())
+    except SideFailed:
+        side.close()
+        raise
+    return side
+
+
 def _verify(
     row: dict[str, Any],
     workload: Workload,
     ours: Side,
     entries: Sequence[str],
     sides: dict[str, Side],
+    oracle: Side | None,
 ) -> None:
     """Compare the timed entries of all sides with the oracle; a wrong peer leaves the row."""
     with tempfile.TemporaryDirectory(prefix="tilewright-bench-") as folder:
@@ -232,9 +249,9 @@ def _verify(
                 row["peers"][peer] = {"skip": str(error)}
                 del sides[peer]
         try:
-            with Side("oracle", 1) as oracle:
-                oracle.ask("prepare", ORACLE_S, workload=workload.to_json())
-                verdicts = oracle.ask("judge", ORACLE_S, seed=CHECKED_SEED, candidates=files)
+            with ExitStack() as stack:
+                judge = oracle or stack.enter_context(prepared_oracle(workload))
+                verdicts = judge.ask("judge", ORACLE_S, seed=CHECKED_SEED, candidates=files)
         except SideFailed as error:
             row["detail"]["error"] = f"the oracle failed: {error}"
             return

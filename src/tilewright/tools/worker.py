@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Burst", "main", "plan_burst", "run_burst"]
 
 _BATCH_S = 200e-6
+_LONG_CALL_S = 0.2  # such a call warms itself up
 _CACHES_IN_ROTATION = 4
 _LARGEST_ROTATION_BYTES = 2 << 30
 
@@ -38,32 +39,31 @@ _LARGEST_ROTATION_BYTES = 2 << 30
 class Burst:
     """How many calls one timing covers, and how many timings make a burst."""
 
-    def __init__(self, calls: int, batches: int) -> None:
+    def __init__(self, calls: int, batches: int, warm: bool = True) -> None:
         self.calls = calls
         self.batches = batches
+        self.warm = warm
 
 
 def plan_burst(entry: Entry, burst_s: float) -> Burst:
     """Choose a burst of about `burst_s`; calls under 200 us are timed in batches."""
     calls = [bound.call for bound in entry.calls]
+    count, elapsed = 0, 0
     for call in calls:
         call()
-    count, elapsed = 0, 0
     started = time.perf_counter_ns()
-    while count < 3 or (elapsed < 2_000_000 and count < 10_000):
+    while count < 1 or (elapsed < 2_000_000 and count < 10_000):
         calls[count % len(calls)]()
         count += 1
         elapsed = time.perf_counter_ns() - started
-        if elapsed > 2e9:
-            break
     one_s = elapsed / count * 1e-9
     per_batch = max(1, round(_BATCH_S / max(one_s, 1e-9)))
     batches = int(min(1000, max(3 if one_s < burst_s else 1, burst_s / (per_batch * one_s))))
-    return Burst(per_batch, batches)
+    return Burst(per_batch, batches, one_s < _LONG_CALL_S)
 
 
 def run_burst(entry: Entry, burst: Burst) -> float:
-    """One untimed call, then the burst; the median time of a call in nanoseconds."""
+    """One untimed call if calls are short, then the burst; the median call in nanoseconds."""
     calls = [bound.call for bound in entry.calls]
     turns = len(calls)
     clock = time.perf_counter_ns
@@ -72,8 +72,9 @@ def run_burst(entry: Entry, burst: Burst) -> float:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        calls[0]()
-        place = 1
+        if burst.warm:
+            calls[0]()
+            place = 1
         for _ in range(burst.batches):
             if turns == 1:
                 call = calls[0]
