@@ -276,7 +276,8 @@ class _Lowering:
         b.enter(is_root=True)
         extents = {a: n for _, e in stages for a, n in e.items()}
         region = Region({a: E.const(0) for a in extents}, dict(extents), {}, {})
-        outer = shared if shared else stages[0][0].levels
+        scanned = stages[0][0].anchor.scan
+        outer = shared if shared else tuple(x for x in stages[0][0].levels if scanned is None or x.axis != scanned[1])
         loops: list[int] = []
         seen: set[str] = set()
         if not shared and stages[0][0].staging:  # what is staged at a level is staged once for all that is inside

@@ -184,7 +184,9 @@ def emit_stage(b: Builder, spec: StageSpec, region: Region, lanes: int, given: l
         else:
             _emit_tile(b, spec, r, lanes)
 
-    emit_levels(b, spec.levels, whole, lanes, given, tile, spec.staging)
+    # A prefix walks its axis in its own loop.
+    levels = tuple(x for x in spec.levels if d.scan is None or x.axis != d.scan[1])
+    emit_levels(b, levels, whole, lanes, given, tile, spec.staging)
 
 
 def _scope(b: Builder, spec: StageSpec, r: Region, sizes: dict[str, int]) -> TileScope:
