@@ -20,7 +20,6 @@ from tilewright.ir.expr import BINARY
 from tilewright.ir.expr import COMPARE
 from tilewright.ir.expr import Expr
 from tilewright.ir.expr import Polynomial
-from tilewright.ir.expr import from_polynomial
 from tilewright.ir.expr import polynomial
 
 __all__ = ["Addresses", "Pointer"]
@@ -271,21 +270,19 @@ class Addresses:
 
     def inside(self, position: int, lo: Expr, hi: Expr) -> str:
         """i1 `lo <= position < hi`: 'true', 'false' or a value."""
-        p = polynomial_constant(position)
-        parts: list[str] = []
-        for a, b in ((lo, p), (p + 1, hi)):
-            if self.ranges.true("le", a, b):
-                continue
-            if self.ranges.true("lt", b, a):
-                return "false"
-            depth = max(self.depth(a), self.depth(b))
-            parts.append(self.writer.op_at(depth, f"icmp sle i64 {self.value(a)}, {self.value(b)}"))
-        if not parts:
-            return "true"
-        if len(parts) == 1:
-            return parts[0]
-        depth = max(self.depth(lo), self.depth(hi))
-        return self.writer.op_at(depth, f"and i1 {parts[0]}, {parts[1]}")
+        depth, parts = 0, []
+        (lo_low, lo_high), (hi_low, hi_high) = self.ranges.of(lo), self.ranges.of(hi)
+        if (lo_low is not None and lo_low > position) or (hi_high is not None and hi_high <= position):
+            return "false"
+        if lo_high is None or lo_high > position:
+            depth = self.depth(lo)
+            parts.append(self.writer.op_at(depth, f"icmp sle i64 {self.value(lo)}, {position}"))
+        if hi_low is None or hi_low <= position:
+            depth = max(depth, self.depth(hi))
+            parts.append(self.writer.op_at(self.depth(hi), f"icmp sgt i64 {self.value(hi)}, {position}"))
+        if len(parts) == 2:
+            return self.writer.op_at(depth, f"and i1 {parts[0]}, {parts[1]}")
+        return parts[0] if parts else "true"
 
     def both(self, a: str, b: str, depth: int = -1) -> str:
         """Conjunction of two i1 predicates, in the region of `depth` (default: the innermost)."""
@@ -302,8 +299,9 @@ class Addresses:
 
         Targets without mask registers keep a vector of 0 and -1, which lives across blocks at no cost.
         """
-        low_free = self.ranges.true("le", lo, polynomial_constant(first))
-        high_free = self.ranges.true("le", polynomial_constant(first + valid), hi)
+        lowest, highest = self.ranges.of(lo)[1], self.ranges.of(hi)[0]
+        low_free = lowest is not None and lowest <= first
+        high_free = highest is not None and highest >= first + valid
         if low_free and high_free:
             return None
         depth = max(0 if low_free else self.depth(lo), 0 if high_free else self.depth(hi))
@@ -315,7 +313,7 @@ class Addresses:
         for bound, free, compare in ((lo, low_free, "sge"), (hi, high_free, "slt")):
             if free:
                 continue
-            v = self.value(bound - first)
+            v = self.value(bound - first if first else bound)
             v = w.op_at(depth, f"call i64 @llvm.smin.i64(i64 {v}, i64 {valid})")
             v = w.op_at(depth, f"call i64 @llvm.smax.i64(i64 {v}, i64 0)")
             if bits < 64:
@@ -347,8 +345,3 @@ class Addresses:
             return mask
         bits = self._mask_bits(lanes)
         return self.writer.once(f"icmp slt <{lanes} x i{bits}> {mask}, zeroinitializer")
-
-
-def polynomial_constant(value: int) -> Expr:
-    """A position as an expression."""
-    return from_polynomial({(): value} if value else {})

@@ -11,7 +11,7 @@ __all__ = ["innermost_loops", "stack_references"]
 
 _LABEL = re.compile(r"^(\.?[A-Za-z_][\w.$]*):")
 _JUMP = re.compile(r"^\s+(?:j[a-z]+|b(?:\.[a-z]+)?|cbn?z\s+\w+,|tbn?z\s+\w+,\s*#?\d+,)\s+(\.L\w+)")
-_X86 = re.compile(r"%[xyz]mm\d+.*\(%r[sb]p|\(%r[sb]p[^)]*\).*%[xyz]mm\d+")
+_X86 = re.compile(r"%[xyz]mm\d+.*\(%rsp|\(%rsp[^)]*\).*%[xyz]mm\d+")  # kernels keep no frame pointer
 _ARM = re.compile(r"^\s+(?:ld|st)[rpu]+\s+[qd]\d+.*\[(?:sp|x29)")
 
 

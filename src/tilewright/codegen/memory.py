@@ -76,6 +76,7 @@ class _Access:
             elif a in t.names:
                 self._limits.append((a, lo, hi))
         self._origin = addresses.pointer(buffer, self._base) if self._static else None
+        self._masks: dict[int, str | None] = {}
         self.guard_depth = 0  # region where the predicates of `inside` live
 
     def row(self, position: dict[str, int]) -> Pointer:
@@ -127,7 +128,10 @@ class _Access:
         """Dynamic mask of a chunk, or None where all its valid lanes are in."""
         if self.lane_limit is None:
             return None
-        return self.addresses.lane_mask(*self.lane_limit, chunk * self.width, self.width, self.valid(chunk))
+        if chunk not in self._masks:
+            first, valid = chunk * self.width, self.valid(chunk)
+            self._masks[chunk] = self.addresses.lane_mask(*self.lane_limit, first, self.width, valid)
+        return self._masks[chunk]
 
 
 class Memory:

@@ -6,6 +6,8 @@ that are true anyway and to choose unsigned division.
 
 from __future__ import annotations
 
+import math
+
 from tilewright.ir.expr import Expr
 from tilewright.ir.expr import int_value
 from tilewright.ir.expr import polynomial
@@ -41,19 +43,46 @@ class Ranges:
 
     def __init__(self) -> None:
         self.variables: dict[str, Interval] = {}
+        self.divisors: dict[str, int] = {}  # what divides every value of a variable
+        self._known: dict[Expr, Interval] = {}
 
     def loop(self, var: str, lo: Expr, hi: Expr, step: int) -> None:
         """Bind the variable of a loop that is about to be entered."""
         low, high = self.of(lo)[0], self.of(hi)[1]
-        if low is not None and high is not None:
+        divisor = math.gcd(self.divisor(lo), step)
+        last = None
+        if high is not None:
             a = int_value(lo)
-            last = high - 1 if a is None else a + max(0, high - 1 - a) // step * step
-            self.variables[var] = (low, max(last, low))
-        else:
-            self.variables[var] = (low, None if high is None else high - 1)
+            last = (high - 1) // divisor * divisor if a is None else a + max(0, high - 1 - a) // step * step
+            last = last if low is None else max(last, low)
+        self.variables[var] = (low, last)
+        self.divisors[var] = divisor
+        self._known.clear()
+
+    def divisor(self, e: Expr) -> int:
+        """A number that divides every value of an i64 expression (0 for the constant 0)."""
+        if e.op == "index":
+            return self.divisors.get(e.attr, 1)
+        if e.op in ("min", "max"):
+            return math.gcd(self.divisor(e.args[0]), self.divisor(e.args[1]))
+        if e.op not in ("const", "add", "mul"):
+            return 1
+        total = 0
+        for atoms, c in polynomial(e).items():
+            term = abs(c)
+            for x in atoms:
+                term *= self.divisor(x)
+            total = math.gcd(total, term)
+        return total
 
     def of(self, e: Expr) -> Interval:
         """Inclusive bounds of an i64 expression."""
+        found = self._known.get(e)
+        if found is None:
+            found = self._known[e] = self._of(e)
+        return found
+
+    def _of(self, e: Expr) -> Interval:
         op = e.op
         if op == "const":
             return (e.attr, e.attr) if type(e.attr) is int else _ANY
