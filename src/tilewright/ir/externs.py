@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.ir.dtypes import DTYPES
+
 __all__ = ["EXTERNS", "descending_order"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -119,6 +121,13 @@ def det(x: Array) -> Array:
     return np.asarray(np.linalg.det(wide)).astype(x.dtype)
 
 
+def bitcast(x: Array, *, source: str, target: str) -> Array:
+    """The bits of `x`, held as dtype `source`, read as dtype `target` of the same width."""
+    held = np.asarray(x.astype(DTYPES[source].np), order="C")
+    return held.view(DTYPES[target].np)
+
+
 EXTERNS: dict[str, Callable[..., Any]] = {
     "sort": sort, "topk": topk, "nonzero": nonzero, "unique": unique, "nms": nms, "det": det,
+    "bitcast": bitcast,
 }  # fmt: skip

@@ -22,8 +22,9 @@ from tilewright.frontend.onnx.importer import import_onnx
 from tilewright.frontend.onnx.proto import NEWEST_OPSET
 from tilewright.frontend.onnx.table import ROWS
 from tilewright.frontend.onnx.table import Row
+from tilewright.frontend.onnx.value import ValueNeeded
 
-__all__ = ["NEWEST_OPSET", "ROWS", "Imported", "Row", "from_onnx", "import_onnx"]
+__all__ = ["NEWEST_OPSET", "ROWS", "Imported", "Row", "ValueNeeded", "from_onnx", "import_onnx"]
 
 # Importing the operator modules fills the table.
 OPERATOR_MODULES = (

@@ -48,15 +48,16 @@ def fold(n: Node, r: Row) -> list[Value | None] | None:
     arrays = [None if v is None else v.known for v in n.inputs]
     objects = any(v.known is not None and v.known.dtype == object for v in given)
     try:
+        if objects and sum(v.known.size for v in given if v.known is not None) > _TRACKED:
+            return None
+        if objects and n.op in _SYMBOLIC:
+            return [_symbolic(n, given)]
         if r.fold is not None:
-            if objects:
-                if sum(v.known.size for v in given if v.known is not None) > _TRACKED:
-                    return None
             results = r.fold(n, *arrays)
             listed = [results] if isinstance(results, np.ndarray) else list(results)
             return [_value(n, x, given[0].dtype if x.dtype == object else None) for x in listed]
         if objects:
-            return [_symbolic(n, given)]
+            return None
         if r.scalar is not None:
             return [_numeric(n, r, given)]
     except Undecided:
@@ -136,9 +137,9 @@ def fold_reduction(n: Node, x: Array, axes: Sequence[int], keep: bool) -> Array:
 
 
 def _symbolic(n: Node, given: Sequence[Value]) -> Value:
-    f = _SYMBOLIC.get(n.op)
-    if f is None:
-        raise Undecided
+    f = _SYMBOLIC[n.op]
+    if n.op == "CastLike":
+        given = given[:1]
     arrays = [as_objects(v, n.sizes) for v in given]
     shape = np.broadcast_shapes(*(a.shape for a in arrays))
     if int(np.prod(shape)) > _TRACKED:

@@ -20,13 +20,21 @@ __all__ = ["body_of"]
 
 
 def body_of(n: Node, proto: Any) -> Any | None:
-    """The FunctionProto of an operator of the ONNX standard, or None where it has none."""
+    """The FunctionProto of an operator of the ONNX standard, or None where it has none.
+
+    The node's attributes are completed by the operator's defaults.
+    """
     import onnx
 
     try:
         schema = onnx.defs.get_schema(n.op, n.opset, n.domain)
     except onnx.defs.SchemaError:
         return None
+    for name, declared in schema.attributes.items():
+        if name not in n.attributes and declared.default_value.type:
+            n.attributes[name] = onnx.helper.get_attribute_value(declared.default_value)
+            if isinstance(n.attributes[name], bytes):
+                n.attributes[name] = n.attributes[name].decode()
     if schema.has_function:
         versions = [v for v in schema.function_opset_versions if v <= n.opset]
         if versions:
@@ -38,11 +46,26 @@ def body_of(n: Node, proto: Any) -> Any | None:
         if versions:
             types = [_type(v) for v in n.inputs]
             data = schema.get_context_dependent_function_with_opset_version(
-                max(versions), proto.SerializeToString(), types
+                max(versions), _resolved(n, proto).SerializeToString(), types
             )
             if data:
                 return _parse(data)
     return None
+
+
+def _resolved(n: Node, proto: Any) -> Any:
+    """The NodeProto with references to a function's attributes replaced by their values."""
+    import onnx
+
+    copy = type(proto)()
+    copy.CopyFrom(proto)
+    plain = [a for a in copy.attribute if not a.ref_attr_name]
+    for a in copy.attribute:
+        if a.ref_attr_name and a.name in n.attributes:
+            plain.append(onnx.helper.make_attribute(a.name, n.attributes[a.name]))
+    del copy.attribute[:]
+    copy.attribute.extend(plain)
+    return copy
 
 
 def _parse(data: bytes) -> Any:

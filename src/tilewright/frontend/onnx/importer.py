@@ -22,6 +22,7 @@ import numpy as np
 from tilewright.errors import UserError
 from tilewright.frontend.builder import Builder
 from tilewright.frontend.builder import identifier
+from tilewright.frontend.builder import statement_reads
 from tilewright.frontend.onnx.external import ExternalData
 from tilewright.frontend.onnx.folding import fold
 from tilewright.frontend.onnx.functions import body_of
@@ -41,6 +42,7 @@ from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import Dim
 from tilewright.ir.program import Program
+from tilewright.ir.program import defined_by
 from tilewright.ir.program import verify_program
 
 __all__ = ["Imported", "Importer", "from_onnx", "import_onnx"]
@@ -120,7 +122,7 @@ class Importer:
         self.warnings: list[str] = []
         self.functions = {(f.domain, f.name, f.overload): f for f in model.functions}
         self.builder = Builder(name)
-        self.scope = Scope({}, {})
+        self.scope = self.scope_of_graph = Scope({}, {})
         self.readers: Counter[str] = Counter()
         self.shown: dict[str, str] = {}
         self.recipes: dict[str, Any] = {}  # tensor name -> how to make it again, for folding into its producer
@@ -131,7 +133,7 @@ class Importer:
         """Errors: as `import_onnx`; LearnedFact when the walk must start again."""
         graph = self.model.graph
         opsets = {"" if e.domain == "ai.onnx" else e.domain: e.version for e in self.model.opset_import}
-        scope = self.scope = Scope({}, opsets)
+        scope = self.scope = self.scope_of_graph = Scope({}, opsets)
         scope.initializers = {t.name: t for t in graph.initializer}
         if graph.sparse_initializer:
             raise UserError("F005", "sparse initializers are not supported", where=f"graph {graph.name!r}")
@@ -312,6 +314,18 @@ class Importer:
     def new_dim(self, hint: str) -> Expr:
         """A dim whose size is known only at run time; an extern's result defines it."""
         return self.sizes.declare(self.builder.fresh(hint))
+
+    def sources_of(self, v: Value) -> list[str]:
+        """The model's inputs that a value is computed from, by their ONNX names."""
+        onnx_names = {
+            x._tensor.name: name for name, x in self.scope_of_graph.values.items()
+            if x._tensor is not None and x._tensor in self.builder.inputs
+        }  # fmt: skip
+        wanted = {v.tensor.name}
+        for s in reversed(self.builder.statements):
+            if any(t.name in wanted for t in defined_by(s)):
+                wanted.update(statement_reads(s))
+        return [onnx_names[t.name] for t in self.builder.inputs if t.name in wanted]
 
     def cast_target(self, n: Node) -> DType:
         """The dtype that Cast or CastLike converts to."""

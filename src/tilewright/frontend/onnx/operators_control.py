@@ -16,7 +16,7 @@ def if_(n: Node) -> list[Value | None]:
     """The branch that a constant condition chooses, taken at import."""
     known = n[0].known
     if known is None:
-        raise n.refuse("a condition known only at run time", "a condition that follows from constants and sizes")
+        raise n.needed(0, "the condition")
     chosen = bool(known.reshape(-1)[0])
     return n.importer.branch(n, n.required("then_branch" if chosen else "else_branch"))
 

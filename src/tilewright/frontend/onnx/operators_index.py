@@ -299,7 +299,7 @@ def range_(n: Node) -> Value:
         start, limit, delta = (np.asarray(a).reshape(-1)[0] for a in arrays)
         return n.constant(_range_array(start, limit, delta, dtype))
     if not dtype.is_int:
-        raise n.refuse("floating bounds that are not constant")
+        raise n.needed(next(k for k in range(3) if arrays[k] is None), "a floating bound")
     first, last, step = (n.integers(k, "a bound")[0] for k in range(3))
     stride = n.fixed(step, "delta")
     span = last - first if stride > 0 else first - last
@@ -378,18 +378,20 @@ def depth_to_space(n: Node) -> Value:
 
 @row("SpaceToDepth", kind="index")
 def space_to_depth(n: Node) -> Value:
-    """b x b blocks of pixels into channels."""
+    """b x b blocks of pixels into channels, in DCR or CRD order."""
     x = n[0]
     b = int(n.required("blocksize"))
+    crd = n.attribute("mode", "DCR") == "CRD"
     height, width = (n.sizes.quotient(x.shape[k], E.const(b)) for k in (2, 3))
     if height is None or width is None:
         raise n.contradiction(f"an image of {x.shape[2]}x{x.shape[3]} in blocks of {b}x{b}")
 
     def body(m: Expr, c: Expr, h: Expr, w: Expr) -> Expr:
-        block = E.floordiv(c, x.shape[1])
+        block = E.mod(c, E.const(b * b)) if crd else E.floordiv(c, x.shape[1])
+        channel = E.floordiv(c, E.const(b * b)) if crd else E.mod(c, x.shape[1])
         across = E.mod(block, E.const(b))
         down = E.floordiv(block, E.const(b))
-        return x.at(m, E.mod(c, x.shape[1]), h * b + down, w * b + across)
+        return x.at(m, channel, h * b + down, w * b + across)
 
     return n.define([x.shape[0], x.shape[1] * (b * b), height, width], body, "nchw")
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from collections.abc import Sequence
 
 import numpy as np
 
+from tilewright.frontend.onnx.folding import evaluate_scalar
+from tilewright.frontend.onnx.sizes import Undecided
 from tilewright.frontend.onnx.table import elementwise
+from tilewright.frontend.onnx.table import folds
 from tilewright.frontend.onnx.table import row
 from tilewright.frontend.onnx.value import Array
 from tilewright.frontend.onnx.value import Node
@@ -66,7 +68,12 @@ def _modulo(n: Node, a: Expr, b: Expr) -> Expr:
     _same_dtype(n, a, b)
     if n.attribute("fmod", 0):
         return E.binary("fmod", a, b)
-    return E.mod(a, b)
+    if not a.dtype.is_float:
+        return E.mod(a, b)
+    # Exact, unlike a - floor(a/b) * b, and right for an infinite divisor.
+    rest, zero = E.binary("fmod", a, b), like(a, 0)
+    other_side = E.compare("ne", E.compare("lt", rest, zero), E.compare("lt", b, zero))
+    return E.select(E.logical("and", E.compare("ne", rest, zero), other_side), E.add(rest, b), rest)
 
 
 def _power(n: Node, a: Expr, b: Expr) -> Expr:
@@ -297,10 +304,16 @@ for _name, _op in (("BitwiseAnd", "and"), ("BitwiseOr", "or"), ("BitwiseXor", "x
 
 
 def _shift(n: Node, a: Expr, b: Expr) -> Expr:
+    """A count that is negative or not below the width leaves only the sign's extension."""
     left = n.required("direction") == "LEFT"
     shifted = E.binary("shl" if left else "shr", a, b)
-    wide = like(b, a.dtype.bits)
-    return E.select(E.compare("lt", b, wide), shifted, like(a, 0))  # a count of all the bits leaves nothing
+    nothing = like(a, 0)
+    if not left and a.dtype.kind == "i":
+        nothing = E.select(E.compare("lt", a, like(a, 0)), like(a, -1), like(a, 0))
+    inside = E.compare("lt", b, like(b, a.dtype.bits))
+    if b.dtype.kind == "i":
+        inside = E.logical("and", inside, E.compare("le", like(b, 0), b))
+    return E.select(inside, shifted, nothing)
 
 
 elementwise("BitShift", _shift, since=11)
@@ -316,24 +329,29 @@ def convert(x: Expr, to: DType) -> Expr:
     return E.cast(x, to)
 
 
-elementwise("Cast", lambda n, x: convert(x, n.importer.cast_target(n)), since=6, notes="no string, 8-bit float or 4-bit")
-elementwise("CastLike", lambda n, x, y: convert(x, y.dtype), since=15, notes="no string, 8-bit float or 4-bit")
+def _cast(n: Node) -> Value:
+    x, to = n[0], n.importer.cast_target(n)
+    return x if x.dtype is to else n.define(x.shape, lambda *i: convert(x.at(*i), to))
 
 
-@row("BitCast", kind="elementwise", since=26, notes="constants only")
+def _fold_cast(n: Node, x: Array, *_: Array) -> Array:
+    to = n.importer.cast_target(n)
+    if x.dtype == object:
+        raise Undecided
+    return evaluate_scalar(lambda e: convert(e, to), [x]) if x.dtype != to.np else x
+
+
+for _name, _since in (("Cast", 6), ("CastLike", 15)):
+    row(_name, kind="elementwise", since=_since, notes="no strings, 8-bit floats or types below 8 bits")(_cast)
+    folds(_name)(_fold_cast)
+
+
+@row("BitCast", kind="extern", since=26)
 def bit_cast(n: Node) -> Value:
     """The same bits read as another type of the same width."""
-    to = n.importer.cast_target(n)
-    array = n.array(0)
-    if array.dtype.itemsize != to.bytes:
-        raise n.contradiction(f"{array.dtype} and {to} have different widths")
-    return n.constant(_reinterpret(array, to))
-
-
-def _reinterpret(array: Array, to: DType) -> Array:
-    return np.ascontiguousarray(array).view(to.np)
-
-
-def as_values(values: Sequence[Value | None]) -> list[Value]:
-    """The given operands, without the omitted ones."""
-    return [v for v in values if v is not None]
+    x, to = n[0], n.importer.cast_target(n)
+    if x.dtype.bits != to.bits:
+        raise n.contradiction(f"{x.dtype} and {to} have different widths")
+    if x.array is not None:
+        return n.constant(np.asarray(x.array, order="C").view(to.np))
+    return n.extern("bitcast", [x], [("", to, x.shape)], source=str(x.dtype), target=str(to))[0]

@@ -313,6 +313,71 @@ def gru(n: Node) -> list[Value | None]:
     return _outputs(s, states, [states])
 
 
+@row("LinearAttention", kind="recurrent", since=27)
+def linear_attention(n: Node) -> list[Value | None]:
+    """Attention by a state per head: S = decay S + k v^T (or its delta-rule form), output q S."""
+    q, k, v, past, decay, beta = n[0], n[1], n[2], n.optional(3), n.optional(4), n.optional(5)
+    q_heads, heads = int(n.required("q_num_heads")), int(n.required("kv_num_heads"))
+    rule = n.attribute("update_rule", "gated_delta")
+    if rule not in ("linear", "gated", "delta", "gated_delta"):
+        raise n.refuse(f"update_rule {rule!r}")
+    batch, steps, q_features = q.shape
+    keys = n.fixed(q_features, "the features of the query") // q_heads
+    values = n.fixed(v.shape[2], "the features of the value") // heads
+    scale = float(n.attribute("scale", 0.0)) or keys**-0.5
+    wide = q.dtype.accumulator
+    t, b, h, d, e = n.builder.axes([steps, batch, heads, keys, values], "tbhde")
+    state, read = n.builder.fresh(f"{n.hint}_state"), n.builder.fresh(f"{n.hint}_seen")
+    zero = E.const(0, wide)
+
+    def before(at: Expr) -> Expr:
+        """The decayed state before step t, at key feature `at`."""
+        first = zero if past is None else E.cast(past.at(b.index, h.index, at, e.index), wide)
+        s = E.read(state, (t.index - 1, b.index, h.index, at, e.index), wide, first)
+        if decay is None:
+            return s
+        per_head = E.int_value(decay.shape[2]) == heads
+        f = h.index if per_head else h.index * keys + at
+        return E.mul(s, E.unary("exp", E.cast(decay.at(b.index, t.index, f), wide)))
+
+    def key(at: Expr) -> Expr:
+        return E.cast(k.at(b.index, t.index, h.index * keys + at), wide)
+
+    definitions: list[Definition] = []
+    written = E.cast(v.at(b.index, t.index, h.index * values + e.index), wide)
+    if beta is not None:
+        seen = E.mul(before(d.index), key(d.index))
+        definitions.append(Definition(read, wide, (t, b, h, e), seen, Reduction("sum", (d,))))
+        one = E.int_value(beta.shape[2]) == 1
+        rate = E.cast(beta.at(b.index, t.index, E.const(0) if one else h.index), wide)
+        written = E.mul(rate, E.sub(written, E.read(read, (t.index, b.index, h.index, e.index), wide)))
+    new = E.add(before(d.index), E.mul(key(d.index), written))
+    definitions.append(Definition(state, wide, (t, b, h, d, e), new))
+    n.builder.add(Recurrence(t, tuple(definitions)))
+    group = q_heads // heads
+
+    def product(at: Sequence[Expr], r: Sequence[Expr]) -> Expr:
+        m, s, f = at
+        head = E.floordiv(f, E.const(values))
+        query = E.cast(q.at(m, s, head * keys + r[0]), wide)
+        held = E.read(state, (s, m, E.floordiv(head, E.const(group)), r[0], E.mod(f, E.const(values))), wide)
+        return E.mul(query, held)
+
+    total = n.reduce(
+        "sum", [batch, steps, q_heads * values], [keys], product, names=("b", "t", "f"), over_names=("d",), suffix="dots"
+    )
+    y = n.define(total.shape, lambda *x: E.cast(E.mul(total.at(*x), like(total, scale)), q.dtype), ("b", "t", "f"))
+    present = None
+    if n.has_output(1):
+        dtype = q.dtype if past is None else past.dtype
+
+        def last(*x: Expr) -> Expr:
+            return E.cast(E.read(state, (steps - 1, *x), wide), dtype)
+
+        present = n.define([batch, heads, keys, values], last, "bhde", "present")
+    return [y, present]
+
+
 @row("RNN", kind="recurrent", since=7)
 def rnn(n: Node) -> list[Value | None]:
     """h = f(x W + h R + biases)."""

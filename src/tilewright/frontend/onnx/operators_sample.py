@@ -135,6 +135,39 @@ def _grid_position(
     return n.define(grid.shape[:-1], body, suffix=f"at{k}")
 
 
+@row("AffineGrid", kind="resize", since=20, notes="the size must follow from constants and sizes")
+def affine_grid(n: Node) -> Value:
+    """Sampling positions of an affine map, for GridSample."""
+    theta, sizes = n[0], n.integers(1, "size")
+    corners = bool(n.attribute("align_corners", 0))
+    spatial = sizes[2:]
+    count = len(spatial)
+    wide = theta.dtype.accumulator
+    n.equal(theta.shape[0], sizes[0], "batch sizes")
+
+    def position(e: Expr, size: Expr) -> Expr:
+        """In [-1, 1]: the ends at the first and last element (`corners`), or at the outer borders."""
+        length, at = E.cast(size, wide), E.cast(e, wide)
+        if corners:
+            if E.int_value(size) == 1:
+                return E.const(-1, wide)
+            step = E.binary("div", E.const(2, wide), E.sub(length, E.const(1, wide)))
+            return E.add(E.const(-1, wide), E.mul(at, step))
+        step = E.binary("div", E.const(2, wide), length)
+        start = E.add(E.const(-1, wide), E.binary("div", step, E.const(2, wide)))
+        return E.add(start, E.mul(at, step))
+
+    def body(b: Expr, *i: Expr) -> Expr:
+        at, k = i[:-1], i[-1]
+        total = E.cast(theta.at(b, k, count), wide)
+        for c in range(count):  # x belongs to the last axis
+            p = position(at[count - 1 - c], spatial[count - 1 - c])
+            total = E.add(total, E.mul(E.cast(theta.at(b, k, c), wide), p))
+        return E.cast(total, theta.dtype)
+
+    return n.define([sizes[0], *spatial, count], body, ("n",))
+
+
 @row("RoiAlign", kind="resize", since=10, notes="sampling_ratio must be given")
 def roi_align(n: Node) -> Value:
     """The mean (or maximum) of bilinear samples in each bin of regions of interest."""
@@ -266,7 +299,7 @@ def _turn(n: Node, re: Expr, im: Expr | None, cos: Expr, sin: Expr, part: Expr, 
     return E.select(E.compare("eq", part, E.const(0)), real, imaginary)
 
 
-@row("DFT", kind="signal", since=17, notes="fixed lengths; the inverse of one-sided input is refused")
+@row("DFT", kind="signal", since=17, notes="fixed lengths")
 def dft(n: Node) -> Value:
     """The discrete Fourier transform along an axis, as a sum."""
     x = n[0]
@@ -277,10 +310,11 @@ def dft(n: Node) -> Value:
     else:
         axis = int(n.attribute("axis", 1))
     axis = n.normal_axis(axis, x.rank)
-    length = n.fixed(n.integers(1, "dft_length")[0] if n.optional(1) is not None else x.shape[axis], "the length")
+    natural = (x.shape[axis] - 1) * 2 if inverse and onesided else x.shape[axis]
+    length = n.fixed(n.integers(1, "dft_length")[0] if n.optional(1) is not None else natural, "the length")
     complex_in = E.int_value(x.shape[-1]) == 2
     if inverse and onesided:
-        raise n.refuse("the inverse of a one-sided transform", "a two-sided inverse, or a one-sided forward transform")
+        return _real_inverse(n, x, axis, length)
     wide = x.dtype.accumulator
     cos, sin = _table(n, length, wide)
     bins = length // 2 + 1 if onesided else length
@@ -300,6 +334,29 @@ def dft(n: Node) -> Value:
         return total
     factor = 1 / length if inverse else 1.0
     return n.define(shape, lambda *i: E.cast(E.mul(total.at(*i), like(total, factor)), x.dtype))
+
+
+def _real_inverse(n: Node, x: Value, axis: int, length: int) -> Value:
+    """The real signal of a one-sided spectrum: the other side is its conjugate."""
+    wide = x.dtype.accumulator
+    cos, sin = _table(n, length, wide)
+    limited = not n.sizes.decide("le", E.const(length // 2 + 1), x.shape[axis])
+    shape = [*(E.const(length) if k == axis else s for k, s in enumerate(x.shape[:-1])), E.const(1)]
+
+    def body(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
+        turn = E.mod(i[axis] * r[0], E.const(length))
+        mirrored = E.compare("lt", E.const(length // 2), r[0])
+        frequency = E.minimum(r[0], length - r[0])
+        at = [frequency if k == axis else e for k, e in enumerate(i[:-1])]
+        re = E.cast(x.at(*at, 0, orelse=0 if limited else None), wide)
+        im = E.cast(x.at(*at, 1, orelse=0 if limited else None), wide)
+        # The ends of the spectrum are real: their imaginary parts have no effect.
+        end = E.logical("or", E.compare("eq", frequency, E.const(0)), E.compare("eq", frequency * 2, E.const(length)))
+        im = E.select(end, like(im, 0), E.select(mirrored, E.unary("neg", im), im))
+        return E.sub(E.mul(re, cos.at(turn)), E.mul(im, sin.at(turn)))
+
+    total = n.reduce("sum", shape, [length], body, over_names=("f",), suffix="sum")
+    return n.define(shape, lambda *i: E.cast(E.mul(total.at(*i), like(total, 1 / length)), x.dtype))
 
 
 @row("STFT", kind="signal", since=17, notes="fixed step and frame length")

@@ -383,10 +383,10 @@ def average_pool(n: Node) -> Value:
     fixed = math.prod(g.kernel for g, c in zip(geometry, counts, strict=True) if c is None)
 
     def mean(*i: Expr) -> Expr:
-        divisor = E.const(fixed, accumulate)
-        for c, p in zip(counts, i[2:], strict=True):
-            if c is not None:
-                divisor = c.at(p) if fixed == 1 and divisor.op == "const" else E.mul(divisor, c.at(p))
+        factors = [c.at(p) for c, p in zip(counts, i[2:], strict=True) if c is not None]
+        divisor = factors.pop() if factors and fixed == 1 else E.const(fixed, accumulate)
+        for f in factors:
+            divisor = E.mul(divisor, f)
         return E.cast(E.binary("div", total.at(*i), divisor), x.dtype)
 
     return n.define(shape, mean, names)

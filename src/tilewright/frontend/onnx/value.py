@@ -32,7 +32,7 @@ from tilewright.ir.program import Tensor
 if TYPE_CHECKING:
     from tilewright.frontend.onnx.importer import Importer
 
-__all__ = ["Array", "Node", "Value", "like", "sizes_of"]
+__all__ = ["Array", "Node", "Value", "ValueNeeded", "like", "sizes_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Index = Sequence[Expr]
@@ -46,6 +46,19 @@ def like(e: Expr | Value, value: float | int | bool) -> Expr:
 def sizes_of(shape: Sequence[int | Expr]) -> tuple[Expr, ...]:
     """A shape of integers and expressions as expressions."""
     return tuple(s if isinstance(s, Expr) else E.const(int(s)) for s in shape)
+
+
+class ValueNeeded(UserError):
+    """F005: sizes depend on a value that only the run gives. `inputs`: the model's inputs it is computed from."""
+
+    def __init__(self, message: str, where: str, inputs: Sequence[str]) -> None:
+        given = ", ".join(f"{name!r}: array" for name in inputs)
+        hint = f"pass known={{{given}}} to bake the value in" if inputs else "see docs/onnx-coverage.md"
+        super().__init__("F005", message, where=where, hint=hint)
+        self.inputs = tuple(inputs)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (ValueNeeded, (self.message, self.where, self.inputs))
 
 
 class Value:
@@ -184,20 +197,14 @@ class Node:
         """The constant value of input k. Errors: F005 where it is known only at run time."""
         v = self[k]
         if v.array is None:
-            raise self.refuse(
-                f"{what or f'input {k}'} must be a constant",
-                "pass its value in `known=` if it is an input of the model",
-            )
+            raise self.needed(k, what)
         return v.array
 
     def integers(self, k: int, what: str = "") -> list[Expr]:
         """Input k, a 1-D (or scalar) integer tensor, as size expressions. Errors: F005 where it is not known."""
         v = self[k]
         if v.known is None:
-            raise self.refuse(
-                f"{what or f'input {k}'} must be known from constants and sizes",
-                "pass its value in `known=` if it is an input of the model",
-            )
+            raise self.needed(k, what)
         if v.known.dtype != object:
             return [E.const(int(x)) for x in v.known.reshape(-1)]
         out = []
@@ -222,6 +229,13 @@ class Node:
     def refuse(self, message: str, nearest: str = "") -> UserError:
         """F005: this form of the operator has no import."""
         return UserError("F005", f"{self.op}: {message}", where=self.where, hint=nearest or "see docs/onnx-coverage.md")
+
+    def needed(self, k: int, what: str = "") -> ValueNeeded:
+        """F005: input k must be known at import."""
+        return ValueNeeded(
+            f"{self.op}: {what or f'input {k}'} must follow from constants and sizes", self.where,
+            self.importer.sources_of(self[k]),
+        )  # fmt: skip
 
     def contradiction(self, message: str) -> UserError:
         """F006: shapes contradict each other."""
