@@ -9,15 +9,15 @@ the file, the file over the default; a wrong value is a `UserError` U003 that na
 
 from __future__ import annotations
 
-import sys
-import types
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from tilewright.errors import UserError
 
@@ -363,10 +363,14 @@ def settings() -> list[Origin]:
     return rows
 
 
-class _CallableModule(types.ModuleType):
-    """`tilewright.config` is this module and the context manager at once: `with tilewright.config(num_threads=1)`."""
+class _CallableModule(ModuleType):
+    """`tilewright.config` is this module and, called, the context manager: importing the module
+    binds its name in the package, so both have to be one object."""
 
-    __call__ = staticmethod(config)
+    def __call__(self, **values: object) -> AbstractContextManager[Config]:
+        return _context_manager(**values)
 
 
+_context_manager = config
 sys.modules[__name__].__class__ = _CallableModule
+globals()["config"] = sys.modules[__name__]

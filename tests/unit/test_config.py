@@ -144,3 +144,15 @@ def test_durations_and_sizes() -> None:
     assert parse_size_bytes("1k") == 1024
     with pytest.raises(ValueError, match="duration"):
         parse_duration_s(float("inf"))
+
+
+def test_the_module_and_the_context_are_one_name() -> None:
+    import importlib
+
+    import tilewright
+    import tilewright.config as module
+
+    importlib.import_module("tilewright.config")
+    with tilewright.config(debug=6), module(num_threads=3):
+        assert (module.current().debug, tilewright.config.current().num_threads) == (6, 3)
+    assert tilewright.config is module

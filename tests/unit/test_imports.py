@@ -23,6 +23,8 @@ ORDER = (
 )  # fmt: skip
 MAY_USE_THE_PUBLIC_NAMES = {"tools", "api", "onnx", "torch", "__main__", "__init__"}
 
+DOORS = {"onnx", "torch"}
+
 # Below the front end an operator is structure: roles, monoids and definitions, never one of these.
 # Scalar functions that a Program's expressions have themselves (exp, tanh, sigmoid, ...) are not operators.
 OPERATORS = {
@@ -72,6 +74,8 @@ def test_a_package_imports_only_what_is_above_it(path: Path) -> None:
     assert package in ORDER, f"{package} is not in the folder list of the design"
     allowed = set(ORDER[: ORDER.index(package) + 1])
     for line, other in imported(path):
+        if package == "api" and other in DOORS:
+            continue  # lazily, where a path or a module of that kind is given
         if other in ORDER:
             assert other in allowed, f"{path.relative_to(ROOT)}:{line} imports {other}, which is below {package}"
         else:  # a public name of the package itself

@@ -309,11 +309,13 @@ def explain(
 @cli.command()
 @MODEL
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Inputs.")
+@dims_option
 @machine_options
 @json_option
 def check(
     model: Path,
     seeds: int,
+    dims: Sequence[str],
     threads: int | None,
     target: str | None,
     db: Path | None,
@@ -322,7 +324,9 @@ def check(
     """Compare what the compiled MODEL computes with the meaning of its Program."""
     from tilewright.tools import models
 
-    result = models.check(model, seeds=seeds, threads=threads, target=target)
+    result = models.check(
+        model, seeds=seeds, dims=_dims(dims), threads=threads, target=target, db=db
+    )
     _output().print(models.check_table(result))
     _json(result)
     return outcome.DONE if result["ok"] else outcome.CHECK_FAILED

@@ -83,7 +83,8 @@ def _characters() -> list[str]:
     import onnx
 
     model = onnx.load(str(wheels.model_path("ocr_rec")), load_external_data=False)
-    return next(p.value for p in model.metadata_props if p.key == "character").split("\n")
+    value = str(next(p.value for p in model.metadata_props if p.key == "character"))
+    return value.split("\n")
 
 
 def show_results(runners: Runners, output: Console) -> None:

@@ -214,21 +214,35 @@ def explain(
     return _compiled(path, dims, threads, target, db).explain(kernel=kernel, memory=memory)
 
 
-def check(path: Path, *, seeds: int, threads: int | None, target: str | None) -> dict[str, Any]:
+def check(
+    path: Path,
+    *,
+    seeds: int,
+    dims: Mapping[str, int],
+    threads: int | None,
+    target: str | None,
+    db: Path | None,
+) -> dict[str, Any]:
     """Compare the compiled model with the oracle on `seeds` inputs."""
-    config = current(num_threads=threads, target=target)
-    reports = wiring.check_model(
-        wiring.load_model(path), seeds=seeds, threads=config.num_threads, target=config.target
+    config = current(num_threads=threads, target=target, db=db)
+    found = wiring.check_model(
+        wiring.load_model(path),
+        seeds=seeds,
+        dims=dims,
+        threads=config.num_threads,
+        target=config.target,
+        db=config.database_path,
     )
     rows = [
         {
-            "output": str(report.name),
-            "seed": int(report.seed),
-            "ok": bool(report.ok),
-            "max_err": float(report.max_err),
-            "allowed_err": float(report.allowed_err),
+            "output": verdict.name,
+            "seed": verdict.seed,
+            "ok": verdict.ok,
+            "max_err": verdict.max_err,
+            "allowed_err": verdict.allowed_err,
+            "detail": verdict.detail,
         }
-        for report in reports
+        for verdict in found
     ]
     return {"model": str(path), "ok": bool(rows) and all(row["ok"] for row in rows), "rows": rows}
 

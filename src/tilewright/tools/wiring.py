@@ -29,8 +29,8 @@ __all__ = [
     "calibrate",
     "candidate_cost",
     "check_model",
+    "compare",
     "compile_model",
-    "judge",
     "load_model",
     "machine_facts",
     "oracle",
@@ -79,6 +79,8 @@ class Verdict:
     max_err: float
     allowed_err: float
     detail: str = ""
+    name: str = ""
+    seed: int = -1
 
 
 def _public() -> Any:
@@ -167,30 +169,48 @@ def with_constants(program: Any, values: Mapping[str, Array]) -> Any:
     )
 
 
-def oracle(model: Any, inputs: Mapping[str, Array]) -> list[tuple[Array, Array]]:
-    """For every output the reference (float64, integers exact) and the naive plain evaluation."""
+def oracle(model: Any, inputs: Mapping[str, Array]) -> Any:
+    """What the outputs for these inputs should be: everything that `compare` needs."""
+    witness = importlib.import_module("tilewright.verify.witness")
+    return witness.references(program_of(model), inputs)
+
+
+def compare(model: Any, outputs: Sequence[Array], expected: Any) -> list[Verdict]:
+    """Apply the numeric policy to every output."""
     verify = importlib.import_module("tilewright.verify.oracle")
-    pairs: list[tuple[Array, Array]] = verify.evaluate(program_of(model), inputs)
-    return pairs
+    found = verify.compare_outputs(program_of(model), outputs, expected)
+    return [_verdict(outcome) for outcome in found]
 
 
-def judge(output: Array, reference: Array, naive: Array) -> Verdict:
-    """Apply the numeric policy to one output."""
-    policy = importlib.import_module("tilewright.verify.policy")
-    verdict = policy.judge(output, reference, naive)
+def _verdict(outcome: Any) -> Verdict:
+    verdict = outcome.verdict
     return Verdict(
-        bool(verdict.ok), float(verdict.max_err), float(verdict.allowed_err), str(verdict.detail)
+        bool(verdict.ok),
+        float(verdict.max_err),
+        float(verdict.allowed_err),
+        str(verdict),
+        outcome.output,
+        outcome.seed,
     )
 
 
-def check_model(model: Any, *, seeds: int, threads: int | None, target: str | None) -> list[Any]:
-    """Compile with default schedules and compare every output with the oracle, for `seeds` inputs.
-
-    Returns one report per output and seed with `.name`, `.seed`, `.ok`, `.max_err`, `.allowed_err`.
-    """
-    tw = _public()
-    reports: list[Any] = tw.verify.check(model, seeds=seeds, threads=threads, target=target)
-    return reports
+def check_model(
+    model: Any,
+    *,
+    seeds: int,
+    dims: Mapping[str, int] | None,
+    threads: int | None,
+    target: str | None,
+    db: Path | None,
+) -> list[Verdict]:
+    """Compile, and compare every output with the oracle for `seeds` inputs."""
+    verify = importlib.import_module("tilewright.verify.oracle")
+    generate = importlib.import_module("tilewright.verify.generate")
+    program = program_of(model)
+    sizes = {**generate.default_sizes(program), **(dims or {})}
+    compiled = compile_model(model, dims=sizes, tune=0.0, threads=threads, target=target, db=db)
+    report = verify.check(compiled, program, seeds, sizes=sizes)
+    return [_verdict(outcome) for outcome in report.outcomes]
 
 
 def probes(threads: int) -> dict[str, float]:

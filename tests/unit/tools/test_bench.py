@@ -107,7 +107,7 @@ def test_schema_verified_and_interleaved() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [("crash", "SIGSEGV"), ("wrong", "wrong: error"), ("refuse", "F005"), ("wrong_untuned", "wrong: error")],
+    [("crash", "SIGSEGV"), ("wrong", "wrong: y: error"), ("refuse", "F005"), ("wrong_untuned", "wrong: y: error")],
 )
 def test_a_row_that_fails_is_reported_unverified(monkeypatch: pytest.MonkeyPatch, fault: str, reason: str) -> None:
     monkeypatch.setenv("TW_FAKE", fault)
