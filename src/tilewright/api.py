@@ -229,7 +229,8 @@ class _Variant:
             kernels_tuned = self.tuning.kernels_tuned
             tune_s = time.perf_counter() - at
         self.linked: Linked = link_plan(
-            self.plan, choose, self.program.values, model.target, self.inputs, self.outputs
+            self.plan, choose, self.program.values, model.target, self.inputs, self.outputs,
+            strict=config.current().numerics == "strict",
         )
         self.binding = bind_artifact(self.linked.artifact)
         constants = sum(c.nbytes for c in self.linked.artifact.constants)

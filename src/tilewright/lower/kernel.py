@@ -41,6 +41,7 @@ from tilewright.lower.sequential import lower_scatter
 from tilewright.lower.sequential import lower_sequence
 from tilewright.lower.tiles import Place
 from tilewright.machine.target import Target
+from tilewright.schedule.roles import Access
 from tilewright.schedule.roles import StageRoles
 from tilewright.schedule.roles import stage_roles
 from tilewright.schedule.schedule import Schedule
@@ -147,13 +148,24 @@ class _Lowering:
         )  # fmt: skip
 
     # -- packing
-    def pack_b(self, k: int, roles: StageRoles, spec: StageSpec) -> None:
-        """Operand B in panels as wide as the register tile: at build where it is constant, else in a phase before."""
+    def pack_lanes(self, k: int, roles: StageRoles, spec: StageSpec) -> None:
+        """Operands that hold the lane axis, in panels as wide as the register tile.
+
+        A constant is packed at build; another one (operand B only) in a phase before.
+        """
         s, p = self.schedule, f"s{k}."
-        if s.text(p + "pack.b", "none") != "panel" or roles.b is None or roles.b.read is None:
+        if s.text(p + "pack.b", "none") != "panel" or spec.lane is None or spec.lane in roles.reduce:
             return
-        read, name = roles.b.read, roles.b.tensor
-        if name not in self.kernel.layout_of or read.attr[1] or roles.names.get(spec.lane or "", "")[:1] != "n":
+        for operand in (roles.b, roles.a):
+            if operand is not None and operand.uses(spec.lane):
+                self._pack_panel(k, roles, spec, operand)
+
+    def _pack_panel(self, k: int, roles: StageRoles, spec: StageSpec, operand: Access) -> None:
+        s, p, name, read = self.schedule, f"s{k}.", operand.tensor, operand.read
+        if read is None or name not in self.kernel.layout_of or read.attr[1]:
+            return
+        constant = name in self.constants and self._only_reader(name, k)
+        if not constant and (operand is not roles.b or not roles.names[spec.lane or ""].startswith("n")):
             return
         axes = [x.attr if x.op == "index" else None for x in read.args]
         shape = self.kernel.layout_of[name].shape
@@ -163,22 +175,19 @@ class _Lowering:
         if spec.lane not in axes or len([a for a in axes if a]) != len({a for a in axes if a}):
             return
         width = s.integer(f"{p}reg.{roles.names[spec.lane or '']}", self.lanes)
-        inner = [axes.index(x.axis) for x in dict.fromkeys(spec.reduce) if x.axis in axes]
-        inner = list(dict.fromkeys(inner))
+        inner = list(dict.fromkeys(axes.index(x.axis) for x in spec.reduce if x.axis in axes))
         at = axes.index(spec.lane)
         layout = panels(shape, at, width, inner)
         dtype = self.places[name].dtype
-        if name in self.constants and self._only_reader(name, k):
+        if constant:
             self.layouts[name] = layout
-            self.places[name] = Place(name, layout, dtype)
+            spec.places[name] = self.places[name] = Place(name, layout, dtype)
             return
-        source = self.places[name]
         buffer = Buffer(f"w{len(self.workspace)}", dtype, E.const(layout.size), "arena")
         self.workspace.append(buffer)
         target = Place(buffer.name, layout, dtype)
-        self._copy_phase(name, source, target, at, width)
-        spec.places[name] = target
-        self.places[name] = target
+        self._copy_phase(name, self.places[name], target, at, width)
+        spec.places[name] = self.places[name] = target
 
     def _only_reader(self, name: str, k: int) -> bool:
         """Does nothing but this stage's operand B read the constant (so that one layout serves)?"""
@@ -347,7 +356,7 @@ class _Lowering:
         for k in range(len(kernel.stages)):
             spec, roles = self.spec(k, fixed)
             if not kernel.shared:
-                self.pack_b(k, roles, spec)
+                self.pack_lanes(k, roles, spec)
                 spec = self.pack_a(k, roles, replace(spec, places=dict(self.places)))
             extents = {a.name: int_extent(a.extent) for a in spec.anchor.axes}
             stages.append((spec, extents))

@@ -193,6 +193,7 @@ def _scope(b: Builder, spec: StageSpec, r: Region, sizes: dict[str, int]) -> Til
     return TileScope(
         b, spec.places, r.starts, sizes, spec.lane if sizes.get(spec.lane or "", 1) > 1 else None, r.ranges,
         {a: v for a, v in r.valid.items() if sizes.get(a, 1) > 1},
+        {a.name: E.int_value(a.extent) or 0 for a in spec.anchor.all_axes},
     )  # fmt: skip
 
 

@@ -66,6 +66,7 @@ class TileScope:
     lane: str | None
     ranges: dict[str, tuple[int, int]]
     valid: dict[str, int] = field(default_factory=dict)
+    extents: dict[str, int] = field(default_factory=dict)
     registers: dict[str, tuple[Tile, tuple[str, ...]]] = field(default_factory=dict)
     memo: dict[Expr, Tile] = field(default_factory=dict)
 
@@ -77,6 +78,15 @@ class TileScope:
         self._ranges = dict(self.ranges)
         self._ranges.update({f"{a}'": (0, self.sizes[a] - 1) for a in self.tiled})
         self._positions = {position_of(a): a for a in self.tiled}
+        # A second view of every axis: a start that is only known to keep the valid positions inside the axis. It proves
+        # subscripts inside where the loop counters are coupled (a fused parallel counter).
+        self._loose = {E.index(a): E.index(f"{a}@") + (position_of(a) if self.sizes.get(a, 1) > 1 else 0) for a in self.bases}
+        self._loose_ranges = {f"{a}'": (0, self.valid.get(a, self.sizes[a]) - 1) for a in self.tiled}
+        for a in self.bases:
+            if a in self.extents:
+                length = self.valid.get(a, self.sizes.get(a, 1))
+                self._loose_ranges[f"{a}@"] = (0, max(0, self.extents[a] - length))
+        self._provenance: dict[Expr, tuple[Expr, ...]] = {}
 
     # -- types
     def type(self, dtype: DType, axes: set[str]) -> TileType:
@@ -89,7 +99,13 @@ class TileScope:
     # -- expressions
     def localize(self, e: Expr) -> Expr:
         """The expression over loop counters and tile positions instead of axes."""
-        return simplify(E.substitute(e, self._here), self._ranges)
+        out = simplify(E.substitute(e, self._here), self._ranges)
+        for r in e.reads():
+            if r.attr[1] and self.extents:
+                here = simplify(E.substitute(r, self._here), self._ranges)
+                loose = tuple(simplify(E.substitute(s, self._loose), self._loose_ranges) for s in r.args[:-1])
+                self._provenance[here] = loose
+        return out
 
     def value(self, e: Expr) -> Tile:
         """The tile of an expression over axes."""
@@ -157,7 +173,7 @@ class TileScope:
         if any(s.reads() for s in local):
             return self._gather(place, local, orelse, e.dtype)
         split = self._split(place.layout.address(local))
-        limits = self._limits(place, local, orelse)
+        limits = self._limits(place, local, orelse, self._provenance.get(e, ()))
         if split is None or limits is None:
             return self._gather(place, local, orelse, e.dtype)
         coefficients, base = split
@@ -201,7 +217,7 @@ class TileScope:
         return split_linear(simplify(address, self._ranges), list(self._positions))
 
     def _limits(
-        self, place: Place, subscripts: Sequence[Expr], orelse: Expr | None
+        self, place: Place, subscripts: Sequence[Expr], orelse: Expr | None, loose: tuple[Expr, ...] = ()
     ) -> list[tuple[str, Expr, Expr]] | None:
         """Per tile axis the positions at which every subscript is inside; None where that is no box of positions."""
         if orelse is None:
@@ -214,6 +230,10 @@ class TileScope:
             lo, hi = layout.valid(k) if use_halo else (0, layout.shape[k])
             low, high = interval(s, self._ranges)
             below, above = low is None or low < lo, high is None or high >= hi
+            if (below or above) and loose and place.origin is None:
+                low, high = interval(loose[k], self._loose_ranges)
+                below = below and (low is None or low < lo)
+                above = above and (high is None or high >= hi)
             if not below and not above:
                 continue
             split = split_linear(s, list(self._positions))

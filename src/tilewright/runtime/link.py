@@ -58,7 +58,7 @@ def lower_kernel(kernel: Kernel, schedule: Schedule, target: Target) -> Lowered:
 
 def link_plan(
     plan: Plan, choose: Callable[[Kernel], Schedule], values: Mapping[str, Array], target: Target,
-    inputs: tuple[ArrayType, ...], outputs: tuple[ArrayType, ...], *, jobs: int | None = None,
+    inputs: tuple[ArrayType, ...], outputs: tuple[ArrayType, ...], *, jobs: int | None = None, strict: bool = False,
 ) -> Linked:  # fmt: skip
     """Lower, emit, build and link. Errors: InternalError C001 where LLVM refuses a kernel."""
     started = time.perf_counter()
@@ -78,7 +78,8 @@ def link_plan(
     distinct: dict[bytes, int] = {}
     numbers = [distinct.setdefault(o, len(distinct)) for o in ready]
     placement, workspace = _place(plan, lowered)
-    constants, const_of = _constants(plan, lowered, values)
+    relaxed = set() if strict else _summands(plan)
+    constants, const_of = _constants(plan, lowered, values, relaxed)
     input_of = {a.name: k for k, a in enumerate(inputs)}
     output_of = {a.name: k for k, a in enumerate(outputs)}
     buffers = plan.buffer_of
@@ -162,8 +163,40 @@ def _place(plan: Plan, lowered: list[Lowered]) -> tuple[Placement, dict[tuple[in
     return place_buffers(lifetimes), workspace
 
 
+def _summands(plan: Plan) -> set[str]:
+    """Constants (by key) that are only ever added, subtracted or multiplied."""
+    inside: set[str] = set()
+    outside: set[str] = set()
+    for k in plan.kernels:
+        keys = {t.name: key for t, key in k.program.constants}
+        for d in k.definitions.values():
+            if d.body.op == "read" and d.body.attr[0] in keys:
+                outside.add(keys[d.body.attr[0]])
+            for e in (n for x in d.expressions() for n in x.walk()):
+                found = {keys[a.attr[0]] for a in e.args if a.op == "read" and a.attr[0] in keys}
+                (inside if e.op in ("add", "sub", "mul") else outside).update(found)
+    return inside - outside
+
+
+def without_denormals(value: Array) -> Array:
+    """The array with denormal numbers replaced by zero, where it also holds numbers of ordinary size.
+
+    A trained weight that has decayed to a denormal costs hundreds of cycles in every multiplication, and so does every
+    activation that a denormal bias makes; either adds less than 1e-37 of an operand to a sum, far below the bound of
+    the numeric policy. This is a marked relaxation:
+    `numerics="strict"` keeps such weights.
+    """
+    if value.dtype.kind != "f" or value.dtype.itemsize < 4 or value.size == 0:
+        return value
+    size = np.abs(value)
+    small = (size < np.finfo(value.dtype).tiny) & (size > 0)
+    if not small.any() or float(size.max()) < 2.0**-60:
+        return value
+    return np.where(small, np.zeros((), value.dtype), value)
+
+
 def _constants(
-    plan: Plan, lowered: list[Lowered], values: Mapping[str, Array]
+    plan: Plan, lowered: list[Lowered], values: Mapping[str, Array], relaxed: set[str]
 ) -> tuple[list[Array], dict[tuple[str, str], int]]:
     """Flat constants, one per content and layout."""
     out: list[Array] = []
@@ -183,6 +216,8 @@ def _constants(
             if key not in numbers:
                 numbers[key] = len(out)
                 value = np.asarray(values[b.constant]).reshape(layout.shape)
+                if b.constant in relaxed:
+                    value = without_denormals(value)
                 flat = value.reshape(-1) if layout.is_row_major else layout.pack(value)
                 out.append(np.ascontiguousarray(flat))
     return out, numbers

@@ -151,6 +151,8 @@ def _operands(r: StageRoles) -> tuple[Access | None, Access | None]:
     only_y = [a for a in r.out if y.uses(a) and not x.uses(a)]
     if not only_x and not only_y:
         return None, None
+    if not only_x or not only_y:  # one operand has no axes of its own: it is B
+        return (x, y) if only_x else (y, x)
 
     def wants_lane(access: Access, own: list[str]) -> float:
         """How well the operand's own output axes serve as lanes."""

@@ -111,12 +111,27 @@ class StageSpace:
                     continue
                 if r.is_contraction and r.reduce and lane not in r.reduce:
                     k = r.reduce[-1]
-                    for u in (1, 2, 4):
-                        if u == 1 or (u < r.extents[k] and live * u <= 112):
+                    window = self._window(k)
+                    for u in dict.fromkeys([1, 2, 4, *([r.extents[k]] if window and r.extents[k] <= 11 else [])]):
+                        if u == 1 or (u <= r.extents[k] and live * u <= 112):
                             out.append({**sizes, k: u})
                 else:
                     out.append(sizes)
         return out or [{} if lane is None else {lane: self.lanes}]
+
+    def _window(self, k: str) -> str | None:
+        """The output axis that slides along reduce axis `k` in some operand (stride of one is the other's), or None."""
+        r = self.r
+        for x in (r.a, r.b):
+            if x is None or x.read is None:
+                continue
+            for e in x.read.args:
+                names = e.names("index")
+                if k in names:
+                    others = [a for a in names if a in r.out]
+                    if others:
+                        return others[0]
+        return None
 
     def _unrolled_axes(self, lane: str | None, others: list[str]) -> list[str]:
         """Axes worth more than one register row: those along which an operand is reused or contiguous."""
@@ -171,6 +186,11 @@ class StageSpace:
         if r.is_contraction:
             loads = rows + v if lane not in r.reduce else 2 * live
             unroll = sizes.get(r.reduce[-1], 1) if r.reduce and lane not in r.reduce else 1
+            if r.b is not None and lane is not None and r.a is not None and r.a.uses(lane) and lane not in r.reduce:
+                # Every multiplication needs its own vector of A; a window that is unrolled shares them.
+                slides = unroll > 1 and self._window(r.reduce[-1]) in sizes
+                vectors = (rows + unroll - 1) / unroll if slides else rows
+                loads = vectors * v + v * (1 if unroll > 1 else 1.2)
             # Loop control costs about a cycle a trip; unrolling a full tile buys little and costs code.
             # Vectors of B come from L2, scalars of A from L1: both cost something beside the multiply-adds.
             streams = 2.0 * v + 0.2 * rows if lane not in r.reduce else 0.1 * loads
@@ -269,6 +289,9 @@ class StageSpace:
         points = prod(r.extents[a] for a in r.roles("m"))
         b_bytes = prod(r.extents[x] for x in r.names if r.b.uses(x)) * r.b.dtype_bytes
         lane_n = lane is not None and r.names[lane].startswith("n")
+        constant = any(x.constant and lane and x.uses(lane) for x in (r.a, r.b))
+        if not lane_n and constant and not self.shared and lane in r.out:
+            out.append(Group((f"{p}pack.b",), ("choice",), (("panel",), ("none",))))
         if lane_n and not self.shared:
             strided = r.b.strides.get(lane or "") != 1
             worth = r.b.constant or strided or (points >= 48 and b_bytes > self.target.l1_bytes)
