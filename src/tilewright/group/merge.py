@@ -1,7 +1,8 @@
-"""Merge axes that every access of a kernel walks as one.
+"""Reshape the axes of a kernel: split those that subscripts divide, merge those that every access walks as one.
 
-In: a Kernel. Out: an equal Kernel with fewer axes. Invariant: after merging a (outer, extent A) and b (inner, extent B)
-into one axis of extent A*B, every address is the same linear function of it.
+In: a Kernel. Out: an equal Kernel. Invariants: splitting axis v at c gives v = c*outer + inner, so `v // c` and `v % c` become
+bare axes; after merging a (outer, extent A) and b (inner, extent B) into one axis of extent A*B, every address is the same
+linear function of it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,130 @@ from tilewright.ir.program import Definition
 from tilewright.ir.ranges import coefficient
 from tilewright.ir.ranges import simplify
 
-__all__ = ["merge_axes"]
+__all__ = ["merge_axes", "split_axes"]
+
+
+def split_axes(kernel: Kernel) -> Kernel:
+    """Split axes whose quotient and remainder by one constant occur in subscripts of a reduction."""
+    if not any(d.reduction is not None for d in kernel.definitions.values()):
+        return kernel
+    for _ in range(8):
+        found = next((x for x in _divided(kernel) if _splittable(kernel, *x)), None)
+        if found is None:
+            return kernel
+        kernel = _split(kernel, *found)
+    return kernel
+
+
+def _divided(kernel: Kernel) -> list[tuple[str, int]]:
+    """(axis, divisor) of every `axis // c` and `axis % c` in a subscript."""
+    out: dict[tuple[str, int], None] = {}
+    for d in kernel.definitions.values():
+        for r in d.reads():
+            for s in r.args[: len(r.args) - r.attr[1]]:
+                for n in s.walk():
+                    if n.op in ("floordiv", "mod") and n.args[0].op == "index":
+                        c = E.int_value(n.args[1])
+                        if c is not None and c > 1:
+                            out.setdefault((n.args[0].attr, c))
+    return list(out)
+
+
+def _splittable(kernel: Kernel, axis: str, c: int) -> bool:
+    n = kernel.extents.get(axis, 0)
+    if n % c or n <= c or axis in kernel.shared or axis == kernel.sequence:
+        return False
+    for d in kernel.definitions.values():
+        out = [x.name for x in d.axes]
+        if d.scan is not None and d.scan[1] == axis:
+            return False
+        if d.reduction is not None and d.reduction.monoid.startswith("arg") and axis in {x.name for x in d.reduction.axes}:
+            return False
+        layout = kernel.layout_of.get(d.name)
+        if axis in out and layout is not None and layout.stride(out.index(axis)) is None:
+            return False
+        for r in d.reads():  # tensors made here keep plain subscripts
+            if r.attr[0] in kernel.definitions:
+                for s in r.args[: len(r.args) - r.attr[1]]:
+                    if axis in s.names("index") and s is not E.index(axis):
+                        return False
+    return True
+
+
+def _split(kernel: Kernel, axis: str, c: int) -> Kernel:
+    """axis becomes axis (outer) and a new inner axis of extent c."""
+    inner = f"{axis}_in"
+    while inner in kernel.extents:
+        inner += "_"
+    swap = {E.index(axis): E.index(axis) * c + E.index(inner)}
+    widened = {n for n, d in kernel.definitions.items() if axis in {x.name for x in d.axes}}
+
+    def axes(xs: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        out: list[Axis] = []
+        for x in xs:
+            if x.name == axis:
+                out += [Axis(axis, E.const(int_extent(x.extent) // c)), Axis(inner, E.const(c))]
+            else:
+                out.append(x)
+        return tuple(out)
+
+    def definition(d: Definition) -> Definition:
+        if axis not in {x.name for x in d.all_axes}:
+            return d
+        new_axes = axes(d.axes)
+        reduction = replace(d.reduction, axes=axes(d.reduction.axes)) if d.reduction is not None else None
+        ranges = {x.name: (0, max(0, int_extent(x.extent) - 1)) for x in (*new_axes, *(reduction.axes if reduction else ()))}
+
+        def go(e: Expr) -> Expr:
+            memo: dict[Expr, Expr] = {}
+            for r in e.reads():
+                if r.attr[0] in widened:
+                    args = [E.substitute(x, memo) for x in r.args]
+                    subs: list[Expr] = []
+                    for x in args[: len(args) - r.attr[1]]:
+                        subs += [E.index(axis), E.index(inner)] if x is E.index(axis) else [x]
+                    memo[r] = E.read(r.attr[0], subs, r.dtype, args[-1] if r.attr[1] else None)
+            # Reads that are done must not be substituted again: their subscripts name the new axes already.
+            done = {v: E.index(f"?{i}") for i, v in enumerate(memo.values())}
+            hidden = {k: done[v] for k, v in memo.items()}
+            out = E.substitute(_with_placeholders(e, hidden), swap)
+            return simplify(_restore(out, {v: k for k, v in done.items()}), ranges)
+
+        if reduction is not None and reduction.guard is not None:
+            reduction = replace(reduction, guard=go(reduction.guard))
+        return replace(d, axes=new_axes, body=go(d.body), reduction=reduction)
+
+    def layout(n: str, old: Layout) -> Layout:
+        if n not in widened:
+            return old
+        at = [x.name for x in kernel.definitions[n].axes].index(axis)
+        shape = (*old.shape[:at], old.shape[at] // c, c, *old.shape[at + 1 :])
+        terms = []
+        for t in old.terms:
+            if t.axis == at:
+                terms += [Term(at, 1, 0, t.stride * c), Term(at + 1, 1, 0, t.stride)]
+            else:
+                terms.append(replace(t, axis=t.axis + (t.axis > at)))
+        return Layout(shape, tuple(terms), old.size, old.offset)
+
+    body = tuple(definition(s) if isinstance(s, Definition) else s for s in kernel.program.body)
+    return replace(
+        kernel, program=replace(kernel.program, body=body), layouts=tuple((n, layout(n, x)) for n, x in kernel.layouts)
+    )
+
+
+def _with_placeholders(e: Expr, hidden: dict[Expr, Expr]) -> Expr:
+    """`e` with finished reads standing aside as placeholder leaves of their dtype."""
+    return E.substitute(e, {k: _placeholder(v, k) for k, v in hidden.items()})
+
+
+def _placeholder(mark: Expr, like: Expr) -> Expr:
+    return E.read(mark.attr, (), like.dtype)
+
+
+def _restore(e: Expr, finished: dict[Expr, Expr]) -> Expr:
+    back = {E.read(mark.attr, (), value.dtype): value for mark, value in finished.items()}
+    return E.substitute(e, back)
 
 
 def merge_axes(kernel: Kernel) -> Kernel:

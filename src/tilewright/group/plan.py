@@ -14,6 +14,7 @@ from tilewright.group.fuse import Group
 from tilewright.group.fuse import group_program
 from tilewright.group.layouts import choose_layouts
 from tilewright.group.merge import merge_axes
+from tilewright.group.merge import split_axes
 from tilewright.group.normalize import normalize
 from tilewright.group.padding import pad_inputs
 from tilewright.ir import expr as E
@@ -140,7 +141,7 @@ def _kernel(
     border = [t.name for t in inputs] + [t.name for t, _ in consts] + list(results)
     kernel = Kernel(program, stages, tuple((n, layouts[n]) for n in border), g.shared, sequence)
     if g.statement is None:
-        kernel = merge_axes(kernel)
+        kernel = merge_axes(split_axes(kernel))
     return canonical(kernel), tuple(border)
 
 
