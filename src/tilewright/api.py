@@ -7,11 +7,11 @@ compiled before sizes are known; each combination of sizes is compiled once and 
 
 from __future__ import annotations
 
-import difflib
+import operator
+import threading
 import time
 from collections.abc import Callable
 from collections.abc import Mapping
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from tilewright.ir.program import Program
 from tilewright.ir.program import Tensor
 from tilewright.machine.target import Target
 from tilewright.runtime.artifact import bind_artifact
-from tilewright.runtime.call import ModelCall
 from tilewright.runtime.context import ArrayType
 from tilewright.runtime.context import Binding
 from tilewright.runtime.link import Linked
 from tilewright.runtime.link import link_plan
+from tilewright.runtime.model import CallableModel
+from tilewright.runtime.model import nearest
 from tilewright.runtime.pool import num_threads
 from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.schedule import Schedule
@@ -64,7 +65,7 @@ def _target_of(name: str | Target | None) -> Target:
     return Target.named(name or config.current().target or "native")
 
 
-class CompiledModel:
+class CompiledModel(CallableModel):
     """A Program ready to run on this machine, for any sizes within its dims.
 
     `threads`: how many a call may use; None follows the settings. `tune`: seconds of search for each new combination of
@@ -86,83 +87,29 @@ class CompiledModel:
         self.origins = dict(origins or {})
         self._variants: dict[tuple[tuple[str, int], ...], _Variant] = {}
         self._latest: _Variant | None = None
-        # One array per distinct result; the results as the program lists them refer to those.
-        self._unique = list(dict.fromkeys(program.results))
-        self._order = [self._unique.index(n) for n in program.results]
+        self._compiling = threading.Lock()
         tensors = program.tensors
-        self.input_specs: tuple[ArrayType, ...] = tuple(_array_type(t) for t in program.inputs)
-        self._results = tuple(_array_type(tensors[n]) for n in self._unique)
-        self.output_specs: tuple[ArrayType, ...] = tuple(self._results[k] for k in self._order)
-        self._call = ModelCall(
-            self._bind, self.input_specs, self._results, threads=threads, reuse_outputs=reuse_outputs
+        unique = list(dict.fromkeys(program.results))  # one array per distinct result
+        super().__init__(
+            tuple(_array_type(t) for t in program.inputs),
+            tuple(_array_type(tensors[n]) for n in unique),
+            [unique.index(n) for n in program.results],
+            program.dims,
+            threads=threads,
+            reuse_outputs=reuse_outputs,
         )
-        self._function = self._call.function
-
-    # -- calling
-    def __call__(self, *arrays: Any, out: Any = None, **named: Any) -> Any:
-        """One array, or a list of arrays where the program has several results.
-
-        Errors: R001 to R006 for inputs that do not fit.
-        """
-        if named:
-            arrays = self._by_name({**dict(zip((s.name for s in self.input_specs), arrays, strict=False)), **named})
-        got = self._function(*arrays) if out is None else self._function(*arrays, out=out)
-        if len(self._order) == 1:
-            return got
-        many = got if isinstance(got, list | tuple) else (got,)
-        return [many[k] for k in self._order]
-
-    def run(self, inputs: Mapping[str, Any]) -> list[Array]:
-        """Results in order, for inputs by name. Errors: R001 to R006."""
-        got = self._function(*self._by_name(inputs))
-        many = got if isinstance(got, list | tuple) else (got,)
-        return [many[k] for k in self._order]
-
-    def _by_name(self, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-        wanted = [s.name for s in self.input_specs]
-        for name in inputs:
-            if name not in wanted:
-                near = difflib.get_close_matches(name, wanted, 1, 0.4)
-                hint = f"did you mean {near[0]!r}?" if near else f"the inputs are {', '.join(wanted)}"
-                raise UserError("R001", f"the model has no input {name!r}", hint=hint)
-        missing = [n for n in wanted if n not in inputs]
-        if missing:
-            given = ", ".join(map(repr, inputs)) or "none"
-            raise UserError("R001", f"input {missing[0]!r} is missing", hint=f"given: {given}")
-        return tuple(inputs[n] for n in wanted)
-
-    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]:
-        """A call without arguments on fixed arrays: the very entry, for timing."""
-        function, given = self._function, tuple(inputs)
-        out: Any = outputs[0] if len(self._unique) == 1 else tuple(outputs[self._order.index(k)] for k in range(len(self._unique)))
-        return lambda: function(*given, out=out)
-
-    # -- compiling
-    def _sizes(self, symbols: Mapping[str, int]) -> dict[str, int]:
-        """Check sizes against the dims' ranges. Errors: R004."""
-        for d in self.program.dims:
-            v = symbols.get(d.name)
-            if v is None:
-                raise UserError("R004", f"nothing tells the size {d.name!r}", hint=f"pass dims={{{d.name!r}: ...}}")
-            if v < d.lo or (d.hi is not None and v > d.hi) or v % d.multiple:
-                high = "" if d.hi is None else f" to {d.hi}"
-                extra = f", a multiple of {d.multiple}" if d.multiple != 1 else ""
-                raise UserError(
-                    "R004", f"{d.name} is {v}; the model allows {d.lo}{high or ' and more'}{extra}",
-                    hint="give inputs of a size in this range",
-                )  # fmt: skip
-        return {d.name: symbols[d.name] for d in self.program.dims}
 
     def _bind(self, symbols: Mapping[str, int]) -> Binding:
         return self.variant(symbols).binding
 
     def variant(self, symbols: Mapping[str, int]) -> _Variant:
-        """The compiled form for these sizes; compiled now where it was not before."""
-        sizes = self._sizes(symbols)
+        """The compiled form for these sizes; compiled now where it was not before. Errors: R004."""
+        sizes = self.sizes(symbols)
         key = tuple(sorted(sizes.items()))
-        found = self._variants.get(key)
-        if found is None:
-            found = self._variants[key] = _Variant(self, sizes)
+        with self._compiling:  # a variant that lost a race would take its code away from a call that uses it
+            found = self._variants.get(key)
+            if found is None:
+                found = self._variants[key] = _Variant(self, sizes)
         self._latest = found
         return found
 
@@ -174,6 +121,11 @@ class CompiledModel:
             self.variant({})
         assert self._latest is not None
         return self._latest
+
+    @property
+    def variants(self) -> tuple[_Variant, ...]:
+        """Every variant compiled so far, at least one. Errors: R004 where the sizes are not known yet."""
+        return tuple(self._variants.values()) or (self.latest,)
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -212,7 +164,7 @@ class _Variant:
         self.threads = model.threads or num_threads()
         self.inputs = tuple(_array_type(t) for t in self.program.inputs)
         tensors = self.program.tensors
-        self.outputs = tuple(_array_type(tensors[n]) for n in model._unique)
+        self.outputs = tuple(_array_type(tensors[n]) for n in dict.fromkeys(model.program.results))
         self.tuning: Any = None
         choose: Choose = self._default(model.target)
         tune_s = 0.0
@@ -274,31 +226,72 @@ def _program_of(model: Any) -> tuple[Program, Mapping[str, str]]:
     )  # fmt: skip
 
 
-def _symbols_from(p: Program, example_inputs: Any, dims: Mapping[str, int] | None) -> dict[str, int]:
-    """Sizes of dims from example inputs and from `dims`. Errors: R003, R004."""
-    names = {d.name for d in p.dims}
+def _symbols_from(
+    p: Program, example_inputs: Any, dims: Mapping[str, int] | None
+) -> dict[str, int]:
+    """Sizes of dims from example inputs and from `dims`. Errors: R001, R003, R004."""
+    names = [d.name for d in p.dims]
     out: dict[str, int] = {}
-    for n, v in (dims or {}).items():
-        if n not in names:
-            near = difflib.get_close_matches(n, names, 1, 0.4)
-            raise UserError("R004", f"the model has no size {n!r}", hint=f"did you mean {near[0]!r}?" if near else f"its sizes are {sorted(names)}")
-        out[n] = int(v)
-    if example_inputs is None:
-        return out
-    if isinstance(example_inputs, Mapping):
-        pairs = [(t, example_inputs[t.name]) for t in p.inputs if t.name in example_inputs]
-    else:
-        pairs = list(zip(p.inputs, example_inputs, strict=False))
-    for t, a in pairs:
-        shape = np.shape(a)
+    for name, size in (dims or {}).items():
+        if name not in names:
+            known = f"its sizes are {', '.join(names)}" if names else "all its sizes are fixed"
+            raise UserError(
+                "R004", f"the model has no size {name!r}", where="dims",
+                hint=nearest(str(name), names, known),
+            )  # fmt: skip
+        try:
+            out[name] = operator.index(size)
+        except TypeError:
+            raise UserError(
+                "R004", f"the size {name!r} is {size!r}, which is no whole number", where="dims",
+                hint=f"pass dims={{{name!r}: 8}}, say",
+            ) from None  # fmt: skip
+    for t, shape in _example_shapes(p, example_inputs):
         if len(shape) != len(t.shape):
-            raise UserError("R003", f"input {t.name!r} has {len(t.shape)} axes, the example {len(shape)}")
+            raise UserError(
+                "R003", f"input {t.name!r} has {len(t.shape)} axes, the example {len(shape)}",
+                where="example_inputs", hint=f"give an array of shape [{_text(t.shape)}]",
+            )  # fmt: skip
         for e, n in zip(t.shape, shape, strict=True):
-            if e.op == "dim" and out.setdefault(e.attr, int(n)) != n:
-                raise UserError("R004", f"{e.attr} is {out[e.attr]} and {n} in the example inputs")
-            if (v := E.int_value(e)) is not None and v != n:
-                raise UserError("R003", f"input {t.name!r} has size {v} where the example has {n}")
+            if e.op == "dim" and out.setdefault(e.attr, n) != n:
+                raise UserError(
+                    "R004", f"{e.attr} is {out[e.attr]} and {n} in what is given",
+                    where=f"example input {t.name!r}", hint="give sizes that agree",
+                )  # fmt: skip
+            fixed = E.int_value(e)
+            if fixed is not None and fixed != n:
+                raise UserError(
+                    "R003", f"input {t.name!r} has size {fixed} where the example has {n}",
+                    where="example_inputs", hint=f"give an array of shape [{_text(t.shape)}]",
+                )  # fmt: skip
     return out
+
+
+def _text(shape: tuple[E.Expr, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def _example_shapes(p: Program, examples: Any) -> list[tuple[Tensor, tuple[int, ...]]]:
+    """The inputs that have an example, and its shape. Errors: R001."""
+    if examples is None:
+        return []
+    names = [t.name for t in p.inputs]
+    known = f"the inputs are {', '.join(names) or 'none'}"
+    if not isinstance(examples, Mapping):
+        arrays = list(examples) if isinstance(examples, list | tuple) else [examples]
+        if len(arrays) > len(names):
+            raise UserError(
+                "R001", f"{len(arrays)} example inputs for {len(names)} inputs",
+                where="example_inputs", hint=known,
+            )  # fmt: skip
+        examples = dict(zip(names, arrays, strict=False))
+    for name in examples:
+        if name not in names:
+            raise UserError(
+                "R001", f"the model has no input {name!r}", where="example_inputs",
+                hint=nearest(str(name), names, known),
+            )  # fmt: skip
+    return [(t, np.shape(examples[t.name])) for t in p.inputs if t.name in examples]
 
 
 def compile(

@@ -7,9 +7,9 @@ addresses, so it can be written to a file; making a Binding of it compiles nothi
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -79,10 +79,20 @@ class Artifact:
     kept: list[Any] = field(default_factory=list, compare=False, repr=False)
 
 
-def bind_artifact(a: Artifact, constants: list[Memory] | None = None) -> Binding:
-    """Load the objects and constants. `constants` shares memory that is loaded already. Errors: X001 for bad slots."""
+class Placed(Protocol):
+    """Something that lies in memory."""
+
+    @property
+    def address(self) -> int: ...
+
+
+def bind_artifact(a: Artifact, constants: Sequence[Placed] | None = None) -> Binding:
+    """Load the objects and constants. Errors: X001 for bad slots.
+
+    constants: they are in memory already, which the caller keeps alive.
+    """
     loaded: list[LoadedObject] = [load_object(o) for o in a.objects]
-    places = [_place_constant(c) for c in a.constants] if constants is None else constants
+    places: Sequence[Placed] = constants or [_place_constant(c) for c in a.constants]
     a.kept.extend([loaded, places])
     phases = []
     for s in a.steps:
@@ -130,7 +140,7 @@ def _callback(c: CallBack, a: Artifact) -> int:
             dtype = DTYPES[name].np
             count = int(np.prod(shape, dtype=np.int64))
             raw = (ctypes.c_uint8 * max(1, count * dtype.itemsize)).from_address(address)
-            arrays.append(np.frombuffer(raw, dtype, count).reshape(shape))
+            arrays.append(np.frombuffer(memoryview(raw), dtype, count).reshape(shape))
         given, wanted = arrays[: len(arrays) - c.results], arrays[len(arrays) - c.results :]
         for got, out in zip(meaning(given, dict(c.attributes)), wanted, strict=True):
             out[...] = got

@@ -24,7 +24,8 @@ from tilewright.runtime.build_worker import LlvmRefused, MachineSpec, emit, requ
 from tilewright.runtime.cache import ObjectCache, default_cache
 from tilewright.runtime.wire import Worker, WorkerDied
 
-__all__ = ["BuildOptions", "build", "build_many", "emit_assembly", "emit_object", "stop_workers"]
+__all__ = ["BuildOptions", "build", "build_many", "emit_assembly", "emit_object", "object_key"]
+__all__ += ["provide", "stop_workers"]
 
 _log = logging.getLogger("tilewright.runtime.build")
 _EPOCH = 1  # raise when the same text and machine compile to other bytes because of this file
@@ -68,6 +69,15 @@ def object_key(text: str, target: Target, options: BuildOptions = DEFAULT) -> st
     return hashlib.sha256(head.encode() + text.encode()).hexdigest()
 
 
+_provided: dict[str, bytes] = {}
+
+
+def provide(key: str, data: bytes) -> None:
+    """Let `build` answer with `data` for the text, target and options that `key` stands for, in
+    this process: what a saved model brings along is not compiled again."""
+    _provided.setdefault(key, data)
+
+
 def emit_object(text: str, target: Target, options: BuildOptions = DEFAULT) -> bytes:
     """Compile in this process, without the cache. Errors: InternalError C001.
 
@@ -103,7 +113,7 @@ def build(
     """One object, from the cache or compiled in this process. Errors: InternalError C001."""
     cache = default_cache() if cache is None else cache
     key = object_key(text, target, options)
-    data = cache.get(key)
+    data = _provided.get(key) or cache.get(key)
     if data is None:
         data = emit_object(text, target, options)
         cache.put(key, data)

@@ -30,13 +30,14 @@ from numpy.typing import NDArray
 
 from tilewright.errors import InternalError, UserError
 from tilewright.machine.target import Target
-from tilewright.runtime.build import BuildOptions, build
+from tilewright.runtime.build import BuildOptions, build, object_key
 from tilewright.runtime.call_text import call_text
 from tilewright.runtime.context import ArrayType, Binding, CallContext
 from tilewright.runtime.jit import LoadedObject, load_object
 from tilewright.runtime.pool import listen, num_threads, walker_address
+from tilewright.runtime.pool_text import pool_text
 
-__all__ = ["Bind", "ModelCall"]
+__all__ = ["Bind", "ModelCall", "shared_objects"]
 
 Bind = Callable[[Mapping[str, int]], Binding]
 
@@ -99,6 +100,13 @@ def _method() -> tuple[_MethodDef, LoadedObject]:
     )
     _python.Py_IncRef(ctypes.py_object(method))
     return method, code
+
+
+def shared_objects() -> list[tuple[str, bytes]]:
+    """Keys and bytes of the objects that every model of this process runs on: pool and wrapper."""
+    target, options = Target.native(), BuildOptions(passes=2)
+    texts = (pool_text(target), call_text(target))
+    return [(object_key(t, target, options), build(t, target, options)) for t in texts]
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,176 @@
+"""A model that can be called: what compiled and loaded models have in common.
+
+In: the arrays of the border, the dims, a function that makes a `Binding` for sizes. Out:
+`CallableModel`. Invariant: every way to call (positional, by name, bound) checks the same things
+and runs the same native entry.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import UserError
+from tilewright.ir.program import Dim
+from tilewright.runtime.call import ModelCall
+from tilewright.runtime.context import ArrayType, Binding
+
+__all__ = ["CallableModel", "nearest"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def nearest(name: str, known: Sequence[str], otherwise: str) -> str:
+    """`did you mean 'x'?` where a known name is near, else `otherwise`."""
+    near = difflib.get_close_matches(name, known, 1, 0.4)
+    return f"did you mean {near[0]!r}?" if near else otherwise
+
+
+class CallableModel:
+    """Inputs, results and the native entry.
+
+    `results` lists each distinct result once; `order` says which of them every output is (a model
+    may return one tensor twice).
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[ArrayType, ...],
+        results: tuple[ArrayType, ...],
+        order: Sequence[int],
+        dims: tuple[Dim, ...],
+        *,
+        threads: int | None = None,
+        reuse_outputs: bool = False,
+    ) -> None:
+        self.input_specs = inputs
+        self.output_specs: tuple[ArrayType, ...] = tuple(results[k] for k in order)
+        self.dims = dims
+        self.results = results
+        self.order = list(order)
+        self._is_plain = self.order == list(range(len(results)))
+        self._call = ModelCall(
+            self._bind, inputs, results, threads=threads, reuse_outputs=reuse_outputs
+        )
+        self._function = self._call.function
+
+    def _bind(self, symbols: Mapping[str, int]) -> Binding:
+        """The model at these sizes. Errors: R004."""
+        raise NotImplementedError
+
+    # -- calling
+    def __call__(self, /, *arrays: Any, out: Any = None, **named: Any) -> Any:
+        """One array, or a list of arrays where the model has several outputs.
+
+        Errors: R001 to R006 for arrays that do not fit.
+        """
+        if named:
+            arrays = self._by_name(self._joined(arrays, named))
+        if out is None:
+            got = self._function(*arrays)
+            return got if len(self.order) == 1 else self._in_order(got)
+        if self._is_plain:
+            return self._function(*arrays, out=out)
+        return self._into(arrays, out)
+
+    def run(self, inputs: Mapping[str, Any]) -> list[Array]:
+        """Outputs in order, for inputs by name. Errors: R001 to R006."""
+        return self._in_order(self._function(*self._by_name(inputs)))
+
+    def timed(self, inputs: Mapping[str, Any]) -> tuple[list[Array], list[int]]:
+        """`run`, and the time of each phase of the binding in nanoseconds."""
+        got, phases = self._call.timed(*self._by_name(inputs))
+        return self._in_order(got), phases
+
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]:
+        """A call without arguments on fixed arrays: the very entry, for timing."""
+        function, given = self._function, tuple(inputs)
+        out: Any = outputs[0] if len(outputs) == 1 else tuple(outputs)
+        if self._is_plain:
+            return lambda: function(*given, out=out)
+        return lambda: self._into(given, out)
+
+    def _in_order(self, got: Any) -> list[Array]:
+        many = got if isinstance(got, list | tuple) else (got,)
+        return [many[k] for k in self.order]
+
+    def _into(self, arrays: tuple[Any, ...], out: Any) -> Any:
+        """Write into `out` where some result is returned more than once, or in another order."""
+        if not isinstance(out, tuple | list) or len(out) != len(self.order):
+            raise UserError("R006", f"out= must be a tuple of {len(self.order)} arrays")
+        first = [self.order.index(k) for k in range(len(self.results))]
+        wanted = tuple(out[i] for i in first)
+        self._function(*arrays, out=wanted[0] if len(wanted) == 1 else wanted)
+        for i, k in enumerate(self.order):
+            if i != first[k]:
+                np.copyto(out[i], out[first[k]], casting="no")
+        return out
+
+    def _joined(self, arrays: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+        names = [s.name for s in self.input_specs]
+        if len(arrays) > len(names):
+            raise UserError(
+                "R001", f"{len(arrays)} arrays given, the model takes {len(names)}",
+                hint=f"the inputs are {', '.join(names)}",
+            )  # fmt: skip
+        by_place = dict(zip(names, arrays, strict=False))
+        twice = [n for n in by_place if n in named]
+        if twice:
+            raise UserError(
+                "R001", f"input {twice[0]!r} is given twice, by place and by name",
+                hint="give it once",
+            )  # fmt: skip
+        return {**by_place, **named}
+
+    def _by_name(self, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        if not isinstance(inputs, Mapping):
+            raise UserError(
+                "R001", f"run takes a dictionary of arrays by name, not a {type(inputs).__name__}",
+                hint="pass {name: array}, or call the model with the arrays in order",
+            )  # fmt: skip
+        wanted = [s.name for s in self.input_specs]
+        for name in inputs:
+            if name not in wanted:
+                hint = nearest(str(name), wanted, f"the inputs are {', '.join(wanted) or 'none'}")
+                raise UserError("R001", f"the model has no input {name!r}", hint=hint)
+        missing = [n for n in wanted if n not in inputs]
+        if missing:
+            given = ", ".join(map(repr, inputs)) or "none"
+            raise UserError(
+                "R001", f"input {missing[0]!r} is missing",
+                hint=f"give an array for each of {', '.join(wanted)}; given: {given}",
+            )  # fmt: skip
+        return tuple(inputs[n] for n in wanted)
+
+    def sizes(self, symbols: Mapping[str, int]) -> dict[str, int]:
+        """A size for every dim, in order, checked against its range. Errors: R004."""
+        for d in self.dims:
+            v = symbols.get(d.name)
+            if v is None:
+                raise UserError(
+                    "R004", f"nothing tells the size {d.name!r}",
+                    hint=f"pass dims={{{d.name!r}: ...}}",
+                )  # fmt: skip
+            if v < d.lo or (d.hi is not None and v > d.hi) or v % d.multiple:
+                most = " and more" if d.hi is None else f" to {d.hi}"
+                extra = f", multiples of {d.multiple}" if d.multiple != 1 else ""
+                raise UserError(
+                    "R004", f"{d.name} is {v}; the model allows {d.lo}{most}{extra}",
+                    where=_places(self.input_specs, d.name),
+                    hint="give arrays of a size in this range",
+                )  # fmt: skip
+        return {d.name: symbols[d.name] for d in self.dims}
+
+
+def _places(inputs: Sequence[ArrayType], symbol: str) -> str:
+    """Which axes of which inputs have this size."""
+    found = [
+        f"axis {axis} of input {s.name!r}"
+        for s in inputs
+        for axis, size in enumerate(s.shape)
+        if size == symbol
+    ]
+    return ", ".join(found)
