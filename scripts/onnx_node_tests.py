@@ -2,7 +2,7 @@
 
 Prints how many are passed, refused (with reasons) and wrong; exits 1 when one is wrong or crashes.
 
-    python scripts/onnx_node_tests.py [--only NAME_PART] [--expanded] [--list]
+    python scripts/onnx_node_tests.py [--only NAME_PART] [--expanded] [--symbolic] [--list]
 """
 
 from __future__ import annotations
@@ -20,20 +20,28 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import TilewrightError
-from tilewright.frontend.onnx import ValueNeeded
-from tilewright.frontend.onnx import import_onnx
+from tilewright.frontend.onnx import ValueNeeded, import_onnx
 from tilewright.frontend.onnx.proto import ELEMENT_TYPES
 from tilewright.ir.interpreter import run_program
 
 __all__ = ["Outcome", "cases", "outcome_of"]
 
 _OTHER_KINDS = ("ImageDecoder", "OptionalHasElement", "OptionalGetElement", "SequenceMap")
-_RANDOM = ("Bernoulli", "RandomNormal", "RandomUniform", "Multinomial", "Dropout", "RandomUniformLike")
+_RANDOM = (
+    "Bernoulli",
+    "RandomNormal",
+    "RandomUniform",
+    "Multinomial",
+    "Dropout",
+    "RandomUniformLike",
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """kind: passed, baked (passed with the values of shape inputs given at import), refused, wrong, crashed."""
+    """kind: passed, baked (passed with the values of shape inputs given at import), refused, wrong,
+    crashed.
+    """
 
     kind: str
     detail: str = ""
@@ -52,14 +60,18 @@ def cases(part: str = "", expanded: bool = False) -> Iterator[Any]:
 
 
 def in_scope(case: Any) -> bool:
-    """No strings (and n-grams of them), sequences, optionals, training, image decoding, random numbers, 8-bit floats or types below 8 bits."""
+    """No strings (and n-grams of them), sequences, optionals, training, image decoding, random
+    numbers, 8-bit floats or types below 8 bits.
+    """
     graph = case.model.graph
     for node in graph.node:
         if node.op_type in _OTHER_KINDS:
             return False
         if node.domain not in ("", "ai.onnx"):
             return False
-        if node.op_type in _RANDOM and not (node.op_type == "Dropout" and "training" not in case.name):
+        if node.op_type in _RANDOM and not (
+            node.op_type == "Dropout" and "training" not in case.name
+        ):
             return False
     for v in [*graph.input, *graph.output]:
         if not v.type.HasField("tensor_type") or v.type.tensor_type.elem_type not in ELEMENT_TYPES:
@@ -67,9 +79,19 @@ def in_scope(case: Any) -> bool:
     return True
 
 
-def outcome_of(case: Any) -> Outcome:
-    """Import, interpret and compare one case."""
-    data = case.model.SerializeToString()
+def symbolic_model(model: Any) -> Any:
+    """The model with every size of its first input replaced by a name of its own."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    for i in copy.graph.input[:1]:
+        for k, d in enumerate(i.type.tensor_type.shape.dim):
+            d.dim_param = f"size{k}"
+    return copy
+
+
+def outcome_of(case: Any, symbolic: bool = False) -> Outcome:
+    """Import, interpret and compare one case; `symbolic`: with `symbolic_model`."""
+    data = (symbolic_model(case.model) if symbolic else case.model).SerializeToString()
     names = [i.name for i in case.model.graph.input]
     inputs, expected = ([_array(x) for x in xs] for xs in case.data_sets[0])
     given = dict(zip(names, inputs, strict=False))
@@ -80,7 +102,9 @@ def outcome_of(case: Any) -> Outcome:
             try:
                 imported = import_onnx(data, known=known)
                 break
-            except ValueNeeded as error:  # sizes depend on the values of inputs: give those, and only those
+            except (
+                ValueNeeded
+            ) as error:  # sizes depend on the values of inputs: give those, and only those
                 if not error.inputs or set(error.inputs) <= set(known):
                     raise
                 known.update((n, given[n]) for n in error.inputs)
@@ -96,10 +120,18 @@ def outcome_of(case: Any) -> Outcome:
             if problem is None:
                 return Outcome(kind)
     except TilewrightError as error:
-        if error.code in ("F005", "F006", "F003"):
+        if error.code in ("F005", "F006", "F003", "R003", "R004"):
             return Outcome("refused", f"[{error.code}] {error.message}")
         return Outcome("crashed", f"{error}")
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, AssertionError, RecursionError):
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AssertionError,
+        RecursionError,
+    ):
         return Outcome("crashed", traceback.format_exc(limit=-4))
     return problem or Outcome(kind)
 
@@ -119,30 +151,47 @@ def compare(case: Any, got: list[Any], expected: list[Any]) -> Outcome | None:
             a = a.astype(b.dtype)
         if b.dtype.kind in "biu":
             if not np.array_equal(a, b):
-                return Outcome("wrong", f"output {k}: {np.argwhere(a != b)[:3].tolist()} differ, {a.reshape(-1)[:6]} {b.reshape(-1)[:6]}")
+                return Outcome(
+                    "wrong",
+                    f"output {k}: {np.argwhere(a != b)[:3].tolist()} differ, "
+                    f"{a.reshape(-1)[:6]} {b.reshape(-1)[:6]}",
+                )
             continue
         wide, ref = a.astype(np.float64), b.astype(np.float64)
         rtol, atol = case.rtol, max(case.atol, 1e-6)
-        if b.dtype.itemsize == 2:  # half precision: two units of the last place of the largest element
+        if (
+            b.dtype.itemsize == 2
+        ):  # half precision: two units of the last place of the largest element
             unit = 2.0**-10 if b.dtype == np.float16 else 2.0**-7
-            rtol, atol = max(rtol, 2 * unit), max(atol, unit * float(np.max(np.abs(ref[np.isfinite(ref)]), initial=0)))
+            rtol, atol = (
+                max(rtol, 2 * unit),
+                max(atol, unit * float(np.max(np.abs(ref[np.isfinite(ref)]), initial=0))),
+            )
         if not np.allclose(wide, ref, rtol=rtol, atol=atol, equal_nan=True):
             worst = np.nanmax(np.abs(wide - ref))
-            return Outcome("wrong", f"output {k}: off by {worst:.3g} of {np.nanmax(np.abs(ref)):.3g} ({b.dtype})")
+            return Outcome(
+                "wrong",
+                f"output {k}: off by {worst:.3g} of {np.nanmax(np.abs(ref)):.3g} ({b.dtype})",
+            )
     return None
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="part of a test's name")
-    parser.add_argument("--expanded", action="store_true", help="the tests of expanded functions instead")
+    parser.add_argument(
+        "--expanded", action="store_true", help="the tests of expanded functions instead"
+    )
+    parser.add_argument(
+        "--symbolic", action="store_true", help="with symbolic sizes for the first input"
+    )
     parser.add_argument("--list", action="store_true", help="one line per test that is not passed")
     options = parser.parse_args()
     counts: collections.Counter[str] = collections.Counter()
     reasons: collections.Counter[str] = collections.Counter()
     start = time.monotonic()
     for case in cases(options.only, options.expanded):
-        outcome = outcome_of(case)
+        outcome = outcome_of(case, options.symbolic)
         counts[outcome.kind] += 1
         if outcome.kind == "refused":
             reasons[outcome.detail] += 1
@@ -153,8 +202,9 @@ def main() -> int:
     for reason, count in reasons.most_common():
         print(f"refused {count}: {reason}")
     print(
-        f"{total} tests: {good} passed ({100 * good / max(total, 1):.1f} %, {counts['baked']} of them with shape inputs "
-        f"given at import), {counts['refused']} refused, {counts['wrong']} wrong, {counts['crashed']} crashed, "
+        f"{total} tests: {good} passed ({100 * good / max(total, 1):.1f} %, "
+        f"{counts['baked']} of them with shape inputs given at import), "
+        f"{counts['refused']} refused, {counts['wrong']} wrong, {counts['crashed']} crashed, "
         f"{time.monotonic() - start:.0f} s"
     )
     return 1 if counts["wrong"] or counts["crashed"] else 0

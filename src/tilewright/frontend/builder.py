@@ -1,17 +1,14 @@
 """Building Programs: fresh names, constants, definitions, and the removal of what no result reads.
 
-In: shapes and functions from indices to scalar expressions. Out: a `Program`. Invariants: names are identifiers that the
-Program text can hold; no index variable has the name of a tensor or a dim, so the text parses back to the same value;
-statements are in order of definition.
+In: shapes and functions from indices to scalar expressions. Out: a `Program`. Invariants: names are
+identifiers that the Program text can hold; no index variable has the name of a tensor or a dim, so
+the text parses back to the same value; statements are in order of definition.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -20,30 +17,59 @@ import numpy as np
 
 from tilewright.errors import InternalError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import DTYPES
-from tilewright.ir.dtypes import DType
-from tilewright.ir.dtypes import dtype_of
+from tilewright.ir.dtypes import DTYPES, DType, dtype_of
 from tilewright.ir.expr import Expr
-from tilewright.ir.program import MONOIDS
-from tilewright.ir.program import Attribute
-from tilewright.ir.program import Axis
-from tilewright.ir.program import Definition
-from tilewright.ir.program import Dim
-from tilewright.ir.program import Extern
-from tilewright.ir.program import Program
-from tilewright.ir.program import Recurrence
-from tilewright.ir.program import Reduction
-from tilewright.ir.program import Scatter
-from tilewright.ir.program import Statement
-from tilewright.ir.program import Tensor
-from tilewright.ir.program import array_key
-from tilewright.ir.program import defined_by
+from tilewright.ir.program import (
+    MONOIDS,
+    Attribute,
+    Axis,
+    Definition,
+    Dim,
+    Extern,
+    Program,
+    Recurrence,
+    Reduction,
+    Scatter,
+    Statement,
+    Tensor,
+    array_key,
+    defined_by,
+)
 
 __all__ = ["Builder", "identifier", "statement_reads"]
 
 _KEYWORDS = frozenset(
-    "program format dim const return recur scatter extern scan last base at of else if not and or in inf multiple "
-    "hint nan true false where select cast read".split()
+    [
+        "program",
+        "format",
+        "dim",
+        "const",
+        "return",
+        "recur",
+        "scatter",
+        "extern",
+        "scan",
+        "last",
+        "base",
+        "at",
+        "of",
+        "else",
+        "if",
+        "not",
+        "and",
+        "or",
+        "in",
+        "inf",
+        "multiple",
+        "hint",
+        "nan",
+        "true",
+        "false",
+        "where",
+        "select",
+        "cast",
+        "read",
+    ]
 )
 _RESERVED = _KEYWORDS | E.UNARY | E.BINARY | E.COMPARE | frozenset(MONOIDS) | frozenset(DTYPES)
 # Names kept for index variables; tensors other than inputs never take them.
@@ -52,7 +78,7 @@ _MAX_NAME = 48
 
 
 def identifier(text: str, fallback: str = "v") -> str:
-    """A readable identifier for any text: `/model/conv_1/Conv_output_0` gives `model_conv_1_Conv`."""
+    """A readable identifier for any text: `/m/conv_1/Conv_output_0` gives `m_conv_1_Conv`."""
     text = re.sub(r"_output_0$|:0$", "", text)
     text = re.sub(r"[^A-Za-z0-9_]+", "_", text).strip("_")
     if len(text) > _MAX_NAME:
@@ -65,7 +91,8 @@ def identifier(text: str, fallback: str = "v") -> str:
 class Builder:
     """Collects the parts of one Program.
 
-    `origin` is attached to every statement that is added while it is set; `origins` maps defined names to it.
+    `origin` is attached to every statement that is added while it is set; `origins` maps defined
+    names to it.
     """
 
     def __init__(self, name: str, taken: Iterable[str] = ()) -> None:
@@ -96,7 +123,7 @@ class Builder:
         return f"{base}_{count}"
 
     def axes(self, shape: Sequence[Expr | int], names: Sequence[str] = ()) -> tuple[Axis, ...]:
-        """One axis per size, with the given names as far as they go and are free, else i, j, k, ..."""
+        """One axis per size, with the given names as far as they are free, else i, j, k, ..."""
         out: list[Axis] = []
         used: set[str] = set()
         for position, size in enumerate(shape):
@@ -139,18 +166,27 @@ class Builder:
         return s
 
     def define(
-        self, hint: str, axes: Sequence[Axis], body: Expr, *, reduction: Reduction | None = None,
-        scan: tuple[str, str] | None = None, dtype: DType | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        hint: str,
+        axes: Sequence[Axis],
+        body: Expr,
+        *,
+        reduction: Reduction | None = None,
+        scan: tuple[str, str] | None = None,
+        dtype: DType | None = None,
+    ) -> Tensor:
         """Append `hint: dtype[axes] = reduction body`."""
         d = Definition(self.fresh(hint), dtype or body.dtype, tuple(axes), body, reduction, scan)
         self.add(d)
         return self.tensors[d.name]
 
     def extern(
-        self, function: str, args: Sequence[str], results: Sequence[tuple[str, DType, Sequence[Expr]]],
+        self,
+        function: str,
+        args: Sequence[str],
+        results: Sequence[tuple[str, DType, Sequence[Expr]]],
         **attributes: Attribute,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+    ) -> tuple[Tensor, ...]:
         """Append an extern call; `results` are (hint, dtype, shape)."""
         tensors = tuple(Tensor(self.fresh(h), t, tuple(s)) for h, t, s in results)
         self.add(Extern(tensors, function, tuple(args), tuple(attributes.items())))
@@ -187,7 +223,13 @@ class Builder:
         if renamed:
             kept = [_rename_reads(s, renamed) for s in kept]
         return Program(
-            self.name, tuple(self.inputs), tuple(kept), tuple(results), tuple(dims), tuple(constants), values
+            self.name,
+            tuple(self.inputs),
+            tuple(kept),
+            tuple(results),
+            tuple(dims),
+            tuple(constants),
+            values,
         )
 
 
@@ -217,13 +259,17 @@ def statement_reads(s: Statement) -> Iterator[str]:
 
 
 def _rename_reads(s: Statement, names: Mapping[str, str]) -> Statement:
-    """The statement with reads of the keys of `names` going to the values (equal constants are kept once)."""
+    """The statement with reads of the keys of `names` going to the values (equal constants are kept
+    once).
+    """
     if names.keys().isdisjoint(statement_reads(s)):
         return s
 
     def go(e: Expr) -> Expr:
         mapping: dict[Expr, Expr] = {}
-        for r in e.reads():  # operands first, so an inner read is in the mapping before its outer one
+        for (
+            r
+        ) in e.reads():  # operands first, so an inner read is in the mapping before its outer one
             if r.attr[0] in names:
                 args = [E.substitute(a, mapping) for a in r.args]
                 orelse = args.pop() if r.attr[1] else None
@@ -239,6 +285,8 @@ def _rename_reads(s: Statement, names: Mapping[str, str]) -> Statement:
         case Recurrence():
             return Recurrence(s.axis, tuple(_rename_reads(d, names) for d in s.definitions))  # type: ignore[misc]
         case Scatter():
-            return replace(s, subscripts=tuple(map(go, s.subscripts)), body=go(s.body), base=go(s.base))
+            return replace(
+                s, subscripts=tuple(map(go, s.subscripts)), body=go(s.body), base=go(s.base)
+            )
         case Extern():
             return replace(s, args=tuple(names.get(a, a) for a in s.args))

@@ -1,8 +1,8 @@
 """NumPy meanings of `extern` functions: algorithms that are no sum over an index.
 
-In: arrays and attributes of an `Extern`. Out: one array, or a tuple of arrays, per result. Invariants: no effects; NaN sorts
-last; among equals the lowest index comes first; sizes of results that depend on the data are bound to the dims that the
-results are declared with.
+In: arrays and attributes of an `Extern`. Out: one array, or a tuple of arrays, per result.
+Invariants: no effects; NaN sorts last; among equals the lowest index comes first; sizes of results
+that depend on the data are bound to the dims that the results are declared with.
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ def sort(x: Array, *, axis: int = -1, descending: bool = False) -> tuple[Array, 
     return np.take_along_axis(x, order, axis), order.astype(np.int64)
 
 
-def topk(x: Array, count: Array | None = None, *, axis: int = -1, k: int = -1, largest: bool = True) -> tuple[Array, Array]:
-    """The k largest (or smallest) values along an axis, in order, and their positions (i64); `count` overrides k."""
+def topk(
+    x: Array, count: Array | None = None, *, axis: int = -1, k: int = -1, largest: bool = True
+) -> tuple[Array, Array]:
+    """The k largest (or smallest) values along an axis, in order, and their positions (i64);
+    `count` overrides k.
+    """
     if count is not None:
         k = int(np.asarray(count).reshape(-1)[0])
     values, order = sort(x, axis=axis, descending=largest)
@@ -42,14 +46,19 @@ def topk(x: Array, count: Array | None = None, *, axis: int = -1, k: int = -1, l
 
 
 def nonzero(x: Array) -> Array:
-    """Positions of the elements that are not zero, one column each, in row-major order: i64[rank, count]."""
+    """Positions of the elements that are not zero, one column each, in row-major order: i64[rank,
+    count].
+    """
     if x.ndim == 0:
         return np.zeros((0, int(bool(x))), np.int64)
     return np.array(np.nonzero(x), np.int64)
 
 
-def unique(x: Array, *, axis: int = -1, flat: bool = True, ordered: bool = True) -> tuple[Array, Array, Array, Array]:
-    """Distinct elements (or slices along `axis`), first positions, positions among the distinct ones, counts.
+def unique(
+    x: Array, *, axis: int = -1, flat: bool = True, ordered: bool = True
+) -> tuple[Array, Array, Array, Array]:
+    """Distinct elements (or slices along `axis`), first positions, positions among the distinct
+    ones, counts.
 
     ordered: ascending; otherwise in the order of their first occurrence.
     """
@@ -66,13 +75,20 @@ def unique(x: Array, *, axis: int = -1, flat: bool = True, ordered: bool = True)
 
 
 def nms(
-    boxes: Array, scores: Array, limit: Array, overlap: Array, threshold: Array | None = None, *, center: bool = False
+    boxes: Array,
+    scores: Array,
+    limit: Array,
+    overlap: Array,
+    threshold: Array | None = None,
+    *,
+    center: bool = False,
 ) -> Array:
     """Boxes kept by greedy non-maximum suppression: i64[count, 3] of (batch, class, box).
 
-    boxes [B, N, 4]: two opposite corners (y, x, y, x), or centre and size (x, y, w, h) with `center`; scores [B, C, N].
-    Per class, boxes with a score above `threshold` are taken by falling score, ties by rising index, unless they overlap
-    a box already taken by more than `overlap` (intersection over union), at most `limit` of them.
+    boxes [B, N, 4]: two opposite corners (y, x, y, x), or centre and size (x, y, w, h) with
+    `center`; scores [B, C, N]. Per class, boxes with a score above `threshold` are taken by falling
+    score, ties by rising index, unless they overlap a box already taken by more than `overlap`
+    (intersection over union), at most `limit` of them.
     """
     corners = _corners(boxes, center)
     most = max(int(limit.reshape(-1)[0]), 0)
@@ -128,6 +144,11 @@ def bitcast(x: Array, *, source: str, target: str) -> Array:
 
 
 EXTERNS: dict[str, Callable[..., Any]] = {
-    "sort": sort, "topk": topk, "nonzero": nonzero, "unique": unique, "nms": nms, "det": det,
+    "sort": sort,
+    "topk": topk,
+    "nonzero": nonzero,
+    "unique": unique,
+    "nms": nms,
+    "det": det,
     "bitcast": bitcast,
-}  # fmt: skip
+}

@@ -1,30 +1,23 @@
 """Values known at import: constant subgraphs and arithmetic on tracked sizes.
 
-In: a node all of whose inputs are known. Out: its outputs as arrays (numbers, or objects holding `Sym` and bool), or
-nothing where it cannot or should not be folded. Invariant: a folded result is what the row's definitions would compute,
-by the NumPy meaning of ir/scalar.py; results much larger than what they are made of are not folded.
+In: a node all of whose inputs are known. Out: its outputs as arrays (numbers, or objects holding
+`Sym` and bool), or nothing where it cannot or should not be folded. Invariant: a folded result is
+what the row's definitions would compute, by the NumPy meaning of ir/scalar.py; results much larger
+than what they are made of are not folded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from tilewright.frontend.onnx.sizes import Sizes
-from tilewright.frontend.onnx.sizes import Sym
-from tilewright.frontend.onnx.sizes import Undecided
+from tilewright.frontend.onnx.sizes import Sizes, Sym, Undecided
 from tilewright.frontend.onnx.table import Row
-from tilewright.frontend.onnx.value import Array
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
-from tilewright.frontend.onnx.value import sizes_of
+from tilewright.frontend.onnx.value import Array, Node, Value, sizes_of
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import DType
-from tilewright.ir.dtypes import dtype_of
+from tilewright.ir.dtypes import BOOL, DType, dtype_of
 from tilewright.ir.expr import Expr
 from tilewright.ir.scalar import evaluate
 
@@ -79,7 +72,8 @@ def _value(n: Node, array: Array, dtype: DType | None) -> Value:
     return Value(n.builder, found, sizes_of(array.shape), known=array, hint=n.hint)
 
 
-# ---- constants -------------------------------------------------------------------------------------------------------
+# ---- constants -----------------------------------------------------------------------------------
+# --------------------
 
 
 def _numeric(n: Node, r: Row, given: Sequence[Value]) -> Value:
@@ -109,7 +103,9 @@ def evaluate_scalar(f: Callable[..., Expr], arrays: Sequence[Array]) -> Array:
             if node.op == "const":
                 memo[id(node)] = np.asarray(node.attr, node.dtype.np)
             else:
-                memo[id(node)] = np.asarray(evaluate(node.op, [memo[id(a)] for a in node.args], node.dtype))
+                memo[id(node)] = np.asarray(
+                    evaluate(node.op, [memo[id(a)] for a in node.args], node.dtype)
+                )
     return memo[id(e)]
 
 
@@ -118,7 +114,9 @@ def fold_reduction(n: Node, x: Array, axes: Sequence[int], keep: bool) -> Array:
     if x.dtype.kind not in "iuO":
         raise Undecided
     if x.dtype != object:
-        f = {"ReduceProd": np.prod, "ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min}[n.op]
+        f = {"ReduceProd": np.prod, "ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min}[
+            n.op
+        ]
         if not x.size:
             raise Undecided
         return np.asarray(f(x, axis=tuple(axes), keepdims=keep)).astype(x.dtype)  # type: ignore[operator]
@@ -127,13 +125,16 @@ def fold_reduction(n: Node, x: Array, axes: Sequence[int], keep: bool) -> Array:
     step = {"ReduceProd": lambda a, b: a * b, "ReduceSum": lambda a, b: a + b}.get(n.op)
     total = x[0]
     for item in x[1:]:
-        total = step(total, item) if step else _SYMBOLIC[n.op.removeprefix("Reduce")](n, total, item)
+        total = (
+            step(total, item) if step else _SYMBOLIC[n.op.removeprefix("Reduce")](n, total, item)
+        )
     out = np.empty(1, object)
     out[0] = total
     return out if keep else out.reshape(())
 
 
-# ---- tracked sizes ---------------------------------------------------------------------------------------------------
+# ---- tracked sizes -------------------------------------------------------------------------------
+# --------------------
 
 
 def _symbolic(n: Node, given: Sequence[Value]) -> Value:
@@ -167,7 +168,11 @@ def as_objects(v: Value, sizes: Sizes) -> Array:
     out = np.empty(v.known.shape, object)
     for at in np.ndindex(v.known.shape):
         item = v.known[at]
-        out[at] = bool(item) if v.dtype is BOOL else seed.lift(float(item) if v.dtype.is_float else int(item))
+        out[at] = (
+            bool(item)
+            if v.dtype is BOOL
+            else seed.lift(float(item) if v.dtype.is_float else int(item))
+        )
     return out
 
 
@@ -204,7 +209,11 @@ def _cast(n: Node, x: Sym | bool, *_: Any) -> Sym | bool:
 
 
 def _clip(n: Node, x: Sym, *limits: Sym) -> Sym:
-    if n[0].rank < 0 or len(limits) != sum(v is not None for v in n.inputs[1:]) or "min" in n.attributes:
+    if (
+        n[0].rank < 0
+        or len(limits) != sum(v is not None for v in n.inputs[1:])
+        or "min" in n.attributes
+    ):
         raise Undecided
     rest = iter(limits)
     if n.optional(1) is not None:
@@ -226,15 +235,32 @@ def _sum(n: Node, *items: Sym) -> Sym:
 
 
 _SYMBOLIC: dict[str, Callable[..., Any]] = {
-    "Add": lambda n, a, b: a + b, "Sub": lambda n, a, b: a - b, "Mul": lambda n, a, b: a * b, "Div": _divide,
-    "Mod": _modulo, "Neg": lambda n, a: -a, "Sum": _sum, "Min": _extreme(False), "Max": _extreme(True),
+    "Add": lambda n, a, b: a + b,
+    "Sub": lambda n, a, b: a - b,
+    "Mul": lambda n, a, b: a * b,
+    "Div": _divide,
+    "Mod": _modulo,
+    "Neg": lambda n, a: -a,
+    "Sum": _sum,
+    "Min": _extreme(False),
+    "Max": _extreme(True),
     "Abs": lambda n, a: a if n.sizes.low(a.num) >= 0 else _undecided(),
-    "Floor": lambda n, a: a.floor(), "Ceil": lambda n, a: a.ceil(), "Cast": _cast, "CastLike": _cast, "Clip": _clip,
-    "Equal": _compare("eq"), "Less": _compare("lt"), "LessOrEqual": _compare("le"), "Greater": _compare("lt", True),
-    "GreaterOrEqual": _compare("le", True), "Where": lambda n, c, a, b: a if c else b,
-    "And": lambda n, a, b: a and b, "Or": lambda n, a, b: a or b, "Not": lambda n, a: not a,
+    "Floor": lambda n, a: a.floor(),
+    "Ceil": lambda n, a: a.ceil(),
+    "Cast": _cast,
+    "CastLike": _cast,
+    "Clip": _clip,
+    "Equal": _compare("eq"),
+    "Less": _compare("lt"),
+    "LessOrEqual": _compare("le"),
+    "Greater": _compare("lt", True),
+    "GreaterOrEqual": _compare("le", True),
+    "Where": lambda n, c, a, b: a if c else b,
+    "And": lambda n, a, b: a and b,
+    "Or": lambda n, a, b: a or b,
+    "Not": lambda n, a: not a,
     "Relu": lambda n, a: _extreme(True)(n, a, a.lift(0)),
-}  # fmt: skip
+}
 
 
 def _undecided() -> Sym:
@@ -246,5 +272,8 @@ def tracked(n: Node, items: Sequence[Expr], dtype: DType) -> Value:
     out = np.empty(len(items), object)
     for k, e in enumerate(items):
         out[k] = Sym(e, 1, n.sizes)
-    return _value(n, out, dtype) if items else Value(n.builder, dtype, (E.const(0),), known=np.zeros(0, dtype.np))
-
+    return (
+        _value(n, out, dtype)
+        if items
+        else Value(n.builder, dtype, (E.const(0),), known=np.zeros(0, dtype.np))
+    )

@@ -1,20 +1,18 @@
 """Function bodies that ONNX itself gives for operators: the fallback for operators without a row.
 
-In: a node without a row. Out: a FunctionProto, or None. Invariant: the body chosen is of the newest opset that is not
-newer than the model's.
+In: a node without a row. Out: a FunctionProto, or None. Invariant: the body chosen is of the newest
+opset that is not newer than the model's.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tilewright.frontend.onnx.proto import ELEMENT_TYPES
 from tilewright.ir import expr as E
 
 if TYPE_CHECKING:
-    from tilewright.frontend.onnx.value import Node
-    from tilewright.frontend.onnx.value import Value
+    from tilewright.frontend.onnx.value import Node, Value
 
 __all__ = ["body_of"]
 

@@ -1,7 +1,8 @@
 """ONNX graph -> Program: names, order, scopes, functions, facts about dims.
 
-In: a ModelProto. Out: `Imported`. Invariants: nodes that no output needs are not looked at; every definition has an
-origin, the ONNX node it came from; facts about dims hold for the whole Program (the walk restarts when one is learned).
+In: a ModelProto. Out: `Imported`. Invariants: nodes that no output needs are not looked at; every
+definition has an origin, the ONNX node it came from; facts about dims hold for the whole Program
+(the walk restarts when one is learned).
 """
 
 from __future__ import annotations
@@ -9,41 +10,32 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tilewright.errors import UserError
-from tilewright.frontend.builder import Builder
-from tilewright.frontend.builder import identifier
-from tilewright.frontend.builder import statement_reads
+from tilewright.frontend.builder import Builder, identifier, statement_reads
 from tilewright.frontend.onnx.external import ExternalData
 from tilewright.frontend.onnx.folding import fold
 from tilewright.frontend.onnx.functions import body_of
-from tilewright.frontend.onnx.proto import NEWEST_OPSET
-from tilewright.frontend.onnx.proto import attribute_value
-from tilewright.frontend.onnx.proto import dtype_of_element
-from tilewright.frontend.onnx.proto import load_model
-from tilewright.frontend.onnx.proto import tensor_array
-from tilewright.frontend.onnx.sizes import LearnedFact
-from tilewright.frontend.onnx.sizes import Sizes
+from tilewright.frontend.onnx.proto import (
+    NEWEST_OPSET,
+    attribute_value,
+    dtype_of_element,
+    load_model,
+    tensor_array,
+)
+from tilewright.frontend.onnx.sizes import LearnedFact, Sizes, Undecided
 from tilewright.frontend.onnx.table import ROWS
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
-from tilewright.frontend.onnx.value import sizes_of
+from tilewright.frontend.onnx.value import Node, Value, sizes_of
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr
-from tilewright.ir.program import Dim
-from tilewright.ir.program import Program
-from tilewright.ir.program import defined_by
-from tilewright.ir.program import verify_program
+from tilewright.ir.program import Dim, Program, defined_by, verify_program
 
 __all__ = ["Imported", "Importer", "from_onnx", "import_onnx"]
 
@@ -55,8 +47,9 @@ _MAX_DEPTH = 32
 class Imported:
     """A Program and where it came from.
 
-    origins: definition -> "node (OpType)"; values: ONNX value -> tensor of the Program, for comparing node by node;
-    inputs and outputs: the Program's names -> ONNX names, in order; warnings: what was rewritten inexactly or assumed.
+    origins: definition -> "node (OpType)"; values: ONNX value -> tensor of the Program, for
+    comparing node by node; inputs and outputs: the Program's names -> ONNX names, in order;
+    warnings: what was rewritten inexactly or assumed.
     """
 
     program: Program
@@ -70,20 +63,27 @@ class Imported:
 
 
 def from_onnx(
-    source: str | os.PathLike[str] | bytes, *, name: str | None = None, known: Mapping[str, np.ndarray[Any, Any]] | None = None
+    source: str | os.PathLike[str] | bytes,
+    *,
+    name: str | None = None,
+    known: Mapping[str, np.ndarray[Any, Any]] | None = None,
 ) -> Program:
     """The Program of an ONNX model; see `import_onnx`."""
     return import_onnx(source, name=name, known=known).program
 
 
 def import_onnx(
-    source: str | os.PathLike[str] | bytes, *, name: str | None = None, known: Mapping[str, np.ndarray[Any, Any]] | None = None
+    source: str | os.PathLike[str] | bytes,
+    *,
+    name: str | None = None,
+    known: Mapping[str, np.ndarray[Any, Any]] | None = None,
 ) -> Imported:
     """Import an ONNX model given by path or as bytes.
 
-    known: values of inputs that the shapes depend on; such inputs are no inputs of the Program any more.
-    Errors: F001 not ONNX, F002 external data, F003 newer opset, F004 cycle or undefined name, F005 unsupported operator
-    or form, F006 contradicting shapes.
+    known: values of inputs that the shapes depend on; such inputs are no inputs of the Program any
+    more.
+    Errors: F001 not ONNX, F002 external data, F003 newer opset, F004 cycle or undefined name, F005
+    unsupported operator or form, F006 contradicting shapes.
     """
     model, external = load_model(source)
     if name is None:
@@ -115,7 +115,12 @@ class Importer:
     """One walk over a model, under the facts known so far."""
 
     def __init__(
-        self, model: Any, external: ExternalData, sizes: Sizes, name: str, known: Mapping[str, np.ndarray[Any, Any]]
+        self,
+        model: Any,
+        external: ExternalData,
+        sizes: Sizes,
+        name: str,
+        known: Mapping[str, np.ndarray[Any, Any]],
     ) -> None:
         self.model, self.external, self.sizes, self.known = model, external, sizes, known
         self.name = name
@@ -125,18 +130,24 @@ class Importer:
         self.scope = self.scope_of_graph = Scope({}, {})
         self.readers: Counter[str] = Counter()
         self.shown: dict[str, str] = {}
-        self.recipes: dict[str, Any] = {}  # tensor name -> how to make it again, for folding into its producer
+        self.recipes: dict[
+            str, Any
+        ] = {}  # tensor name -> how to make it again, for folding into its producer
         self.bound: dict[str, Value] = {}
 
     # ---- the walk
     def run(self) -> Imported:
         """Errors: as `import_onnx`; LearnedFact when the walk must start again."""
         graph = self.model.graph
-        opsets = {"" if e.domain == "ai.onnx" else e.domain: e.version for e in self.model.opset_import}
+        opsets = {
+            "" if e.domain == "ai.onnx" else e.domain: e.version for e in self.model.opset_import
+        }
         scope = self.scope = self.scope_of_graph = Scope({}, opsets)
         scope.initializers = {t.name: t for t in graph.initializer}
         if graph.sparse_initializer:
-            raise UserError("F005", "sparse initializers are not supported", where=f"graph {graph.name!r}")
+            raise UserError(
+                "F005", "sparse initializers are not supported", where=f"graph {graph.name!r}"
+            )
         inputs = self._declare_inputs(graph, scope)
         nodes = self._needed(graph.node, [o.name for o in graph.output], scope)
         for node in nodes:
@@ -160,10 +171,17 @@ class Importer:
         return Imported(
             program,
             {d: origin for d, origin in self.builder.origins.items() if d in live},
-            {n: v._tensor.name for n, v in self.bound.items() if v._tensor is not None and v._tensor.name in live},
-            inputs, outputs, opsets.get("", 0), f"{self.model.producer_name} {self.model.producer_version}".strip(),
+            {
+                n: v._tensor.name
+                for n, v in self.bound.items()
+                if v._tensor is not None and v._tensor.name in live
+            },
+            inputs,
+            outputs,
+            opsets.get("", 0),
+            f"{self.model.producer_name} {self.model.producer_version}".strip(),
             tuple(self.warnings),
-        )  # fmt: skip
+        )
 
     def _declare_inputs(self, graph: Any, scope: Scope) -> dict[str, str]:
         names: dict[str, str] = {}
@@ -179,16 +197,26 @@ class Importer:
             declared.append((i, shown, *self._input_type(i, shown)))
         dim_names = {n for *_, shape in declared for e in shape for n in e.names("dim")}
         for n in sorted(dim_names & taken):
-            raise UserError("F006", f"{n!r} is both an input and a size", where=f"graph {graph.name!r}")
+            raise UserError(
+                "F006", f"{n!r} is both an input and a size", where=f"graph {graph.name!r}"
+            )
         self.builder = Builder(self.name, taken | dim_names)
         for i, shown, dtype, shape in declared:
             if i.name in self.known:
                 array = np.asarray(self.known[i.name])
                 if array.dtype != dtype.np or array.ndim != len(shape):
-                    raise UserError("F006", f"the known value of {i.name!r} is no {dtype} of rank {len(shape)}")
+                    raise UserError(
+                        "F006", f"the known value of {i.name!r} is no {dtype} of rank {len(shape)}"
+                    )
                 value = Value(self.builder, dtype, sizes_of(array.shape), known=array, hint=shown)
             else:
-                value = Value(self.builder, dtype, shape, tensor=self.builder.input(shown, dtype, shape), hint=shown)
+                value = Value(
+                    self.builder,
+                    dtype,
+                    shape,
+                    tensor=self.builder.input(shown, dtype, shape),
+                    hint=shown,
+                )
                 names[shown] = i.name
             scope.values[i.name] = self.bound[i.name] = value
         return names
@@ -196,14 +224,18 @@ class Importer:
     def _input_type(self, i: Any, shown: str) -> tuple[DType, list[Expr]]:
         where = f"input {i.name!r}"
         if not i.type.HasField("tensor_type"):
-            raise UserError("F005", "only tensors can be inputs, no sequences, maps or optionals", where=where)
+            raise UserError(
+                "F005", "only tensors can be inputs, no sequences, maps or optionals", where=where
+            )
         t = i.type.tensor_type
         dtype = dtype_of_element(t.elem_type, where)
         if not t.HasField("shape"):
             raise UserError(
-                "F006", "the input has no declared rank", where=where,
+                "F006",
+                "the input has no declared rank",
+                where=where,
                 hint="give it a shape; sizes may be symbolic",
-            )  # fmt: skip
+            )
         shape = []
         for k, d in enumerate(t.shape.dim):
             if d.HasField("dim_value") and d.dim_value >= 0:
@@ -220,7 +252,9 @@ class Importer:
         for k, node in enumerate(nodes):
             for o in node.output:
                 if o and o in producer:
-                    raise UserError("F004", f"value {o!r} is defined twice", where=f"node {node.name!r}")
+                    raise UserError(
+                        "F004", f"value {o!r} is defined twice", where=f"node {node.name!r}"
+                    )
                 if o:
                     producer[o] = k
         order: list[Any] = []
@@ -246,10 +280,18 @@ class Importer:
                 if p is None:
                     self._check_defined(name, scope, f"node {nodes[k].name!r} ({nodes[k].op_type})")
                 elif state.get(p) == 1:
-                    raise UserError("F004", f"the graph has a cycle through {name!r}", where=f"node {nodes[p].name!r}")
+                    raise UserError(
+                        "F004",
+                        f"the graph has a cycle through {name!r}",
+                        where=f"node {nodes[p].name!r}",
+                    )
                 elif state.get(p) is None:
                     stack.append((p, 0))
-        return [nodes[k] for k in sorted(order)] if _in_order(order, reads, producer) else [nodes[k] for k in order]
+        return (
+            [nodes[k] for k in sorted(order)]
+            if _in_order(order, reads, producer)
+            else [nodes[k] for k in order]
+        )
 
     def _check_defined(self, name: str, scope: Scope, where: str) -> None:
         s: Scope | None = scope
@@ -264,7 +306,9 @@ class Importer:
         outputs = [o.name for o in graph.output]
         for node in reversed(nodes):
             if node.op_type == "Identity" and len(node.output) == 1:
-                name = self.shown.get(node.output[0], node.output[0] if node.output[0] in outputs else None)
+                name = self.shown.get(
+                    node.output[0], node.output[0] if node.output[0] in outputs else None
+                )
                 if name is not None and node.input[0] not in outputs:
                     self.shown[node.input[0]] = name
 
@@ -277,7 +321,9 @@ class Importer:
         defined = tensor.name in self.builder.origins
         if not defined or tensor.name in results:
             axes = self.builder.axes(value.shape)
-            tensor = self.builder.define(self.display_name(name), axes, value.at(*(a.index for a in axes)))
+            tensor = self.builder.define(
+                self.display_name(name), axes, value.at(*(a.index for a in axes))
+            )
             self.builder.origins[tensor.name] = f"{name} (output)"
         return tensor.name
 
@@ -295,7 +341,7 @@ class Importer:
         return f"{self.scope.prefix}{name}"
 
     def lookup(self, name: str, scope: Scope) -> Value | None:
-        """The value of a name; None for the empty name (an omitted optional input). Errors: F004."""
+        """The value of a name; None for the empty name (an omitted input). Errors: F004."""
         if not name:
             return None
         s: Scope | None = scope
@@ -309,7 +355,9 @@ class Importer:
                 s.values[name] = value
                 return value
             s = s.parent
-        raise UserError("F004", f"value {name!r} is read but nothing defines it", where=f"graph {self.name!r}")
+        raise UserError(
+            "F004", f"value {name!r} is read but nothing defines it", where=f"graph {self.name!r}"
+        )
 
     def new_dim(self, hint: str) -> Expr:
         """A dim whose size is known only at run time; an extern's result defines it."""
@@ -318,9 +366,10 @@ class Importer:
     def sources_of(self, v: Value) -> list[str]:
         """The model's inputs that a value is computed from, by their ONNX names."""
         onnx_names = {
-            x._tensor.name: name for name, x in self.scope_of_graph.values.items()
+            x._tensor.name: name
+            for name, x in self.scope_of_graph.values.items()
             if x._tensor is not None and x._tensor in self.builder.inputs
-        }  # fmt: skip
+        }
         wanted = {v.tensor.name}
         for s in reversed(self.builder.statements):
             if any(t.name in wanted for t in defined_by(s)):
@@ -354,7 +403,16 @@ class Importer:
         self.scope = scope
         if not scope.depth:
             self.builder.origin = f"{name} ({proto.op_type})"
-        n = Node(self, proto.op_type, name, scope.opsets.get(domain, 1), inputs, attributes, list(proto.output), domain)
+        n = Node(
+            self,
+            proto.op_type,
+            name,
+            scope.opsets.get(domain, 1),
+            inputs,
+            attributes,
+            list(proto.output),
+            domain,
+        )
         results = self.expand(n, proto, scope)
         if len(results) < len(proto.output):
             results = [*results, *[None] * (len(proto.output) - len(results))]
@@ -380,7 +438,10 @@ class Importer:
             folded = fold(n, r)
             if folded is not None:
                 return folded
-            results = r.expand(n)
+            try:
+                results = r.expand(n)
+            except Undecided:
+                raise n.refuse("sizes that cannot be followed at import") from None
             return [results] if isinstance(results, Value) else list(results)
         body = body_of(n, proto)
         if body is not None:
@@ -388,22 +449,33 @@ class Importer:
         known = sorted(name for domain, name in ROWS if domain == n.domain)
         near = _nearest(n.op, known)
         raise UserError(
-            "F005", f"operator {n.op!r} of domain {n.domain or 'ai.onnx'!r} is not supported", where=n.where,
-            hint=(f"the nearest supported operator is {near}; " if near else "") + "see docs/onnx-coverage.md",
-        )  # fmt: skip
+            "F005",
+            f"operator {n.op!r} of domain {n.domain or 'ai.onnx'!r} is not supported",
+            where=n.where,
+            hint=(f"the nearest supported operator is {near}; " if near else "")
+            + "see docs/onnx-coverage.md",
+        )
 
     def call(self, n: Node, function: Any, scope: Scope) -> list[Value | None]:
-        """A function body (of the model or of an operator) with the node's inputs and attributes."""
+        """A function body (the model's or an operator's) with the node's inputs."""
         if scope.depth >= _MAX_DEPTH:
-            raise UserError("F004", f"functions call each other deeper than {_MAX_DEPTH}", where=n.where)
+            raise UserError(
+                "F004", f"functions call each other deeper than {_MAX_DEPTH}", where=n.where
+            )
         attributes = {a.name: attribute_value(a, self.external) for a in function.attribute_proto}
         attributes.update(n.attributes)
-        opsets = {"" if e.domain == "ai.onnx" else e.domain: e.version for e in function.opset_import}
+        opsets = {
+            "" if e.domain == "ai.onnx" else e.domain: e.version for e in function.opset_import
+        }
         for domain, version in opsets.items():
             if domain == "" and version > NEWEST_OPSET:
                 raise UserError("F003", f"function {n.op!r} uses opset {version}", where=n.where)
         inner = Scope(
-            {}, opsets or scope.opsets, attributes=attributes, prefix=f"{n.hint}_", depth=scope.depth + 1
+            {},
+            opsets or scope.opsets,
+            attributes=attributes,
+            prefix=f"{n.hint}_",
+            depth=scope.depth + 1,
         )
         for k, formal in enumerate(function.input):
             value = n.optional(k)
@@ -418,14 +490,24 @@ class Importer:
         wanted = [o for k, o in enumerate(function.output) if n.has_output(k)]
         for node in self._needed(nodes, wanted, inner):
             self.node(node, inner)
-        return [self.lookup(o, inner) if n.has_output(k) else None for k, o in enumerate(function.output)]
+        return [
+            self.lookup(o, inner) if n.has_output(k) else None
+            for k, o in enumerate(function.output)
+        ]
 
     def branch(self, n: Node, graph: Any) -> list[Value | None]:
         """A subgraph taken at import (a branch of If whose condition is constant)."""
         outer = self.scope
         if outer.depth >= _MAX_DEPTH:
             raise UserError("F004", f"subgraphs nest deeper than {_MAX_DEPTH}", where=n.where)
-        inner = Scope({}, outer.opsets, outer, prefix=f"{n.hint}_", depth=outer.depth + 1, attributes=outer.attributes)
+        inner = Scope(
+            {},
+            outer.opsets,
+            outer,
+            prefix=f"{n.hint}_",
+            depth=outer.depth + 1,
+            attributes=outer.attributes,
+        )
         inner.initializers = {t.name: t for t in graph.initializer}
         for node in self._needed(graph.node, [o.name for o in graph.output], inner):
             self.node(node, inner)
@@ -443,7 +525,9 @@ def _node_reads(node: Any) -> Iterable[str]:
                 inner.update(sub.output)
 
 
-def _in_order(order: Sequence[int], reads: Sequence[Sequence[str]], producer: Mapping[str, int]) -> bool:
+def _in_order(
+    order: Sequence[int], reads: Sequence[Sequence[str]], producer: Mapping[str, int]
+) -> bool:
     return all(producer.get(x, -1) < k for k in order for x in reads[k])
 
 

@@ -1,25 +1,21 @@
 """Attention rows: scaled dot product attention with its masks and caches, and rotary embedding.
 
-In: a node. Out: contraction, mask, softmax, contraction as definitions. Invariants: heads are addressed by subscripts, so
-neither transposes nor repeated key heads are made; a row without any allowed key gives zero.
+In: a node. Out: contraction, mask, softmax, contraction as definitions. Invariants: heads are
+addressed by subscripts, so neither transposes nor repeated key heads are made; a row without any
+allowed key gives zero.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tilewright.frontend.onnx.operators_layout import reshape_to
-from tilewright.frontend.onnx.operators_reduce import over_axes
-from tilewright.frontend.onnx.operators_reduce import softmax_over
+from tilewright.frontend.onnx.operators_reduce import over_axes, softmax_over
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
-from tilewright.frontend.onnx.value import like
+from tilewright.frontend.onnx.value import Node, Value, like
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import I64
+from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.expr import Expr
 
 __all__: list[str] = []
@@ -35,10 +31,10 @@ class _Heads:
         elif v.rank == 3:
             count = int(n.required(heads_attribute))
             self.batch, self.length, hidden = v.shape
-            size = n.sizes.quotient(hidden, E.const(count))
-            if size is None:
-                raise n.contradiction(f"{hidden} features in {count} heads")
-            self.heads, self.size = E.const(count), size
+            self.heads, self.size = (
+                E.const(count),
+                n.divide(hidden, E.const(count), "features in heads"),
+            )
         else:
             raise n.contradiction(f"an operand of rank {v.rank}")
 
@@ -47,32 +43,44 @@ class _Heads:
 
 
 def _joined(n: Node, past: Value | None, now: _Heads, name: str, needed: bool) -> Value | None:
-    """Past and new keys (or values) as one [B, H, T, D] tensor; None where the operand itself serves."""
+    """Past and new keys (or values) as one [B, H, T, D] tensor; None where the operand itself
+    serves.
+    """
     if past is None:
         if not needed:
             return None
-        return n.define([now.batch, now.heads, now.length, now.size], now.at, ("b", "h", "t", "d"), name)
+        return n.define(
+            [now.batch, now.heads, now.length, now.size], now.at, ("b", "h", "t", "d"), name
+        )
     before = past.shape[2]
 
     def body(b: Expr, h: Expr, t: Expr, d: Expr) -> Expr:
-        return E.select(E.compare("lt", t, before), past.at(b, h, t, d), now.at(b, h, t - before, d))
+        return E.select(
+            E.compare("lt", t, before), past.at(b, h, t, d), now.at(b, h, t - before, d)
+        )
 
-    return n.define([now.batch, now.heads, before + now.length, now.size], body, ("b", "h", "t", "d"), name)
+    return n.define(
+        [now.batch, now.heads, before + now.length, now.size], body, ("b", "h", "t", "d"), name
+    )
 
 
 @row("Attention", kind="attention", since=23)
 def attention(n: Node) -> list[Value | None]:
-    """softmax(Q K^T scale + mask) V, with grouped heads, causal and windowed masks, soft cap and caches."""
-    q, k, v = _Heads(n, n[0], "q_num_heads"), _Heads(n, n[1], "kv_num_heads"), _Heads(n, n[2], "kv_num_heads")
+    """softmax(Q K^T scale + mask) V, with grouped heads, causal and windowed masks, soft cap and
+    caches.
+    """
+    q, k, v = (
+        _Heads(n, n[0], "q_num_heads"),
+        _Heads(n, n[1], "kv_num_heads"),
+        _Heads(n, n[2], "kv_num_heads"),
+    )
     mask, past_key, past_value, lengths = (n.optional(i) for i in range(3, 7))
     key = _joined(n, past_key, k, "present_key", n.has_output(1))
     value = _joined(n, past_value, v, "present_value", n.has_output(2))
     total = k.length if key is None else key.shape[2]
     wide = n[0].dtype.accumulator
-    group = n.sizes.quotient(q.heads, k.heads)
-    if group is None:
-        raise n.contradiction(f"{q.heads} query heads for {k.heads} key heads")
-    scale = float(n.attribute("scale") or 1 / math.sqrt(n.fixed(q.size, "the head size")))
+    group = n.divide(q.heads, k.heads, "query heads per key head")
+    scale = _scale(n, q.size)
     n.equal(q.size, k.size, "the head sizes of Q and K")
     names = ("b", "h", "i", "j")
 
@@ -87,19 +95,24 @@ def attention(n: Node) -> list[Value | None]:
 
     def product(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
         b, h, s, t = i
-        return E.mul(E.cast(q.at(b, h, s, r[0]), wide), E.cast(key_at(b, kv_head(h), t, r[0]), wide))
+        return E.mul(
+            E.cast(q.at(b, h, s, r[0]), wide), E.cast(key_at(b, kv_head(h), t, r[0]), wide)
+        )
 
     shape = [q.batch, q.heads, q.length, total]
     dots = n.reduce("sum", shape, [q.size], product, names=names, over_names=("d",), suffix="dots")
-    raw = n.define(shape, lambda *i: E.mul(dots.at(*i), like(dots, scale)), names, "scores")
+    raw = n.define(shape, lambda *i: E.mul(dots.at(*i), scale), names, "scores")
     softcap = float(n.attribute("softcap", 0.0) or 0.0)
     capped = raw
     if softcap > 0:
         capped = n.define(
             shape,
-            lambda *i: E.mul(like(raw, softcap), E.unary("tanh", E.binary("div", raw.at(*i), like(raw, softcap)))),
-            names, "capped",
-        )  # fmt: skip
+            lambda *i: E.mul(
+                like(raw, softcap), E.unary("tanh", E.binary("div", raw.at(*i), like(raw, softcap)))
+            ),
+            names,
+            "capped",
+        )
     bias = _bias(n, mask, past_key, lengths, q.length, total)
     masked = capped
     if bias is not None:
@@ -118,7 +131,13 @@ def attention(n: Node) -> list[Value | None]:
         out_shape, out_names = [q.batch, q.heads, q.length, v.size], ("b", "h", "i", "d")
     flat = n[0].rank == 3
     y = n.reduce(
-        "sum", out_shape, [total], weighted, names=out_names, over_names=("j",), suffix="mixed" if half or flat else ""
+        "sum",
+        out_shape,
+        [total],
+        weighted,
+        names=out_names,
+        over_names=("j",),
+        suffix="mixed" if half or flat else "",
     )
     if flat:
         y = reshape_to(n, y, [q.batch, q.length, q.heads * v.size], "flat" if half else "")
@@ -130,17 +149,39 @@ def attention(n: Node) -> list[Value | None]:
     return [y, key, value, scores]
 
 
+def _scale(n: Node, size: Expr) -> Expr:
+    """The factor of the scores: the attribute, or 1 / sqrt(head size)."""
+    wide = n[0].dtype.accumulator
+    given = float(n.attribute("scale", 0.0))
+    fixed = E.int_value(size)
+    if given or fixed is not None:
+        return E.const(given or 1 / math.sqrt(fixed or 1), wide)
+    return E.unary("rsqrt", E.cast(size, wide))
+
+
 def _bias(
-    n: Node, mask: Value | None, past: Value | None, lengths: Value | None, q_length: Expr, total: Expr
+    n: Node,
+    mask: Value | None,
+    past: Value | None,
+    lengths: Value | None,
+    q_length: Expr,
+    total: Expr,
 ) -> Callable[..., Expr] | None:
     """The additive mask at (b, h, i, j), or None. Forbidden positions are -inf."""
     causal = bool(n.attribute("is_causal", 0))
-    left, right = int(n.attribute("left_window_size", -1)), int(n.attribute("right_window_size", -1))
+    left, right = (
+        int(n.attribute("left_window_size", -1)),
+        int(n.attribute("right_window_size", -1)),
+    )
     if mask is None and lengths is None and not causal and left < 0 and right < 0:
         return None
     wide = n[0].dtype.accumulator
     none, zero = E.const(-math.inf, wide), E.const(0, wide)
-    short = mask is not None and not n.sizes.same(mask.shape[-1], total) and E.int_value(mask.shape[-1]) != 1
+    short = (
+        mask is not None
+        and not n.sizes.same(mask.shape[-1], total)
+        and E.int_value(mask.shape[-1]) != 1
+    )
 
     def length_of(b: Expr) -> Expr:
         assert lengths is not None  # for the type checker: callers looked
@@ -163,7 +204,11 @@ def _bias(
             allowed.append(E.compare("lt", j, length_of(b)))
         e = zero
         if mask is not None:
-            outside = (E.const(False) if mask.dtype is BOOL else E.const(-math.inf, mask.dtype)) if short else None
+            outside = (
+                (E.const(False) if mask.dtype is BOOL else E.const(-math.inf, mask.dtype))
+                if short
+                else None
+            )
             m = mask.aligned((b, h, i, j), orelse=outside)
             e = E.select(m, zero, none) if mask.dtype is BOOL else E.cast(m, wide)
         for a in allowed:
@@ -189,7 +234,9 @@ def _guarded_softmax(n: Node, x: Value, names: Sequence[str], masked: bool) -> V
 
     def body(*i: Expr) -> Expr:
         t = total.aligned(i)
-        return E.select(E.compare("eq", t, like(t, 0)), like(t, 0), E.binary("div", power.at(*i), t))
+        return E.select(
+            E.compare("eq", t, like(t, 0)), like(t, 0), E.binary("div", power.at(*i), t)
+        )
 
     return n.define(x.shape, body, names, "weights")
 
@@ -202,10 +249,7 @@ def rotary_embedding(n: Node) -> Value:
     if x.rank == 4:
         size = x.shape[3]
     elif heads:
-        quotient = n.sizes.quotient(x.shape[2], E.const(heads))
-        if quotient is None:
-            raise n.contradiction(f"{x.shape[2]} features in {heads} heads")
-        size = quotient
+        size = n.divide(x.shape[2], E.const(heads), "features in heads")
     else:
         raise n.refuse("an input of rank 3 without num_heads")
     rotated = int(n.attribute("rotary_embedding_dim", 0)) or n.fixed(size, "the head size")
@@ -216,7 +260,11 @@ def rotary_embedding(n: Node) -> Value:
 
     def rotate(read: Callable[[Expr], Expr], b: Expr, s: Expr, d: Expr) -> Expr:
         pair = E.floordiv(d, E.const(2)) if interleaved else E.mod(d, E.const(half))
-        first = E.compare("eq", E.mod(d, E.const(2)), E.const(0)) if interleaved else E.compare("lt", d, E.const(half))
+        first = (
+            E.compare("eq", E.mod(d, E.const(2)), E.const(0))
+            if interleaved
+            else E.compare("lt", d, E.const(half))
+        )
         at = (pair * 2, pair * 2 + 1) if interleaved else (pair, pair + half)
         if positions is None:
             c, w = cos.at(b, s, pair), sin.at(b, s, pair)
@@ -232,7 +280,9 @@ def rotary_embedding(n: Node) -> Value:
 
     if x.rank == 4:
         return n.define(
-            x.shape, lambda b, h, s, d: rotate(lambda e: x.at(b, h, s, e), b, s, d), ("b", "h", "s", "d")
+            x.shape,
+            lambda b, h, s, d: rotate(lambda e: x.at(b, h, s, e), b, s, d),
+            ("b", "h", "s", "d"),
         )
 
     def body(b: Expr, s: Expr, f: Expr) -> Expr:

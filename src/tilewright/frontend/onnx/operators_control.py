@@ -1,12 +1,13 @@
-"""Control flow and what needs random numbers or sequences: folded where constant, refused by name otherwise."""
+"""Control flow and what needs random numbers or sequences: folded where constant, refused by name
+otherwise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
+from tilewright.frontend.onnx.value import Node, Value
 
 __all__: list[str] = []
 
@@ -32,5 +33,12 @@ def _refused(name: str, reason: str, nearest: str) -> None:
 for _name in ("Loop", "Scan"):
     _refused(_name, "loops are not imported yet", "If with a constant condition; RNN, GRU and LSTM")
 _refused("SequenceMap", "sequences of tensors", "operators on tensors")
-for _name in ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"):
+for _name in (
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+):
     _refused(_name, "random numbers", "pass the random values as an input")

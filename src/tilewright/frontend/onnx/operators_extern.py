@@ -1,7 +1,7 @@
 """Rows that are algorithms or whose sizes depend on the data: `extern` calls.
 
-In: a node. Out: an extern, and reads of its results. Invariant: a size that only the data gives is a new dim, defined by
-the extern's result.
+In: a node. Out: an extern, and reads of its results. Invariant: a size that only the data gives is
+a new dim, defined by the extern's result.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
+from tilewright.frontend.onnx.value import Node, Value
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import I64
 from tilewright.ir.expr import Expr
@@ -41,9 +40,12 @@ def topk(n: Node) -> list[Value | None]:
     if fixed is not None:
         attributes["k"] = fixed
     values, indices = n.extern(
-        "topk", args, [("", x.dtype, shape), ("indices", I64, shape)], **attributes,
+        "topk",
+        args,
+        [("", x.dtype, shape), ("indices", I64, shape)],
+        **attributes,
         largest=bool(n.attribute("largest", 1)),
-    )  # fmt: skip
+    )
     return [values, indices]
 
 
@@ -76,7 +78,9 @@ def compress(n: Node) -> Value:
     if "axis" in n.attributes:
         axis = n.axis(x.rank)
         shape = [count if k == axis else s for k, s in enumerate(x.shape)]
-        return n.define(shape, lambda *i: x.at(*(position(e) if k == axis else e for k, e in enumerate(i))))
+        return n.define(
+            shape, lambda *i: x.at(*(position(e) if k == axis else e for k, e in enumerate(i)))
+        )
 
     def body(i: Expr) -> Expr:
         rest = position(i)
@@ -91,7 +95,9 @@ def compress(n: Node) -> Value:
 
 @row("Unique", kind="extern", since=11)
 def unique(n: Node) -> list[Value | None]:
-    """Distinct elements or slices, where they first occur, which of them each element is, and how often they occur."""
+    """Distinct elements or slices, where they first occur, which of them each element is, and how
+    often they occur.
+    """
     x = n[0]
     count = n.importer.new_dim(f"{n.hint}_count")
     flat = "axis" not in n.attributes
@@ -99,10 +105,18 @@ def unique(n: Node) -> list[Value | None]:
     shape = [count] if flat else [count if k == axis else s for k, s in enumerate(x.shape)]
     whole = n.sizes.product(x.shape) if flat else x.shape[axis]
     results = n.extern(
-        "unique", [x],
-        [("", x.dtype, shape), ("indices", I64, [count]), ("inverse", I64, [whole]), ("counts", I64, [count])],
-        axis=axis, flat=flat, ordered=bool(n.attribute("sorted", 1)),
-    )  # fmt: skip
+        "unique",
+        [x],
+        [
+            ("", x.dtype, shape),
+            ("indices", I64, [count]),
+            ("inverse", I64, [whole]),
+            ("counts", I64, [count]),
+        ],
+        axis=axis,
+        flat=flat,
+        ordered=bool(n.attribute("sorted", 1)),
+    )
     return list(results)
 
 
@@ -117,5 +131,8 @@ def non_max_suppression(n: Node) -> Value:
     if threshold is not None:
         args.append(threshold)
     return n.extern(
-        "nms", args, [("", I64, [count, E.const(3)])], center=bool(n.attribute("center_point_box", 0))
+        "nms",
+        args,
+        [("", I64, [count, E.const(3)])],
+        center=bool(n.attribute("center_point_box", 0)),
     )[0]

@@ -1,39 +1,35 @@
 """Rows that index: gather, scatter, padding, one-hot, ranges, masks by position, blocks of pixels.
 
-In: a node. Out: reads at computed subscripts, scatters. Invariants: indices counted from the end are made positive in the
-subscript, unless they are known not to be negative; an arithmetic progression of constant indices becomes affine.
+In: a node. Out: reads at computed subscripts, scatters. Invariants: indices counted from the end
+are made positive in the subscript, unless they are known not to be negative; an arithmetic
+progression of constant indices becomes affine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tilewright.frontend.onnx.folding import may_grow
-from tilewright.frontend.onnx.folding import tracked
+from tilewright.frontend.onnx.folding import may_grow, tracked
 from tilewright.frontend.onnx.sizes import Undecided
-from tilewright.frontend.onnx.table import folds
-from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Array
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
-from tilewright.frontend.onnx.value import sizes_of
+from tilewright.frontend.onnx.table import folds, row
+from tilewright.frontend.onnx.value import Array, Node, Value, sizes_of
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import I64
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import Scatter
 
 __all__ = ["position", "scatter"]
 
+_TABLE = 1 << 16  # elements of a range that becomes a constant
 Subscripts = Callable[..., Sequence[Expr]]
 
 
 def position(indices: Value, at: Sequence[Expr], size: Expr) -> Expr:
-    """The subscript that `indices[at]` means on an axis of `size`: negative ones count from the end."""
+    """The subscript that `indices[at]` means on an axis of `size`: negative ones count from the
+    end.
+    """
     if indices.array is not None and indices.array.size:
         flat = indices.array.reshape(-1)
         if indices.array.ndim == 1 and len(flat) > 1:
@@ -87,12 +83,16 @@ def gather_elements(n: Node) -> Value:
     axis = n.axis(x.rank, default=0)
 
     def body(*i: Expr) -> Expr:
-        return x.at(*(position(indices, i, x.shape[axis]) if k == axis else e for k, e in enumerate(i)))
+        return x.at(
+            *(position(indices, i, x.shape[axis]) if k == axis else e for k, e in enumerate(i))
+        )
 
     return n.define(indices.shape, body)
 
 
-def _components(indices: Value, size: Sequence[Expr], lead: Sequence[Expr], count: int) -> list[Expr]:
+def _components(
+    indices: Value, size: Sequence[Expr], lead: Sequence[Expr], count: int
+) -> list[Expr]:
     return [position(indices, [*lead, E.const(k)], size[k]) for k in range(count)]
 
 
@@ -111,21 +111,35 @@ def gather_nd(n: Node) -> Value:
     return n.define([*lead, *x.shape[batch + depth :]], body)
 
 
-# ---- scatter ---------------------------------------------------------------------------------------------------------
+# ---- scatter -------------------------------------------------------------------------------------
+# --------------------
 
 
 def scatter(
-    n: Node, dtype: DType, shape: Sequence[Expr], source: Sequence[Expr], monoid: str | None, place: Subscripts,
-    body: Callable[..., Expr], base: Callable[..., Expr], suffix: str = "",
-) -> Value:  # fmt: skip
+    n: Node,
+    dtype: DType,
+    shape: Sequence[Expr],
+    source: Sequence[Expr],
+    monoid: str | None,
+    place: Subscripts,
+    body: Callable[..., Expr],
+    base: Callable[..., Expr],
+    suffix: str = "",
+) -> Value:
     """`y[place(source)] monoid= body(source)` on top of `base`."""
     axes = n.axes(shape)
     inner = n.axes(source, [f"s{k}" for k in range(len(source))])
     index = [a.index for a in inner]
     s = Scatter(
-        n.builder.fresh(f"{n.hint}_{suffix}" if suffix else n.hint), dtype, axes, monoid, inner, tuple(place(*index)),
-        body(*index), base(*(a.index for a in axes)),
-    )  # fmt: skip
+        n.builder.fresh(f"{n.hint}_{suffix}" if suffix else n.hint),
+        dtype,
+        axes,
+        monoid,
+        inner,
+        tuple(place(*index)),
+        body(*index),
+        base(*(a.index for a in axes)),
+    )
     n.builder.add(s)
     return n.value(n.builder.tensors[s.name])
 
@@ -140,7 +154,9 @@ def _monoid(n: Node) -> str | None:
 
 @row("ScatterElements", "Scatter", kind="index", since=9)
 def scatter_elements(n: Node) -> Value:
-    """x with x[indices[i, j], j] combined with updates[i, j]; of several without a reduction the last wins."""
+    """x with x[indices[i, j], j] combined with updates[i, j]; of several without a reduction the
+    last wins.
+    """
     x, indices, updates = n[0], n[1], n[2]
     axis = n.axis(x.rank, default=0)
 
@@ -148,7 +164,14 @@ def scatter_elements(n: Node) -> Value:
         return [position(indices, i, x.shape[axis]) if k == axis else e for k, e in enumerate(i)]
 
     return scatter(
-        n, x.dtype, x.shape, indices.shape, _monoid(n), place, lambda *i: updates.at(*i), lambda *i: x.at(*i)
+        n,
+        x.dtype,
+        x.shape,
+        indices.shape,
+        _monoid(n),
+        place,
+        lambda *i: updates.at(*i),
+        lambda *i: x.at(*i),
     )
 
 
@@ -163,7 +186,16 @@ def scatter_nd(n: Node) -> Value:
         return [*_components(indices, x.shape, i[:lead], depth), *i[lead:]]
 
     source = [*indices.shape[:-1], *x.shape[depth:]]
-    return scatter(n, x.dtype, x.shape, source, _monoid(n), place, lambda *i: updates.at(*i), lambda *i: x.at(*i))
+    return scatter(
+        n,
+        x.dtype,
+        x.shape,
+        source,
+        _monoid(n),
+        place,
+        lambda *i: updates.at(*i),
+        lambda *i: x.at(*i),
+    )
 
 
 @row("TensorScatter", kind="index", since=24)
@@ -175,14 +207,25 @@ def tensor_scatter(n: Node) -> Value:
 
     def place(*i: Expr) -> list[Expr]:
         at = i[axis] if starts is None else i[axis] + E.cast(starts.at(i[0]), I64)
-        return [(E.mod(at, x.shape[axis]) if circular else at) if k == axis else e for k, e in enumerate(i)]
+        return [
+            (E.mod(at, x.shape[axis]) if circular else at) if k == axis else e
+            for k, e in enumerate(i)
+        ]
 
     return scatter(
-        n, x.dtype, x.shape, updates.shape, None, place, lambda *i: updates.at(*i), lambda *i: x.at(*i)
+        n,
+        x.dtype,
+        x.shape,
+        updates.shape,
+        None,
+        place,
+        lambda *i: updates.at(*i),
+        lambda *i: x.at(*i),
     )
 
 
-# ---- padding ---------------------------------------------------------------------------------------------------------
+# ---- padding -------------------------------------------------------------------------------------
+# --------------------
 
 
 def _pads(n: Node, rank: int) -> tuple[list[Expr], list[Expr]]:
@@ -210,13 +253,18 @@ def pad(n: Node) -> Value:
     before, after = _pads(n, x.rank)
     shape = [n.sizes.tidy(s + b + a) for s, b, a in zip(x.shape, before, after, strict=True)]
     if mode == "constant":
-        fill: Expr = E.const(n.attribute("value", 0.0), x.dtype) if n.opset < 11 else E.const(0, x.dtype)
+        fill: Expr = (
+            E.const(n.attribute("value", 0.0), x.dtype) if n.opset < 11 else E.const(0, x.dtype)
+        )
         value = n.optional(2) if n.opset >= 11 else None
         if value is not None:
             fill = value.at(*[0] * value.rank)
         grows = any(not _is_negative_or_zero(n, p) for p in (*before, *after))
         return n.define(
-            shape, lambda *i: x.at(*(e - b for e, b in zip(i, before, strict=True)), orelse=fill if grows else None)
+            shape,
+            lambda *i: x.at(
+                *(e - b for e, b in zip(i, before, strict=True)), orelse=fill if grows else None
+            ),
         )
     if mode not in ("reflect", "edge", "wrap"):
         raise n.refuse(f"mode {mode!r}", "modes: constant, reflect, edge, wrap")
@@ -247,7 +295,9 @@ def _outside(n: Node, mode: str, e: Expr, size: Expr) -> Expr:
     return E.minimum(inside, period - inside)
 
 
-@row("CenterCropPad", kind="index", since=18, notes="the shape must follow from constants and sizes")
+@row(
+    "CenterCropPad", kind="index", since=18, notes="the shape must follow from constants and sizes"
+)
 def center_crop_pad(n: Node) -> Value:
     """Axes cropped or zero-padded around their centre to given sizes."""
     x = n[0]
@@ -266,18 +316,26 @@ def center_crop_pad(n: Node) -> Value:
         else:
             raise n.refuse(f"whether {old} is cropped or padded to {size} depends on the sizes")
     return n.define(
-        shape, lambda *i: x.at(*(e + o for e, o in zip(i, offset, strict=True)), orelse=0 if grows else None)
+        shape,
+        lambda *i: x.at(
+            *(e + o for e, o in zip(i, offset, strict=True)), orelse=0 if grows else None
+        ),
     )
 
 
-# ---- made from positions ---------------------------------------------------------------------------------------------
+# ---- made from positions
+# ---------------------------------------------------------------------------------------------
 
 
 @row("OneHot", kind="index", since=9, notes="the depth must follow from constants and sizes")
 def one_hot(n: Node) -> Value:
     """The on value where the new axis' position is the index, else the off value."""
     indices, values = n[0], n[2]
-    depth = n.integers(1, "depth")[0] if n[1].dtype.is_int else E.const(int(n.array(1, "depth").reshape(-1)[0]))
+    depth = (
+        n.integers(1, "depth")[0]
+        if n[1].dtype.is_int
+        else E.const(int(n.array(1, "depth").reshape(-1)[0]))
+    )
     axis = n.axis(indices.rank + 1, default=-1)
     shape = [*indices.shape[:axis], depth, *indices.shape[axis:]]
 
@@ -285,7 +343,9 @@ def one_hot(n: Node) -> Value:
         index = E.cast(indices.at(*i[:axis], *i[axis + 1 :]), I64)
         if indices.array is None or indices.array.min(initial=0) < 0:
             index = E.select(E.compare("lt", index, E.const(0)), index + depth, index)
-        return E.select(E.compare("eq", index, i[axis]), values.at(E.const(1)), values.at(E.const(0)))
+        return E.select(
+            E.compare("eq", index, i[axis]), values.at(E.const(1)), values.at(E.const(0))
+        )
 
     return n.define(shape, body)
 
@@ -297,32 +357,38 @@ def range_(n: Node) -> Value:
     arrays = [n[k].array for k in range(3)]
     if all(a is not None for a in arrays):
         start, limit, delta = (np.asarray(a).reshape(-1)[0] for a in arrays)
-        return n.constant(_range_array(start, limit, delta, dtype))
+        if not delta:
+            raise n.contradiction("a step of 0")
+        count = int(np.ceil((np.float64(limit) - np.float64(start)) / np.float64(delta)))
+        count = max(count, 0)
+        if count <= _TABLE:
+            return n.constant((start + np.arange(count).astype(dtype.np) * delta).astype(dtype.np))
+        first, by = E.const(start, dtype), E.const(delta, dtype)
+        return n.define([count], lambda i: E.add(E.mul(E.cast(i, dtype), by), first))
     if not dtype.is_int:
         raise n.needed(next(k for k in range(3) if arrays[k] is None), "a floating bound")
-    first, last, step = (n.integers(k, "a bound")[0] for k in range(3))
+    low, last, step = (n.integers(k, "a bound")[0] for k in range(3))
     stride = n.fixed(step, "delta")
-    span = last - first if stride > 0 else first - last
-    count = n.sizes.larger(n.sizes.floordiv(span + (abs(stride) - 1), abs(stride)), E.const(0))
-    fixed = E.int_value(count)
+    span = last - low if stride > 0 else low - last
+    length = n.sizes.larger(n.sizes.floordiv(span + (abs(stride) - 1), abs(stride)), E.const(0))
+    fixed = E.int_value(length)
     if fixed is not None and fixed <= 64:
-        return tracked(n, [first + k * stride for k in range(fixed)], dtype)
-    return n.define([count], lambda i: E.cast(i * stride + first, dtype))
-
-
-def _range_array(start: Any, limit: Any, delta: Any, dtype: DType) -> Array:
-    count = max(int(np.ceil((np.float64(limit) - np.float64(start)) / np.float64(delta))), 0)
-    may_grow(count, 1 << 20)
-    return (start + np.arange(count).astype(dtype.np) * delta).astype(dtype.np)
+        return tracked(n, [low + k * stride for k in range(fixed)], dtype)
+    return n.define([length], lambda i: E.cast(i * stride + low, dtype))
 
 
 @row("EyeLike", kind="index", since=9)
 def eye_like(n: Node) -> Value:
     """1 on a diagonal, else 0."""
-    dtype = n.importer.element_type(int(n.attributes["dtype"]), n) if "dtype" in n.attributes else n[0].dtype
+    dtype = (
+        n.importer.element_type(int(n.attributes["dtype"]), n)
+        if "dtype" in n.attributes
+        else n[0].dtype
+    )
     offset = int(n.attribute("k", 0))
     return n.define(
-        n[0].shape, lambda i, j: E.select(E.compare("eq", j, i + offset), E.const(1, dtype), E.const(0, dtype))
+        n[0].shape,
+        lambda i, j: E.select(E.compare("eq", j, i + offset), E.const(1, dtype), E.const(0, dtype)),
     )
 
 
@@ -355,7 +421,8 @@ def reverse_sequence(n: Node) -> Value:
     return n.define(x.shape, body)
 
 
-# ---- blocks of pixels ------------------------------------------------------------------------------------------------
+# ---- blocks of pixels
+# ------------------------------------------------------------------------------------------------
 
 
 @row("DepthToSpace", kind="index")
@@ -363,9 +430,7 @@ def depth_to_space(n: Node) -> Value:
     """Channels into b x b blocks of pixels, in DCR or CRD order."""
     x = n[0]
     b = int(n.required("blocksize"))
-    depth = n.sizes.quotient(x.shape[1], E.const(b * b))
-    if depth is None:
-        raise n.contradiction(f"{x.shape[1]} channels for blocks of {b}x{b}")
+    depth = n.divide(x.shape[1], E.const(b * b), "channels in blocks")
     crd = n.attribute("mode", "DCR") == "CRD"
 
     def body(m: Expr, c: Expr, h: Expr, w: Expr) -> Expr:
@@ -382,9 +447,7 @@ def space_to_depth(n: Node) -> Value:
     x = n[0]
     b = int(n.required("blocksize"))
     crd = n.attribute("mode", "DCR") == "CRD"
-    height, width = (n.sizes.quotient(x.shape[k], E.const(b)) for k in (2, 3))
-    if height is None or width is None:
-        raise n.contradiction(f"an image of {x.shape[2]}x{x.shape[3]} in blocks of {b}x{b}")
+    height, width = (n.divide(x.shape[k], E.const(b), "pixels in blocks") for k in (2, 3))
 
     def body(m: Expr, c: Expr, h: Expr, w: Expr) -> Expr:
         block = E.mod(c, E.const(b * b)) if crd else E.floordiv(c, x.shape[1])
@@ -407,19 +470,24 @@ def col2im(n: Node) -> Value:
     dilations = [int(s) for s in n.attribute("dilations") or [1] * count]
     pads = [int(s) for s in n.attribute("pads") or [0] * (2 * count)]
     steps = [
-        (image[k] + pads[k] + pads[k + count] - ((block[k] - 1) * dilations[k] + 1)) // strides[k] + 1
+        (image[k] + pads[k] + pads[k + count] - ((block[k] - 1) * dilations[k] + 1)) // strides[k]
+        + 1
         for k in range(count)
     ]
     volume = int(np.prod(block))
-    channels = n.sizes.quotient(x.shape[1], E.const(volume))
-    if channels is None:
-        raise n.contradiction(f"{x.shape[1]} columns for blocks of {volume}")
+    channels = n.divide(x.shape[1], E.const(volume), "columns in blocks")
     n.equal(x.shape[2], E.const(int(np.prod(steps))), "the number of blocks")
     source = [x.shape[0], channels, *sizes_of(block), *sizes_of(steps)]
 
     def place(*i: Expr) -> list[Expr]:
         k, at = i[2 : 2 + count], i[2 + count :]
-        return [*i[:2], *(p * s + q * d - b for p, q, s, d, b in zip(at, k, strides, dilations, pads, strict=False))]
+        return [
+            *i[:2],
+            *(
+                p * s + q * d - b
+                for p, q, s, d, b in zip(at, k, strides, dilations, pads, strict=False)
+            ),
+        ]
 
     def body(*i: Expr) -> Expr:
         row_, column = E.const(0), E.const(0)
@@ -431,7 +499,14 @@ def col2im(n: Node) -> Value:
 
     wide = x.dtype.accumulator
     y = scatter(
-        n, wide, [x.shape[0], channels, *sizes_of(image)], source, "sum", place, body, lambda *i: E.const(0, wide),
+        n,
+        wide,
+        [x.shape[0], channels, *sizes_of(image)],
+        source,
+        "sum",
+        place,
+        body,
+        lambda *i: E.const(0, wide),
         "" if wide is x.dtype else "acc",
-    )  # fmt: skip
+    )
     return n.cast(y, x.dtype)

@@ -1,7 +1,7 @@
 """Rows that move data: reshapes, transposes, slices, joins, padding.
 
-In: a node. Out: definitions whose subscripts are quasi-affine. Invariant: axes that an operator leaves alone are read
-with a plain index; only regrouped axes use // and %.
+In: a node. Out: definitions whose subscripts are quasi-affine. Invariant: axes that an operator
+leaves alone are read with a plain index; only regrouped axes use // and %.
 """
 
 from __future__ import annotations
@@ -11,16 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.frontend.onnx.folding import as_objects
-from tilewright.frontend.onnx.folding import may_grow
-from tilewright.frontend.onnx.folding import tracked
+from tilewright.frontend.onnx.folding import as_objects, may_grow, tracked
 from tilewright.frontend.onnx.sizes import Undecided
-from tilewright.frontend.onnx.table import folds
-from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Array
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
-from tilewright.frontend.onnx.value import sizes_of
+from tilewright.frontend.onnx.table import folds, row
+from tilewright.frontend.onnx.value import Array, Node, Value
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import I64
 from tilewright.ir.expr import Expr
@@ -28,13 +22,16 @@ from tilewright.ir.expr import Expr
 __all__ = ["regroup", "reshape_to"]
 
 
-# ---- reshape ---------------------------------------------------------------------------------------------------------
+# ---- reshape -------------------------------------------------------------------------------------
+# --------------------
 
 
 def regroup(n: Node, old: Sequence[Expr], new: Sequence[Expr], index: Sequence[Expr]) -> list[Expr]:
-    """Subscripts into shape `old` for the element at `index` of shape `new`, of equal element counts.
+    """Subscripts into shape `old` for the element at `index` of shape `new`, of equal element
+    counts.
 
-    Axes are matched from the left in the smallest groups of equal products, so equal axes keep plain indices.
+    Axes are matched from the left in the smallest groups of equal products, so equal axes keep
+    plain indices.
     Errors: F006 when the counts differ.
     """
     same = n.sizes.same
@@ -46,7 +43,9 @@ def regroup(n: Node, old: Sequence[Expr], new: Sequence[Expr], index: Sequence[E
     while i < len(a) or j < len(b):
         left, right = [a[i]] if i < len(a) else [], [b[j]] if j < len(b) else []
         i, j = i + len(left), j + len(right)
-        while not same(p := n.sizes.product(old[k] for k in left), q := n.sizes.product(new[k] for k in right)):
+        while not same(
+            p := n.sizes.product(old[k] for k in left), q := n.sizes.product(new[k] for k in right)
+        ):
             # Extend the side with the smaller product, or the one that has something left.
             grow_left = n.sizes.decide("lt", p, q)
             if grow_left is None:
@@ -77,7 +76,9 @@ def regroup(n: Node, old: Sequence[Expr], new: Sequence[Expr], index: Sequence[E
 
 def reshape_to(n: Node, x: Value, shape: Sequence[Expr], suffix: str = "") -> Value:
     """The value in another shape of the same element count."""
-    if len(shape) == x.rank and all(n.sizes.same(p, q) for p, q in zip(shape, x.shape, strict=True)):
+    if len(shape) == x.rank and all(
+        n.sizes.same(p, q) for p, q in zip(shape, x.shape, strict=True)
+    ):
         return x
     if x.array is not None and all(E.int_value(s) is not None for s in shape):
         return n.constant(x.array.reshape([E.int_value(s) or 0 for s in shape]), suffix or "shaped")
@@ -91,7 +92,9 @@ def _target_shape(n: Node, x: Value, asked: Sequence[Expr]) -> list[Expr]:
         value = E.int_value(e)
         if value == 0 and not allow_zero:
             if k >= x.rank:
-                raise n.contradiction(f"size 0 at {k} copies an axis that rank {x.rank} does not have")
+                raise n.contradiction(
+                    f"size 0 at {k} copies an axis that rank {x.rank} does not have"
+                )
             shape.append(x.shape[k])
         elif value == -1:
             shape.append(None)
@@ -122,12 +125,12 @@ def _target_shape(n: Node, x: Value, asked: Sequence[Expr]) -> list[Expr]:
                 rest.remove(match)
         total, known = n.sizes.product(rest), n.sizes.product(left)
         missing = n.sizes.quotient(total, known)
-        if missing is None and E.int_value(known) is not None:
-            divided = E.floordiv(total, known)
-            n.sizes.require_equal(divided * known, total)
-            raise n.contradiction(f"{total} elements are not known to divide by {known}")
+        if missing is None and E.int_value(known) is None:
+            raise n.refuse(
+                f"the size -1 would be ({total}) / ({known})", "export the model with fixed sizes"
+            )
         if missing is None:
-            raise n.refuse(f"the size -1 would be ({total}) / ({known})", "export the model with fixed sizes")
+            missing = n.divide(total, known, "elements for the size -1")
     return [missing if s is None else s for s in shape]
 
 
@@ -234,7 +237,8 @@ def _fold_transpose(n: Node, x: Array) -> Array:
     return np.asarray(np.transpose(x, n.attribute("perm")), order="C")
 
 
-# ---- joins and parts -------------------------------------------------------------------------------------------------
+# ---- joins and parts
+# -------------------------------------------------------------------------------------------------
 
 
 @row("Concat", kind="layout", since=4)
@@ -281,15 +285,13 @@ def _split_sizes(n: Node, size: Expr, outputs: int) -> list[Expr]:
     if n.attribute("split") is not None:
         return [E.const(int(s)) for s in n.attribute("split")]
     count = int(n.attribute("num_outputs", outputs))
+    if count != outputs:
+        raise n.contradiction(f"{count} parts for {outputs} outputs")
     chunk = n.sizes.quotient(size, E.const(count))
     if chunk is not None:
         return [chunk] * count
     if E.int_value(size) is None or n.opset < 18:
-        if E.int_value(size) is not None:
-            raise n.contradiction(f"size {size} does not split into {count} equal parts")
-        part = E.floordiv(size, E.const(count))
-        n.sizes.require_equal(part * count, size)
-        raise n.contradiction(f"size {size} is not known to split into {count} equal parts")
+        return [n.divide(size, E.const(count), "equal parts")] * count
     whole = n.fixed(size, "size")
     part_size = -(-whole // count)
     return [E.const(max(0, min(part_size, whole - k * part_size))) for k in range(count)]
@@ -369,7 +371,11 @@ def _slice_bounds(n: Node, size: Expr, start: Expr, end: Expr, step: int) -> tup
     return first, z.tidy(z.larger(count, zero))
 
 
-@row("Slice", kind="layout", notes="bounds must follow from constants and sizes, steps from constants")
+@row(
+    "Slice",
+    kind="layout",
+    notes="bounds must follow from constants and sizes, steps from constants",
+)
 def slice_(n: Node) -> Value:
     """Evenly spaced parts of axes."""
     x = n[0]
@@ -378,7 +384,9 @@ def slice_(n: Node) -> Value:
     for axis, start, end, step in _slice_plan(n, x.rank):
         steps[axis] = step
         first[axis], shape[axis] = _slice_bounds(n, x.shape[axis], start, end, step)
-    return n.define(shape, lambda *i: x.at(*(f + e * s for f, e, s in zip(first, i, steps, strict=True))))
+    return n.define(
+        shape, lambda *i: x.at(*(f + e * s for f, e, s in zip(first, i, steps, strict=True)))
+    )
 
 
 def _slice_plan(n: Node, rank: int) -> list[tuple[int, Expr, Expr, int]]:
@@ -389,8 +397,16 @@ def _slice_plan(n: Node, rank: int) -> list[tuple[int, Expr, Expr, int]]:
         steps = None
     else:
         starts, ends = n.integers(1, "starts"), n.integers(2, "ends")
-        axes = [n.fixed(e, "an axis") for e in n.integers(3, "axes")] if n.optional(3) is not None else None
-        steps = [n.fixed(e, "a step") for e in n.integers(4, "steps")] if n.optional(4) is not None else None
+        axes = (
+            [n.fixed(e, "an axis") for e in n.integers(3, "axes")]
+            if n.optional(3) is not None
+            else None
+        )
+        steps = (
+            [n.fixed(e, "a step") for e in n.integers(4, "steps")]
+            if n.optional(4) is not None
+            else None
+        )
     if axes is None:
         axes = list(range(len(starts)))
     if steps is None:
@@ -400,7 +416,8 @@ def _slice_plan(n: Node, rank: int) -> list[tuple[int, Expr, Expr, int]]:
     if 0 in steps:
         raise n.contradiction("a step of 0")
     return [
-        (n.normal_axis(int(a), rank), s, e, t) for a, s, e, t in zip(axes, starts, ends, steps, strict=True)
+        (n.normal_axis(int(a), rank), s, e, t)
+        for a, s, e, t in zip(axes, starts, ends, steps, strict=True)
     ]
 
 
@@ -419,7 +436,8 @@ def _fold_slice(n: Node, x: Array, *_: Array) -> Array:
     return np.asarray(x[tuple(cut)], order="C")
 
 
-# ---- copies of parts -------------------------------------------------------------------------------------------------
+# ---- copies of parts
+# -------------------------------------------------------------------------------------------------
 
 
 @row("Tile", kind="layout", since=6, notes="repeats must follow from constants and sizes")
@@ -433,7 +451,9 @@ def tile(n: Node) -> Value:
     def body(*i: Expr) -> Expr:
         subs = []
         for e, r, s in zip(i, repeats, x.shape, strict=True):
-            subs.append(e if E.int_value(r) == 1 else E.const(0) if E.int_value(s) == 1 else E.mod(e, s))
+            subs.append(
+                e if E.int_value(r) == 1 else E.const(0) if E.int_value(s) == 1 else E.mod(e, s)
+            )
         return x.at(*subs)
 
     return n.define([s * r for s, r in zip(x.shape, repeats, strict=True)], body)
@@ -486,7 +506,12 @@ def size_(n: Node) -> Value:
 @row("Constant", kind="layout", notes="no strings, no sparse tensors")
 def constant(n: Node) -> Value:
     """The tensor of an attribute."""
-    for key, dtype in (("value_int", np.int64), ("value_ints", np.int64), ("value_float", np.float32), ("value_floats", np.float32)):  # fmt: skip
+    for key, dtype in (
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+    ):
         if key in n.attributes:
             return n.constant(np.asarray(n.attributes[key], dtype), "")
     if "value" not in n.attributes:
@@ -495,7 +520,12 @@ def constant(n: Node) -> Value:
     return n.constant(array, "")
 
 
-@row("ConstantOfShape", kind="layout", since=9, notes="the shape must follow from constants and sizes")
+@row(
+    "ConstantOfShape",
+    kind="layout",
+    since=9,
+    notes="the shape must follow from constants and sizes",
+)
 def constant_of_shape(n: Node) -> Value:
     """A tensor of one value."""
     fill = np.asarray(n.attribute("value", np.zeros(1, np.float32))).reshape(-1)[0]

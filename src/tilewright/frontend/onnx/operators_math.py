@@ -1,7 +1,7 @@
 """Elementwise rows: arithmetic, mathematical functions, activations, comparisons, logic, casts.
 
-In: a node and one scalar expression per operand. Out: the scalar expression of the result. Invariant: operands have been
-broadcast; literals take the operand's dtype.
+In: a node and one scalar expression per operand. Out: the scalar expression of the result.
+Invariant: operands have been broadcast; literals take the operand's dtype.
 """
 
 from __future__ import annotations
@@ -13,18 +13,10 @@ import numpy as np
 
 from tilewright.frontend.onnx.folding import evaluate_scalar
 from tilewright.frontend.onnx.sizes import Undecided
-from tilewright.frontend.onnx.table import elementwise
-from tilewright.frontend.onnx.table import folds
-from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Array
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
-from tilewright.frontend.onnx.value import like
+from tilewright.frontend.onnx.table import elementwise, folds, row
+from tilewright.frontend.onnx.value import Array, Node, Value, like
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import F32
-from tilewright.ir.dtypes import F64
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import BOOL, F32, F64, DType
 from tilewright.ir.expr import Expr
 
 __all__ = ["ACTIVATIONS"]
@@ -33,14 +25,18 @@ __all__ = ["ACTIVATIONS"]
 def _binary(op: str) -> Callable[[Node, Expr, Expr], Expr]:
     def f(n: Node, a: Expr, b: Expr) -> Expr:
         _same_dtype(n, a, b)
-        return {"add": E.add, "sub": E.sub, "mul": E.mul, "min": E.minimum, "max": E.maximum}[op](a, b)
+        return {"add": E.add, "sub": E.sub, "mul": E.mul, "min": E.minimum, "max": E.maximum}[op](
+            a, b
+        )
 
     return f
 
 
 def _same_dtype(n: Node, *operands: Expr) -> None:
     if len({e.dtype for e in operands}) > 1:
-        raise n.contradiction(f"operands of different dtypes {', '.join(str(e.dtype) for e in operands)}")
+        raise n.contradiction(
+            f"operands of different dtypes {', '.join(str(e.dtype) for e in operands)}"
+        )
 
 
 def _variadic(op: str) -> Callable[..., Expr]:
@@ -103,11 +99,33 @@ elementwise("Mod", _modulo, since=10)
 elementwise("Pow", _power, since=7)
 
 for _name, _op in {
-    "Neg": "neg", "Abs": "abs", "Sign": "sign", "Floor": "floor", "Ceil": "ceil", "Round": "round", "Sqrt": "sqrt",
-    "Exp": "exp", "Log": "log", "Sin": "sin", "Cos": "cos", "Tan": "tan", "Asin": "asin", "Acos": "acos",
-    "Atan": "atan", "Sinh": "sinh", "Cosh": "cosh", "Tanh": "tanh", "Asinh": "asinh", "Acosh": "acosh",
-    "Atanh": "atanh", "Erf": "erf", "Sigmoid": "sigmoid", "IsNaN": "isnan", "Not": "not", "BitwiseNot": "not",
-}.items():  # fmt: skip
+    "Neg": "neg",
+    "Abs": "abs",
+    "Sign": "sign",
+    "Floor": "floor",
+    "Ceil": "ceil",
+    "Round": "round",
+    "Sqrt": "sqrt",
+    "Exp": "exp",
+    "Log": "log",
+    "Sin": "sin",
+    "Cos": "cos",
+    "Tan": "tan",
+    "Asin": "asin",
+    "Acos": "acos",
+    "Atan": "atan",
+    "Sinh": "sinh",
+    "Cosh": "cosh",
+    "Tanh": "tanh",
+    "Asinh": "asinh",
+    "Acosh": "acosh",
+    "Atanh": "atanh",
+    "Erf": "erf",
+    "Sigmoid": "sigmoid",
+    "IsNaN": "isnan",
+    "Not": "not",
+    "BitwiseNot": "not",
+}.items():
     elementwise(_name, lambda n, x, op=_op: _unary(op, x))
 
 
@@ -134,7 +152,8 @@ def _isinf(n: Node, x: Expr) -> Expr:
 elementwise("IsInf", _isinf)
 
 
-# ---- activations -----------------------------------------------------------------------------------------------------
+# ---- activations ---------------------------------------------------------------------------------
+# --------------------
 
 
 def relu(x: Expr) -> Expr:
@@ -155,7 +174,10 @@ def hard_sigmoid(x: Expr, alpha: float = 0.2, beta: float = 0.5) -> Expr:
 
 def softplus(x: Expr) -> Expr:
     """log(1 + e^x), without overflow."""
-    return E.add(E.maximum(x, like(x, 0)), E.unary("log1p", E.unary("exp", E.unary("neg", E.unary("abs", x)))))
+    return E.add(
+        E.maximum(x, like(x, 0)),
+        E.unary("log1p", E.unary("exp", E.unary("neg", E.unary("abs", x)))),
+    )
 
 
 def elu(x: Expr, alpha: float = 1.0) -> Expr:
@@ -188,27 +210,43 @@ def gelu(x: Expr, tanh: bool = False) -> Expr:
     half = E.mul(like(x, 0.5), x)
     if tanh:
         inner = E.mul(
-            like(x, math.sqrt(2 / math.pi)), E.add(x, E.mul(like(x, 0.044715), E.mul(x, E.mul(x, x))))
+            like(x, math.sqrt(2 / math.pi)),
+            E.add(x, E.mul(like(x, 0.044715), E.mul(x, E.mul(x, x)))),
         )
         return E.mul(half, E.add(like(x, 1), E.unary("tanh", inner)))
     return E.mul(half, E.add(like(x, 1), E.unary("erf", E.mul(x, like(x, math.sqrt(0.5))))))
 
 
-# Activation functions of RNN, GRU, LSTM by lower-case name; alpha and beta follow the operand where given.
+# Activation functions of RNN, GRU, LSTM by lower-case name; alpha and beta follow the operand where
+# given.
 ACTIVATIONS: dict[str, Callable[..., Expr]] = {
-    "relu": relu, "tanh": lambda x: E.unary("tanh", x), "sigmoid": lambda x: E.unary("sigmoid", x), "affine": affine,
-    "leakyrelu": leaky_relu, "thresholdedrelu": thresholded_relu, "scaledtanh": scaled_tanh,
-    "hardsigmoid": hard_sigmoid, "elu": elu, "softsign": softsign, "softplus": softplus,
-}  # fmt: skip
+    "relu": relu,
+    "tanh": lambda x: E.unary("tanh", x),
+    "sigmoid": lambda x: E.unary("sigmoid", x),
+    "affine": affine,
+    "leakyrelu": leaky_relu,
+    "thresholdedrelu": thresholded_relu,
+    "scaledtanh": scaled_tanh,
+    "hardsigmoid": hard_sigmoid,
+    "elu": elu,
+    "softsign": softsign,
+    "softplus": softplus,
+}
 
 elementwise("Relu", lambda n, x: relu(x))
 elementwise("LeakyRelu", lambda n, x: leaky_relu(x, n.attribute("alpha", 0.01)), since=6)
-elementwise("HardSigmoid", lambda n, x: hard_sigmoid(x, n.attribute("alpha", 0.2), n.attribute("beta", 0.5)), since=6)
+elementwise(
+    "HardSigmoid",
+    lambda n, x: hard_sigmoid(x, n.attribute("alpha", 0.2), n.attribute("beta", 0.5)),
+    since=6,
+)
 elementwise("HardSwish", lambda n, x: E.mul(x, hard_sigmoid(x, 1 / 6, 0.5)), since=14)
 elementwise("Softplus", lambda n, x: softplus(x))
 elementwise("Softsign", lambda n, x: softsign(x))
 elementwise("Elu", lambda n, x: elu(x, n.attribute("alpha", 1.0)), since=6)
-elementwise("ThresholdedRelu", lambda n, x: thresholded_relu(x, n.attribute("alpha", 1.0)), since=10)
+elementwise(
+    "ThresholdedRelu", lambda n, x: thresholded_relu(x, n.attribute("alpha", 1.0)), since=10
+)
 elementwise("Gelu", lambda n, x: gelu(x, n.attribute("approximate", "none") == "tanh"), since=20)
 elementwise("Mish", lambda n, x: E.mul(x, E.unary("tanh", softplus(x))), since=18)
 
@@ -252,7 +290,9 @@ elementwise("Shrink", _shrink, since=9)
 def prelu(n: Node) -> Value:
     """x, or slope x below 0; the slope broadcasts to x in one direction."""
     x, slope = n[0], n[1]
-    return n.elementwise(lambda a, s: E.select(E.compare("lt", a, like(a, 0)), E.mul(s, a), a), x, slope)
+    return n.elementwise(
+        lambda a, s: E.select(E.compare("lt", a, like(a, 0)), E.mul(s, a), a), x, slope
+    )
 
 
 def _clip_limits(n: Node) -> tuple[Value | None, Value | None]:
@@ -281,7 +321,9 @@ def clip(n: Node) -> Value:
     return n.define(n[0].shape, body)
 
 
-# ---- comparisons, logic, bits ----------------------------------------------------------------------------------------
+# ---- comparisons, logic, bits
+# ----------------------------------------------------------------------------------------
+
 
 def _compare(op: str) -> Callable[[Node, Expr, Expr], Expr]:
     def f(n: Node, a: Expr, b: Expr) -> Expr:
@@ -292,8 +334,12 @@ def _compare(op: str) -> Callable[[Node, Expr, Expr], Expr]:
 
 
 for _name, _op, _since in (
-    ("Equal", "eq", 7), ("Less", "lt", 7), ("Greater", "gt", 7), ("LessOrEqual", "le", 12), ("GreaterOrEqual", "ge", 12)
-):  # fmt: skip
+    ("Equal", "eq", 7),
+    ("Less", "lt", 7),
+    ("Greater", "gt", 7),
+    ("LessOrEqual", "le", 12),
+    ("GreaterOrEqual", "ge", 12),
+):
     elementwise(_name, _compare(_op), since=_since)
 elementwise("And", lambda n, a, b: E.logical("and", a, b), since=7)
 elementwise("Or", lambda n, a, b: E.logical("or", a, b), since=7)
@@ -319,7 +365,8 @@ def _shift(n: Node, a: Expr, b: Expr) -> Expr:
 elementwise("BitShift", _shift, since=11)
 
 
-# ---- casts -----------------------------------------------------------------------------------------------------------
+# ---- casts ---------------------------------------------------------------------------------------
+# --------------------
 
 
 def convert(x: Expr, to: DType) -> Expr:
@@ -342,7 +389,12 @@ def _fold_cast(n: Node, x: Array, *_: Array) -> Array:
 
 
 for _name, _since in (("Cast", 6), ("CastLike", 15)):
-    row(_name, kind="elementwise", since=_since, notes="no strings, 8-bit floats or types below 8 bits")(_cast)
+    row(
+        _name,
+        kind="elementwise",
+        since=_since,
+        notes="no strings, 8-bit floats or types below 8 bits",
+    )(_cast)
     folds(_name)(_fold_cast)
 
 

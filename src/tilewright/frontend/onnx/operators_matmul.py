@@ -1,22 +1,17 @@
 """Contractions: MatMul, Gemm, Einsum, and their integer and quantized forms.
 
-In: a node. Out: `sum(k) a[..., i, k] * b[..., k, j]`. Invariant: half-precision products accumulate in f32, integers in
-i32 where ONNX says so.
+In: a node. Out: `sum(k) a[..., i, k] * b[..., k, j]`. Invariant: half-precision products accumulate
+in f32, integers in i32 where ONNX says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
-
+from collections.abc import Callable, Sequence
 
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
-from tilewright.frontend.onnx.value import like
+from tilewright.frontend.onnx.value import Node, Value, like
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import F32
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import F32, DType
 from tilewright.ir.expr import Expr
 
 __all__ = ["contract"]
@@ -25,9 +20,17 @@ Element = Callable[[Sequence[Expr]], Expr]
 
 
 def contract(
-    n: Node, a: Value, b: Value, dtype: DType, suffix: str = "", left: Element | None = None, right: Element | None = None
+    n: Node,
+    a: Value,
+    b: Value,
+    dtype: DType,
+    suffix: str = "",
+    left: Element | None = None,
+    right: Element | None = None,
 ) -> Value:
-    """NumPy matmul of a and b in `dtype`; `left` and `right` read one element (default: a cast read)."""
+    """NumPy matmul of a and b in `dtype`; `left` and `right` read one element (default: a cast
+    read).
+    """
     if not a.rank or not b.rank:
         raise n.contradiction("a scalar operand")
     left = left or (lambda i: E.cast(a.at(*i), dtype))
@@ -53,7 +56,15 @@ def contract(
 
     names = ["b" if len(batch) == 1 else f"b{k}" for k in range(len(batch))]
     names += [x for x, y in (("i", rows), ("j", columns)) if y]
-    return n.reduce("sum", [*batch, *rows, *columns], [depth], body, names=names, over_names=("k",), suffix=suffix)
+    return n.reduce(
+        "sum",
+        [*batch, *rows, *columns],
+        [depth],
+        body,
+        names=names,
+        over_names=("k",),
+        suffix=suffix,
+    )
 
 
 @row("MatMul", kind="contraction")
@@ -87,9 +98,14 @@ def gemm(n: Node) -> Value:
             return E.mul(E.cast(x, dtype), E.cast(w, dtype))
 
         acc = m.reduce(
-            "sum", [rows, columns], [depth], product, names=("i", "j"), over_names=("k",),
+            "sum",
+            [rows, columns],
+            [depth],
+            product,
+            names=("i", "j"),
+            over_names=("k",),
             suffix="" if plain and bias is None else "acc",
-        )  # fmt: skip
+        )
         if plain and bias is None:
             return acc
 
@@ -105,14 +121,27 @@ def gemm(n: Node) -> Value:
         return m.define(acc.shape, body, ("i", "j"))
 
     y = make(n, b, c)
-    usual = alpha == 1.0 and beta == 1.0 and a.dtype is F32 and (c is None or (c.array is not None and c.rank == 1))
+    usual = (
+        alpha == 1.0
+        and beta == 1.0
+        and a.dtype is F32
+        and (c is None or (c.array is not None and c.rank == 1))
+    )
     if usual and b.array is not None:
-        n.importer.recipes[y.name] = (b.array, None if c is None else c.array, 0 if turn_b else 1, n.outputs[0], make)
+        n.importer.recipes[y.name] = (
+            b.array,
+            None if c is None else c.array,
+            0 if turn_b else 1,
+            n.outputs[0],
+            make,
+        )
     return y
 
 
 def einsum_terms(n: Node, equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
-    """Axis labels per operand and of the result; the axes of an ellipsis are '...0', '...1', counted from the right."""
+    """Axis labels per operand and of the result; the axes of an ellipsis are '...0', '...1',
+    counted from the right.
+    """
     text = equation.replace(" ", "")
     left, arrow, right = text.partition("->")
     terms = left.split(",")
@@ -146,13 +175,19 @@ def einsum(n: Node) -> Value:
         later = {x for t in labels[k + 1 :] for x in t} | set(result)
         last = k == len(operands) - 1
         want = result if last else [x for x in dict.fromkeys([*have, *labels[k]]) if x in later]
-        current = _einsum_pair(n, [current, operands[k]], [have, labels[k]], want, "" if last else f"step{k}")
+        current = _einsum_pair(
+            n, [current, operands[k]], [have, labels[k]], want, "" if last else f"step{k}"
+        )
         have = want
     return current
 
 
 def _einsum_pair(
-    n: Node, values: Sequence[Value], labels: Sequence[Sequence[str]], result: Sequence[str], suffix: str
+    n: Node,
+    values: Sequence[Value],
+    labels: Sequence[Sequence[str]],
+    result: Sequence[str],
+    suffix: str,
 ) -> Value:
     sizes: dict[str, Expr] = {}
     for v, term in zip(values, labels, strict=True):
@@ -172,7 +207,10 @@ def _einsum_pair(
         at = dict(zip([*result, *inner], [*i, *r], strict=True))
         product: Expr | None = None
         for v, term in zip(values, labels, strict=True):
-            subs = [E.const(0) if E.int_value(s) == 1 else at[x] for x, s in zip(term, v.shape, strict=True)]
+            subs = [
+                E.const(0) if E.int_value(s) == 1 else at[x]
+                for x, s in zip(term, v.shape, strict=True)
+            ]
             e = E.cast(v.at(*subs), dtype)
             product = e if product is None else E.mul(product, e)
         assert product is not None  # for the type checker: there is at least one operand
@@ -183,9 +221,14 @@ def _einsum_pair(
 
     half = dtype is not first
     y = n.reduce(
-        "sum", [sizes[x] for x in result], [sizes[x] for x in inner], body,
-        names=[spelled(x) for x in result], over_names=[spelled(x) for x in inner], suffix="acc" if half else suffix,
-    )  # fmt: skip
+        "sum",
+        [sizes[x] for x in result],
+        [sizes[x] for x in inner],
+        body,
+        names=[spelled(x) for x in result],
+        over_names=[spelled(x) for x in inner],
+        suffix="acc" if half else suffix,
+    )
     return n.cast(y, first, suffix)
 
 

@@ -1,32 +1,23 @@
 """Normalization rows.
 
-In: a node. Out: mean and variance in two passes, then multiply-add. Invariant: constants of batch normalization are
-computed in float64 and rounded once; statistics of half-precision tensors are f32.
+In: a node. Out: mean and variance in two passes, then multiply-add. Invariant: constants of batch
+normalization are computed in float64 and rounded once; statistics of half-precision tensors are
+f32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tilewright.frontend.onnx.operators_layout import reshape_to
-from tilewright.frontend.onnx.operators_reduce import count_of
-from tilewright.frontend.onnx.operators_reduce import mean_of
-from tilewright.frontend.onnx.operators_reduce import over_axes
-from tilewright.frontend.onnx.operators_reduce import reduced
-from tilewright.frontend.onnx.operators_window import power_of_abs
-from tilewright.frontend.onnx.operators_window import root
-from tilewright.frontend.onnx.operators_window import spatial_names
+from tilewright.frontend.onnx.operators_reduce import count_of, mean_of, over_axes, reduced
+from tilewright.frontend.onnx.operators_window import power_of_abs, root, spatial_names
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Array
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
-from tilewright.frontend.onnx.value import like
+from tilewright.frontend.onnx.value import Array, Node, Value, like
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import F32
-from tilewright.ir.dtypes import F64
+from tilewright.ir.dtypes import F32, F64
 from tilewright.ir.expr import Expr
 
 __all__: list[str] = []
@@ -34,7 +25,9 @@ __all__: list[str] = []
 
 @row("BatchNormalization", kind="normalization", since=7)
 def batch_normalization(n: Node) -> list[Value | None]:
-    """x * scale + shift per channel, folded into a preceding Conv or Gemm of constant weights that nobody else reads."""
+    """x * scale + shift per channel, folded into a preceding Conv or Gemm of constant weights that
+    nobody else reads.
+    """
     x = n[0]
     epsilon = float(n.attribute("epsilon", 1e-5))
     if n.attribute("training_mode", 0) or (n.opset < 14 and n.has_output(1)):
@@ -49,11 +42,16 @@ def batch_normalization(n: Node) -> list[Value | None]:
         if folded is not None:
             return [folded]
         dtype = x.dtype.accumulator
-        s, t = n.constant(scale.astype(dtype.np), "scale"), n.constant(shift.astype(dtype.np), "shift")
+        s, t = (
+            n.constant(scale.astype(dtype.np), "scale"),
+            n.constant(shift.astype(dtype.np), "shift"),
+        )
         return [
             n.define(
                 x.shape,
-                lambda *i: E.cast(E.add(E.mul(E.cast(x.at(*i), dtype), s.at(i[1])), t.at(i[1])), x.dtype),
+                lambda *i: E.cast(
+                    E.add(E.mul(E.cast(x.at(*i), dtype), s.at(i[1])), t.at(i[1])), x.dtype
+                ),
                 names,
             )
         ]
@@ -63,9 +61,11 @@ def batch_normalization(n: Node) -> list[Value | None]:
 def _batch(n: Node, x: Value, mean: Value, variance: Value, epsilon: float) -> Value:
     dtype = x.dtype.accumulator
     inverse = n.define(
-        variance.shape, lambda c: E.unary("rsqrt", E.add(E.cast(variance.at(c), dtype), E.const(epsilon, dtype))),
-        ("c",), "inverse",
-    )  # fmt: skip
+        variance.shape,
+        lambda c: E.unary("rsqrt", E.add(E.cast(variance.at(c), dtype), E.const(epsilon, dtype))),
+        ("c",),
+        "inverse",
+    )
 
     def body(*i: Expr) -> Expr:
         centred = E.sub(E.cast(x.at(*i), dtype), E.cast(mean.at(i[1]), dtype))
@@ -108,7 +108,7 @@ def _fold_into_producer(n: Node, x: Value, scale: Array, shift: Array) -> Value 
     old_bias = np.zeros(len(scale)) if bias is None else np.asarray(bias, np.float64)
     new_bias = (old_bias * scale + shift).astype(weights.dtype)
     n.importer.warnings.append(
-        f"{n.name}: batch normalization folded into the weights of {recipe[3]!r}; exact up to rounding"
+        f"{n.name}: folded into the weights of {recipe[3]!r}; exact up to rounding"
     )
     folded: Value = make(n, n.constant(new_weights, "weight"), n.constant(new_bias, "bias"))
     return folded
@@ -129,12 +129,18 @@ def _central_squares(n: Node, x: Value, axes: Sequence[int], mean: Value) -> Val
 
 def _inverse(n: Node, variance: Value, epsilon: float) -> Value:
     return n.define(
-        variance.shape, lambda *i: E.unary("rsqrt", E.add(variance.at(*i), like(variance, epsilon))), suffix="inverse"
+        variance.shape,
+        lambda *i: E.unary("rsqrt", E.add(variance.at(*i), like(variance, epsilon))),
+        suffix="inverse",
     )
 
 
 def _normalized(
-    n: Node, x: Value, mean: Value | None, inverse: Value, finish: Callable[[Expr, Sequence[Expr]], Expr]
+    n: Node,
+    x: Value,
+    mean: Value | None,
+    inverse: Value,
+    finish: Callable[[Expr, Sequence[Expr]], Expr],
 ) -> Value:
     """(x - mean) * inverse, then `finish`, rounded to the type of x."""
 
@@ -147,7 +153,9 @@ def _normalized(
     return n.define(x.shape, body)
 
 
-def _scale_and_shift(scale: Value | None, shift: Value | None) -> Callable[[Expr, Sequence[Expr]], Expr]:
+def _scale_and_shift(
+    scale: Value | None, shift: Value | None
+) -> Callable[[Expr, Sequence[Expr]], Expr]:
     def finish(e: Expr, i: Sequence[Expr]) -> Expr:
         if scale is not None:
             e = E.mul(e, E.cast(scale.aligned(i), e.dtype))
@@ -200,16 +208,18 @@ def instance_normalization(n: Node) -> Value:
 
 @row("GroupNormalization", kind="normalization", since=18)
 def group_normalization(n: Node) -> Value:
-    """Zero mean and unit variance over groups of channels; scale and shift per channel (opset 18: per group)."""
+    """Zero mean and unit variance over groups of channels; scale and shift per channel (opset 18:
+    per group).
+    """
     x = n[0]
     groups = int(n.required("num_groups"))
-    each = n.sizes.quotient(x.shape[1], E.const(groups))
-    if each is None:
-        raise n.contradiction(f"{x.shape[1]} channels in {groups} groups")
+    each = n.divide(x.shape[1], E.const(groups), "channels in groups")
     grouped = reshape_to(n, x, [x.shape[0], E.const(groups), each, *x.shape[2:]], "groups")
     axes = list(range(2, grouped.rank))
     mean = mean_of(n, grouped, axes, "mean")
-    inverse = _inverse(n, _central_squares(n, grouped, axes, mean), float(n.attribute("epsilon", 1e-5)))
+    inverse = _inverse(
+        n, _central_squares(n, grouped, axes, mean), float(n.attribute("epsilon", 1e-5))
+    )
     dtype = inverse.dtype
     per_group = n.opset < 21 and E.int_value(n[1].shape[0]) == groups
 
@@ -218,7 +228,9 @@ def group_normalization(n: Node) -> Value:
         at = [i[0], g, *[E.const(0)] * (grouped.rank - 2)]
         e = E.mul(E.sub(E.cast(x.at(*i), dtype), mean.at(*at)), inverse.at(*at))
         c = g if per_group else i[1]
-        return E.cast(E.add(E.mul(e, E.cast(n[1].at(c), dtype)), E.cast(n[2].at(c), dtype)), x.dtype)
+        return E.cast(
+            E.add(E.mul(e, E.cast(n[1].at(c), dtype)), E.cast(n[2].at(c), dtype)), x.dtype
+        )
 
     return n.define(x.shape, body, ("n", "c", *spatial_names(x.rank - 2)))
 
@@ -233,7 +245,10 @@ def mean_variance_normalization(n: Node) -> Value:
 
     def body(*i: Expr) -> Expr:
         deviation = E.add(E.unary("sqrt", variance.aligned(i)), like(variance, 1e-9))
-        return E.cast(E.binary("div", E.sub(E.cast(x.at(*i), mean.dtype), mean.aligned(i)), deviation), x.dtype)
+        return E.cast(
+            E.binary("div", E.sub(E.cast(x.at(*i), mean.dtype), mean.aligned(i)), deviation),
+            x.dtype,
+        )
 
     return n.define(x.shape, body)
 
@@ -249,7 +264,10 @@ def lp_normalization(n: Node) -> Value:
     def body(*i: Expr) -> Expr:
         norm = root(total.aligned(i), p)
         zero = E.compare("eq", norm, like(norm, 0))
-        return E.cast(E.select(zero, like(norm, 0), E.binary("div", E.cast(x.at(*i), norm.dtype), norm)), x.dtype)
+        return E.cast(
+            E.select(zero, like(norm, 0), E.binary("div", E.cast(x.at(*i), norm.dtype), norm)),
+            x.dtype,
+        )
 
     return n.define(x.shape, body)
 
@@ -273,7 +291,9 @@ def local_response_normalization(n: Node) -> Value:
 
     def body(*i: Expr) -> Expr:
         base = E.add(like(total, bias), E.mul(like(total, alpha / size), total.at(*i)))
-        return E.cast(E.binary("div", E.cast(x.at(*i), wide), E.binary("pow", base, like(base, beta))), x.dtype)
+        return E.cast(
+            E.binary("div", E.cast(x.at(*i), wide), E.binary("pow", base, like(base, beta))),
+            x.dtype,
+        )
 
     return n.define(x.shape, body, names)
-

@@ -1,30 +1,26 @@
 """Quantized rows: linear quantization, and integer convolution and matmul.
 
-In: a node. Out: explicit conversions around exact integer sums. Invariants: rounding is half to even; results saturate;
-integer products accumulate in i32.
+In: a node. Out: explicit conversions around exact integer sums. Invariants: rounding is half to
+even; results saturate; integer products accumulate in i32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tilewright.frontend.onnx.operators_matmul import contract
-from tilewright.frontend.onnx.operators_window import convolution
-from tilewright.frontend.onnx.operators_window import kernel_shape
-from tilewright.frontend.onnx.operators_window import spatial_names
-from tilewright.frontend.onnx.operators_window import windows
+from tilewright.frontend.onnx.operators_window import (
+    convolution,
+    kernel_shape,
+    spatial_names,
+    windows,
+)
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
-from tilewright.frontend.onnx.value import like
+from tilewright.frontend.onnx.value import Node, Value, like
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import F32
-from tilewright.ir.dtypes import I32
-from tilewright.ir.dtypes import U8
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import F32, I32, U8, DType
 from tilewright.ir.expr import Expr
 
 __all__: list[str] = []
@@ -34,22 +30,28 @@ Read = Callable[[Sequence[Expr]], Expr]
 
 def saturate(e: Expr, dtype: DType) -> Expr:
     """A float rounded half to even and clipped into an integer type."""
-    info = np.iinfo(dtype.np)
+    info = np.iinfo(str(dtype.np))
     e = E.unary("round", e)
-    return E.cast(E.maximum(E.minimum(e, like(e, float(info.max))), like(e, float(info.min))), dtype)
+    return E.cast(
+        E.maximum(E.minimum(e, like(e, float(info.max))), like(e, float(info.min))), dtype
+    )
 
 
 def _requantize(e: Expr, zero: Expr | None, dtype: DType) -> Expr:
     """round(e) + zero, clipped."""
     if zero is None:
         return saturate(e, dtype)
-    info = np.iinfo(dtype.np)
+    info = np.iinfo(str(dtype.np))
     e = E.add(E.unary("round", e), E.cast(zero, e.dtype))
-    return E.cast(E.maximum(E.minimum(e, like(e, float(info.max))), like(e, float(info.min))), dtype)
+    return E.cast(
+        E.maximum(E.minimum(e, like(e, float(info.max))), like(e, float(info.min))), dtype
+    )
 
 
 def _parameter(n: Node, x: Value, p: Value, axis: int) -> Read:
-    """How a scale or zero point is read at an element of x: one, one per slice along an axis, or one per block."""
+    """How a scale or zero point is read at an element of x: one, one per slice along an axis, or
+    one per block.
+    """
     if p.rank == 0 or (p.rank == 1 and E.int_value(p.shape[0]) == 1):
         return lambda i: p.at(*[0] * p.rank)
     if p.rank == 1:
@@ -58,10 +60,17 @@ def _parameter(n: Node, x: Value, p: Value, axis: int) -> Read:
     block = int(n.attribute("block_size", 0))
     if p.rank != x.rank or block <= 0:
         raise n.refuse(f"a scale of rank {p.rank} for rank {x.rank} without block_size")
-    return lambda i: p.at(*(E.floordiv(e, E.const(block)) if k == axis else e for k, e in enumerate(i)))
+    return lambda i: p.at(
+        *(E.floordiv(e, E.const(block)) if k == axis else e for k, e in enumerate(i))
+    )
 
 
-@row("QuantizeLinear", kind="quantized", since=10, notes="8- and 16-bit integers; no 8-bit float, no 2- or 4-bit")
+@row(
+    "QuantizeLinear",
+    kind="quantized",
+    since=10,
+    notes="8- and 16-bit integers; no 8-bit float, no 2- or 4-bit",
+)
 def quantize_linear(n: Node) -> Value:
     """round(x / scale) + zero point, clipped."""
     x, scale, zero = n[0], n[1], n.optional(2)
@@ -81,7 +90,12 @@ def quantize_linear(n: Node) -> Value:
     return n.define(x.shape, body)
 
 
-@row("DequantizeLinear", kind="quantized", since=10, notes="8-, 16- and 32-bit integers; no 8-bit float, no 2- or 4-bit")
+@row(
+    "DequantizeLinear",
+    kind="quantized",
+    since=10,
+    notes="8-, 16- and 32-bit integers; no 8-bit float, no 2- or 4-bit",
+)
 def dequantize_linear(n: Node) -> Value:
     """(x - zero point) * scale."""
     x, scale, zero = n[0], n[1], n.optional(2)
@@ -123,7 +137,9 @@ def dynamic_quantize_linear(n: Node) -> list[Value | None]:
         return saturate(E.unary("neg", E.binary("div", a, scale.at())), U8)
 
     zero = n.define([], zero_body, suffix="zero")
-    y = n.define(x.shape, lambda *i: _requantize(E.binary("div", x.at(*i), scale.at()), zero.at(), U8))
+    y = n.define(
+        x.shape, lambda *i: _requantize(E.binary("div", x.at(*i), scale.at()), zero.at(), U8)
+    )
     return [y, scale, zero]
 
 
@@ -134,12 +150,19 @@ def _centred(v: Value, zero: Value | None, row_axis: int | None) -> Read:
         e = E.cast(v.at(*i), I32)
         if zero is None:
             return e
-        if zero.rank == 0 or zero.rank == 1 and (E.int_value(zero.shape[0]) == 1 or row_axis is None):
+        if zero.rank == 0 or (
+            zero.rank == 1 and (E.int_value(zero.shape[0]) == 1 or row_axis is None)
+        ):
             z = zero.at(*[0] * zero.rank)
         elif zero.rank == 1:
             z = zero.at(i[row_axis if row_axis is not None else 0])
         else:
-            z = zero.at(*(E.const(0) if E.int_value(s) == 1 else e for s, e in zip(zero.shape, i, strict=True)))
+            z = zero.at(
+                *(
+                    E.const(0) if E.int_value(s) == 1 else e
+                    for s, e in zip(zero.shape, i, strict=True)
+                )
+            )
         return E.sub(e, E.cast(z, I32))
 
     return read
@@ -149,7 +172,9 @@ def _centred(v: Value, zero: Value | None, row_axis: int | None) -> Read:
 def matmul_integer(n: Node) -> Value:
     """(a - a_zero) @ (b - b_zero) in i32; zero points per row of a and column of b."""
     a, b = n[0], n[1]
-    return contract(n, a, b, I32, "", _centred(a, n.optional(2), -2), _centred(b, n.optional(3), -1))
+    return contract(
+        n, a, b, I32, "", _centred(a, n.optional(2), -2), _centred(b, n.optional(3), -1)
+    )
 
 
 @row("QLinearMatMul", kind="quantized", since=10)

@@ -1,37 +1,35 @@
 """RNN, GRU and LSTM as `recur` groups.
 
-In: a node. Out: per direction, one contraction of all inputs with the input weights, then a `recur t<T` group with the
-contraction of the previous state. Invariants: states accumulate in f32 or wider; past a sequence's length the state
-stays and the output is zero.
+In: a node. Out: per direction, one contraction of all inputs with the input weights, then a `recur
+t<T` group with the contraction of the previous state. Invariants: states accumulate in f32 or
+wider; past a sequence's length the state stays and the output is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from tilewright.frontend.onnx.operators_math import ACTIVATIONS
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
-from tilewright.frontend.onnx.value import like
+from tilewright.frontend.onnx.value import Node, Value, like
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import I64
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.expr import Expr
-from tilewright.ir.program import Axis
-from tilewright.ir.program import Definition
-from tilewright.ir.program import Recurrence
-from tilewright.ir.program import Reduction
+from tilewright.ir.program import Axis, Definition, Recurrence, Reduction
 
 __all__: list[str] = []
 
 Activation = Callable[[Expr], Expr]
 _TAKES = {  # how many of alpha, beta an activation takes
-    "affine": 2, "leakyrelu": 1, "thresholdedrelu": 1, "scaledtanh": 2, "hardsigmoid": 2, "elu": 1,
-}  # fmt: skip
+    "affine": 2,
+    "leakyrelu": 1,
+    "thresholdedrelu": 1,
+    "scaledtanh": 2,
+    "hardsigmoid": 2,
+    "elu": 1,
+}
 
 
 @dataclass
@@ -90,9 +88,16 @@ def _setup(n: Node, gates: int, lengths: int) -> _Setup:
     n.equal(w.shape[0], E.const(len(known[direction])), "directions")
     steps, batch = (x.shape[1], x.shape[0]) if layout else (x.shape[0], x.shape[1])
     return _Setup(
-        n, hidden, steps, batch, n.equal(x.shape[2], w.shape[2], "input sizes"), x.dtype.accumulator, n.optional(lengths),
-        layout, known[direction],
-    )  # fmt: skip
+        n,
+        hidden,
+        steps,
+        batch,
+        n.equal(x.shape[2], w.shape[2], "input sizes"),
+        x.dtype.accumulator,
+        n.optional(lengths),
+        layout,
+        known[direction],
+    )
 
 
 def _activations(n: Node, per_direction: Sequence[str], direction: int) -> list[Activation]:
@@ -125,14 +130,23 @@ def _project(s: _Setup, d: int, backwards: bool, gates: int) -> Value:
     n, w, b = s.n, s.n[1], s.n.optional(3)
     suffix = f"x{d}"
     acc = n.reduce(
-        "sum", [s.steps, s.batch, gates * s.hidden], [s.inputs],
-        lambda i, r: E.mul(s.x(s.source(i[0], i[1], backwards), i[1], r[0]), E.cast(w.at(d, i[2], r[0]), s.wide)),
-        names=("t", "b", "g"), over_names=("i",), suffix=suffix if b is None else f"{suffix}_acc",
-    )  # fmt: skip
+        "sum",
+        [s.steps, s.batch, gates * s.hidden],
+        [s.inputs],
+        lambda i, r: E.mul(
+            s.x(s.source(i[0], i[1], backwards), i[1], r[0]), E.cast(w.at(d, i[2], r[0]), s.wide)
+        ),
+        names=("t", "b", "g"),
+        over_names=("i",),
+        suffix=suffix if b is None else f"{suffix}_acc",
+    )
     if b is None:
         return acc
     return n.define(
-        acc.shape, lambda t, m, g: E.add(acc.at(t, m, g), E.cast(b.at(d, g), s.wide)), ("t", "b", "g"), suffix
+        acc.shape,
+        lambda t, m, g: E.add(acc.at(t, m, g), E.cast(b.at(d, g), s.wide)),
+        ("t", "b", "g"),
+        suffix,
     )
 
 
@@ -142,7 +156,9 @@ class _Group:
     def __init__(self, s: _Setup, d: int) -> None:
         self.s, self.d = s, d
         self.definitions: list[Definition] = []
-        self.t, self.b, self.j, self.k = s.n.builder.axes([s.steps, s.batch, s.hidden, s.hidden], "tbjk")
+        self.t, self.b, self.j, self.k = s.n.builder.axes(
+            [s.steps, s.batch, s.hidden, s.hidden], "tbjk"
+        )
 
     def name(self, suffix: str) -> str:
         return self.s.n.builder.fresh(f"{self.s.n.hint}_{suffix}{self.d}")
@@ -153,17 +169,26 @@ class _Group:
     def previous(self, name: str, j: Expr, initial: int) -> Expr:
         """The state one step earlier, or its initial value."""
         return E.read(
-            name, (self.t.index - 1, self.b.index, j), self.s.wide, self.s.initial(initial, self.d, self.b.index, j)
+            name,
+            (self.t.index - 1, self.b.index, j),
+            self.s.wide,
+            self.s.initial(initial, self.d, self.b.index, j),
         )
 
     def product(self, suffix: str, operand: Expr, offset: int, count: int) -> str:
         """`sum(k<H) operand[k] * R[offset*H + g, k]` for count*H gates; returns the name."""
         name = self.name(suffix)
         g = Axis(self.s.n.builder.axes([0], "g")[0].name, E.const(count * self.s.hidden))
-        weight = E.cast(self.s.n[2].at(self.d, g.index + offset * self.s.hidden, self.k.index), self.s.wide)
+        weight = E.cast(
+            self.s.n[2].at(self.d, g.index + offset * self.s.hidden, self.k.index), self.s.wide
+        )
         self.definitions.append(
             Definition(
-                name, self.s.wide, (self.t, self.b, g), E.mul(operand, weight), Reduction("sum", (self.k,))
+                name,
+                self.s.wide,
+                (self.t, self.b, g),
+                E.mul(operand, weight),
+                Reduction("sum", (self.k,)),
             )
         )
         return name
@@ -171,7 +196,9 @@ class _Group:
     def define(self, name: str, body: Expr) -> None:
         self.definitions.append(Definition(name, self.s.wide, (self.t, self.b, self.j), body))
 
-    def gate(self, project: Value, product: str | None, k: int, product_k: int | None = None) -> Expr:
+    def gate(
+        self, project: Value, product: str | None, k: int, product_k: int | None = None
+    ) -> Expr:
         """Gate k: the input's part, the recurrent part and the recurrent bias."""
         e = project.at(self.t.index, self.b.index, self.j.index + k * self.s.hidden)
         if product is not None:
@@ -186,7 +213,9 @@ class _Group:
             return None
         return E.cast(b.at(self.d, self.j.index + (gates + k) * self.s.hidden), self.s.wide)
 
-    def gate_sum(self, project: Value, product: str | None, k: int, gates: int, product_k: int | None = None) -> Expr:
+    def gate_sum(
+        self, project: Value, product: str | None, k: int, gates: int, product_k: int | None = None
+    ) -> Expr:
         e = self.gate(project, product, k, product_k)
         bias = self.bias(gates, k)
         return e if bias is None else E.add(e, bias)
@@ -201,7 +230,9 @@ class _Group:
         self.s.n.builder.add(Recurrence(self.t, tuple(self.definitions)))
 
 
-def _outputs(s: _Setup, states: Sequence[str], final: Sequence[Sequence[str]]) -> list[Value | None]:
+def _outputs(
+    s: _Setup, states: Sequence[str], final: Sequence[Sequence[str]]
+) -> list[Value | None]:
     """Y from the states of each direction, then the last state of each list in `final`."""
     n = s.n
 
@@ -212,17 +243,24 @@ def _outputs(s: _Setup, states: Sequence[str], final: Sequence[Sequence[str]]) -
         return E.select(E.compare("lt", t, s.length(b)), e, E.const(0, s.wide))
 
     def pick(d: Expr, parts: Sequence[Expr]) -> Expr:
-        return parts[0] if len(parts) == 1 else E.select(E.compare("eq", d, E.const(0)), parts[0], parts[1])
+        return (
+            parts[0]
+            if len(parts) == 1
+            else E.select(E.compare("eq", d, E.const(0)), parts[0], parts[1])
+        )
 
     count = E.const(len(s.directions))
     dtype = n[0].dtype
     out: list[Value | None] = [None]
     if n.has_output(0):
+
         def y(t: Expr, d: Expr, b: Expr, j: Expr) -> Expr:
             return E.cast(pick(d, [at(name, k, t, b, j) for k, name in enumerate(states)]), dtype)
 
         if s.layout:
-            out[0] = n.define([s.batch, s.steps, count, s.hidden], lambda b, t, d, j: y(t, d, b, j), "btdj")
+            out[0] = n.define(
+                [s.batch, s.steps, count, s.hidden], lambda b, t, d, j: y(t, d, b, j), "btdj"
+            )
         else:
             out[0] = n.define([s.steps, count, s.batch, s.hidden], y, "tdbj")
     for k, names in enumerate(final):
@@ -235,6 +273,7 @@ def _outputs(s: _Setup, states: Sequence[str], final: Sequence[Sequence[str]]) -
 
         name = ("h", "c")[k] + "_last"
         if s.layout:
+
             def turned(b: Expr, d: Expr, j: Expr, f: Callable[..., Expr] = last) -> Expr:
                 return f(d, b, j)
 
@@ -259,14 +298,26 @@ def lstm(n: Node) -> list[Value | None]:
         j = group.j.index
         cell_before = group.previous(cell, j, 6)
 
-        def gate(k: int, c: Expr | None, p: int, group: _Group = group, project: Value = project, product: str = product, d: int = d) -> Expr:  # fmt: skip
+        def gate(
+            k: int,
+            c: Expr | None,
+            p: int,
+            group: _Group = group,
+            project: Value = project,
+            product: str = product,
+            d: int = d,
+        ) -> Expr:
             e = group.gate_sum(project, product, k, 4)
             if peephole is not None and c is not None:
                 e = E.add(e, E.mul(E.cast(peephole.at(d, group.j.index + p * s.hidden), s.wide), c))
             return s.clipped(e)
 
         i = f(gate(0, cell_before, 0))
-        forget = E.sub(E.const(1, s.wide), i) if n.attribute("input_forget", 0) else f(gate(2, cell_before, 2))
+        forget = (
+            E.sub(E.const(1, s.wide), i)
+            if n.attribute("input_forget", 0)
+            else f(gate(2, cell_before, 2))
+        )
         new = E.add(E.mul(forget, cell_before), E.mul(i, g(gate(3, None, 0))))
         group.define(cell, group.frozen(new, cell_before))
         now = group.read(cell, group.t.index, j)
@@ -350,7 +401,9 @@ def linear_attention(n: Node) -> list[Value | None]:
         definitions.append(Definition(read, wide, (t, b, h, e), seen, Reduction("sum", (d,))))
         one = E.int_value(beta.shape[2]) == 1
         rate = E.cast(beta.at(b.index, t.index, E.const(0) if one else h.index), wide)
-        written = E.mul(rate, E.sub(written, E.read(read, (t.index, b.index, h.index, e.index), wide)))
+        written = E.mul(
+            rate, E.sub(written, E.read(read, (t.index, b.index, h.index, e.index), wide))
+        )
     new = E.add(before(d.index), E.mul(key(d.index), written))
     definitions.append(Definition(state, wide, (t, b, h, d, e), new))
     n.builder.add(Recurrence(t, tuple(definitions)))
@@ -360,13 +413,25 @@ def linear_attention(n: Node) -> list[Value | None]:
         m, s, f = at
         head = E.floordiv(f, E.const(values))
         query = E.cast(q.at(m, s, head * keys + r[0]), wide)
-        held = E.read(state, (s, m, E.floordiv(head, E.const(group)), r[0], E.mod(f, E.const(values))), wide)
+        held = E.read(
+            state, (s, m, E.floordiv(head, E.const(group)), r[0], E.mod(f, E.const(values))), wide
+        )
         return E.mul(query, held)
 
     total = n.reduce(
-        "sum", [batch, steps, q_heads * values], [keys], product, names=("b", "t", "f"), over_names=("d",), suffix="dots"
+        "sum",
+        [batch, steps, q_heads * values],
+        [keys],
+        product,
+        names=("b", "t", "f"),
+        over_names=("d",),
+        suffix="dots",
     )
-    y = n.define(total.shape, lambda *x: E.cast(E.mul(total.at(*x), like(total, scale)), q.dtype), ("b", "t", "f"))
+    y = n.define(
+        total.shape,
+        lambda *x: E.cast(E.mul(total.at(*x), like(total, scale)), q.dtype),
+        ("b", "t", "f"),
+    )
     present = None
     if n.has_output(1):
         dtype = q.dtype if past is None else past.dtype

@@ -1,25 +1,18 @@
 """Rows that reduce along axes: sums and the like, softmax, argmax, prefix sums.
 
-In: a node. Out: definitions under a monoid. Invariants: half-precision sums accumulate in f32; kept axes have extent 1.
+In: a node. Out: definitions under a monoid. Invariants: half-precision sums accumulate in f32; kept
+axes have extent 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-
-from tilewright.frontend.onnx.table import folds
-from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Array
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
-from tilewright.frontend.onnx.value import like
+from tilewright.frontend.onnx.table import folds, row
+from tilewright.frontend.onnx.value import Array, Node, Value, like
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import F64
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import BOOL, F64, DType
 from tilewright.ir.expr import Expr
 
 __all__ = ["over_axes", "reduced", "softmax_over"]
@@ -43,7 +36,13 @@ def _reduce_axes(n: Node) -> list[int] | None:
 
 
 def over_axes(
-    n: Node, x: Value, axes: Sequence[int], monoid: str, element: Callable[..., Expr], keep: bool, suffix: str
+    n: Node,
+    x: Value,
+    axes: Sequence[int],
+    monoid: str,
+    element: Callable[..., Expr],
+    keep: bool,
+    suffix: str,
 ) -> Value:
     """`monoid` over `axes` of `element(*subscripts of x)`; kept axes have extent 1."""
     shape = [E.const(1) if k in axes else s for k, s in enumerate(x.shape) if keep or k not in axes]
@@ -64,10 +63,14 @@ def over_axes(
     return n.reduce(monoid, shape, [x.shape[k] for k in axes], body, suffix=suffix)
 
 
-def reduced(n: Node, x: Value, axes: Sequence[int], before: Body, suffix: str, keep: bool = True) -> Value:
+def reduced(
+    n: Node, x: Value, axes: Sequence[int], before: Body, suffix: str, keep: bool = True
+) -> Value:
     """The sum of `before(element)` over axes, in the accumulator type."""
     accumulate = x.dtype.accumulator
-    return over_axes(n, x, axes, "sum", lambda *i: before(E.cast(x.at(*i), accumulate)), keep, suffix)
+    return over_axes(
+        n, x, axes, "sum", lambda *i: before(E.cast(x.at(*i), accumulate)), keep, suffix
+    )
 
 
 def count_of(n: Node, x: Value, axes: Sequence[int], dtype: DType) -> Expr:
@@ -75,7 +78,9 @@ def count_of(n: Node, x: Value, axes: Sequence[int], dtype: DType) -> Expr:
     return E.cast(n.sizes.product(x.shape[k] for k in axes), dtype)
 
 
-def _reduction(name: str, monoid: str, before: Body | None, after: Callable[[Expr, Expr], Expr] | None) -> None:
+def _reduction(
+    name: str, monoid: str, before: Body | None, after: Callable[[Expr, Expr], Expr] | None
+) -> None:
     """Enter Reduce<name>: monoid over before(x), then after(total, count)."""
 
     @row(name, kind="reduction")
@@ -84,7 +89,7 @@ def _reduction(name: str, monoid: str, before: Body | None, after: Callable[[Exp
         axes = _reduce_axes(n)
         keep = bool(n.attribute("keepdims", 1))
         if axes is None:
-            if before is None and after is None or name == "ReduceMean":
+            if (before is None and after is None) or name == "ReduceMean":
                 return x
             axes = []
         wide = x.dtype.accumulator if monoid in ("sum", "prod") else x.dtype
@@ -146,7 +151,13 @@ def reduce_log_sum_exp(n: Node) -> Value:
         return E.select(E.unary("isinf", m), like(m, 0), m)
 
     total = over_axes(
-        n, x, axes, "sum", lambda *i: E.unary("exp", E.sub(E.cast(x.at(*i), wide), shift(i))), True, "sum"
+        n,
+        x,
+        axes,
+        "sum",
+        lambda *i: E.unary("exp", E.sub(E.cast(x.at(*i), wide), shift(i))),
+        True,
+        "sum",
     )
     kept = [k for k in range(x.rank) if k not in axes]
 
@@ -161,10 +172,13 @@ def reduce_log_sum_exp(n: Node) -> Value:
     return n.define(total.shape if keep else [x.shape[k] for k in kept], body)
 
 
-# ---- softmax ---------------------------------------------------------------------------------------------------------
+# ---- softmax -------------------------------------------------------------------------------------
+# --------------------
 
 
-def softmax_over(n: Node, x: Value, axes: Sequence[int], log: bool = False, suffix: str = "") -> Value:
+def softmax_over(
+    n: Node, x: Value, axes: Sequence[int], log: bool = False, suffix: str = ""
+) -> Value:
     """Softmax (or its logarithm) over axes: maximum, exponential, sum, quotient."""
     dtype = x.dtype
     wide = x.dtype.accumulator
@@ -176,11 +190,17 @@ def softmax_over(n: Node, x: Value, axes: Sequence[int], log: bool = False, suff
     if log:
         total = over_axes(n, x, axes, "sum", lambda *i: E.unary("exp", shifted(i)), True, "sum")
         return n.define(
-            x.shape, lambda *i: E.cast(E.sub(shifted(i), E.unary("log", total.aligned(i))), dtype), suffix=suffix
+            x.shape,
+            lambda *i: E.cast(E.sub(shifted(i), E.unary("log", total.aligned(i))), dtype),
+            suffix=suffix,
         )
     power = n.define(x.shape, lambda *i: E.unary("exp", shifted(i)), suffix="exp")
     total = over_axes(n, power, axes, "sum", lambda *i: power.at(*i), True, "sum")
-    return n.define(x.shape, lambda *i: E.cast(E.binary("div", power.at(*i), total.aligned(i)), dtype), suffix=suffix)
+    return n.define(
+        x.shape,
+        lambda *i: E.cast(E.binary("div", power.at(*i), total.aligned(i)), dtype),
+        suffix=suffix,
+    )
 
 
 def _softmax_axes(n: Node) -> list[int]:
@@ -232,7 +252,9 @@ def _arg(name: str, monoid: str) -> None:
         return n.define(reverse.shape, lambda *i: last - reverse.at(*i))
 
 
-def _arg_over(n: Node, x: Value, axis: int, monoid: str, keep: bool, turn: Body, suffix: str) -> Value:
+def _arg_over(
+    n: Node, x: Value, axis: int, monoid: str, keep: bool, turn: Body, suffix: str
+) -> Value:
     shape = [E.const(1) if k == axis else s for k, s in enumerate(x.shape) if keep or k != axis]
 
     def body(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
@@ -250,7 +272,8 @@ _arg("ArgMax", "argmax")
 _arg("ArgMin", "argmin")
 
 
-# ---- prefixes --------------------------------------------------------------------------------------------------------
+# ---- prefixes ------------------------------------------------------------------------------------
+# --------------------
 
 
 def _prefix(name: str, monoid: str, neutral: int, since: int) -> None:
@@ -267,7 +290,11 @@ def _prefix(name: str, monoid: str, neutral: int, since: int) -> None:
 
         plain = not reverse and not exclusive and wide is x.dtype
         total = n.scan(
-            monoid, axis, x.shape, lambda *i: E.cast(x.at(*turned(i)), wide), "" if plain else "prefix"
+            monoid,
+            axis,
+            x.shape,
+            lambda *i: E.cast(x.at(*turned(i)), wide),
+            "" if plain else "prefix",
         )
         if plain:
             return total
@@ -285,7 +312,9 @@ _prefix("CumSum", "sum", 0, 11)
 _prefix("CumProd", "prod", 1, 26)
 
 
-def mean_of(n: Node, x: Value, axes: Sequence[int], suffix: str, before: Body = lambda e: e) -> Value:
+def mean_of(
+    n: Node, x: Value, axes: Sequence[int], suffix: str, before: Body = lambda e: e
+) -> Value:
     """The mean over axes, kept with extent 1, in the accumulator type."""
     total = reduced(n, x, axes, before, f"{suffix}_sum")
     count = count_of(n, x, axes, total.dtype)

@@ -1,8 +1,9 @@
 """Resize, Upsample and grid sampling.
 
-In: a node. Out: per axis, either a quasi-affine subscript (nearest, where the scale is an integer or its inverse) or a few
-weighted reads whose positions and weights are tables along that axis. Invariants: positions follow the float32 formulas of
-the ONNX standard; axes that keep their size are not touched.
+In: a node. Out: per axis, either a quasi-affine subscript (nearest, where the scale is an integer
+or its inverse) or a few weighted reads whose positions and weights are tables along that axis.
+Invariants: positions follow the float32 formulas of the ONNX standard; axes that keep their size
+are not touched.
 """
 
 from __future__ import annotations
@@ -13,15 +14,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from tilewright.frontend.onnx.sizes import Sym
-from tilewright.frontend.onnx.sizes import Undecided
+from tilewright.frontend.onnx.sizes import Sym, Undecided
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Array
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
+from tilewright.frontend.onnx.value import Array, Node, Value
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import F32
-from tilewright.ir.dtypes import I64
+from tilewright.ir.dtypes import F32, I64
 from tilewright.ir.expr import Expr
 
 __all__ = ["resize_axes"]
@@ -29,7 +26,9 @@ __all__ = ["resize_axes"]
 
 @dataclass(frozen=True)
 class _Axis:
-    """One resized axis: old and new size, the scale (exact where it is a ratio known at import), the region of interest."""
+    """One resized axis: old and new size, the scale (exact where it is a ratio known at import),
+    the region of interest.
+    """
 
     axis: int
     old: Expr
@@ -60,10 +59,18 @@ def _scaled_size(n: Node, size: Expr, scale: float) -> Expr:
         zero = Sym(size, 1, n.sizes)
         return (zero * zero.lift(float(scale))).floor().num
     except Undecided:
-        raise n.refuse(f"scale {scale} of the symbolic size {size}", "use a scale like 2.0 or 0.5, or fixed sizes") from None
+        raise n.refuse(
+            f"scale {scale} of the symbolic size {size}",
+            "use a scale like 2.0 or 0.5, or fixed sizes",
+        ) from None
 
 
-@row("Resize", kind="resize", since=10, notes="sizes and scales must follow from constants and sizes; antialias needs fixed sizes")
+@row(
+    "Resize",
+    kind="resize",
+    since=10,
+    notes="sizes and scales must follow from constants and sizes; antialias needs fixed sizes",
+)
 def resize(n: Node) -> Value:
     """Resampled by nearest, linear or cubic interpolation, in every coordinate mode."""
     x = n[0]
@@ -91,14 +98,18 @@ def resize(n: Node) -> Value:
             _Axis(a, x.shape[a], _scaled_size(n, x.shape[a], float(s)), Fraction(float(s)), b, e)
             for a, s, b, e in zip(which, scales, starts, ends, strict=True)
         ]
-    return resize_axes(n, x, axes, mode, transform, n.attribute("nearest_mode", "round_prefer_floor"))
+    return resize_axes(
+        n, x, axes, mode, transform, n.attribute("nearest_mode", "round_prefer_floor")
+    )
 
 
 def _is_empty(v: Value) -> bool:
     return any(E.int_value(s) == 0 for s in v.shape)
 
 
-def _by_sizes(n: Node, x: Value, which: Sequence[int], starts: Sequence[float], ends: Sequence[float]) -> list[_Axis]:
+def _by_sizes(
+    n: Node, x: Value, which: Sequence[int], starts: Sequence[float], ends: Sequence[float]
+) -> list[_Axis]:
     sizes = n.integers(3, "sizes")
     policy = n.attribute("keep_aspect_ratio_policy", "stretch")
     common: Fraction | None = None
@@ -113,20 +124,28 @@ def _by_sizes(n: Node, x: Value, which: Sequence[int], starts: Sequence[float], 
         scale: Fraction | None = None
         if ratio is not None and (r := E.int_value(ratio)) is not None:
             scale = Fraction(r)
-        elif (inverse := n.sizes.quotient(x.shape[a], s)) is not None and (r := E.int_value(inverse)) is not None:
+        elif (inverse := n.sizes.quotient(x.shape[a], s)) is not None and (
+            r := E.int_value(inverse)
+        ) is not None:
             scale = Fraction(1, r)
-        elif (old_size := E.int_value(x.shape[a])) is not None and (new_size := E.int_value(s)) is not None:
+        elif (old_size := E.int_value(x.shape[a])) is not None and (
+            new_size := E.int_value(s)
+        ) is not None:
             scale = Fraction(new_size, old_size)
         out.append(_Axis(a, x.shape[a], s, common if common is not None else scale, b, e))
     return out
 
 
-def resize_axes(n: Node, x: Value, axes: Sequence[_Axis], mode: str, transform: str, nearest: str) -> Value:
+def resize_axes(
+    n: Node, x: Value, axes: Sequence[_Axis], mode: str, transform: str, nearest: str
+) -> Value:
     """`x` resampled along the axes whose size or content changes."""
     active = [a for a in axes if not _is_identity(n, a, transform)]
-    active = [a for a in active if not (n.sizes.same(a.old, E.const(1)) and transform != "tf_crop_and_resize")] + [
-        a for a in active if n.sizes.same(a.old, E.const(1)) and transform != "tf_crop_and_resize"
-    ]
+    active = [
+        a
+        for a in active
+        if not (n.sizes.same(a.old, E.const(1)) and transform != "tf_crop_and_resize")
+    ] + [a for a in active if n.sizes.same(a.old, E.const(1)) and transform != "tf_crop_and_resize"]
     if not active:
         return x
     if mode == "nearest":
@@ -139,10 +158,15 @@ def resize_axes(n: Node, x: Value, axes: Sequence[_Axis], mode: str, transform: 
 
 
 def _is_identity(n: Node, a: _Axis, transform: str) -> bool:
-    return n.sizes.same(a.old, a.new) and (a.scale is None or a.scale == 1) and transform != "tf_crop_and_resize"
+    return (
+        n.sizes.same(a.old, a.new)
+        and (a.scale is None or a.scale == 1)
+        and transform != "tf_crop_and_resize"
+    )
 
 
-# ---- nearest ---------------------------------------------------------------------------------------------------------
+# ---- nearest -------------------------------------------------------------------------------------
+# --------------------
 
 
 def _nearest(n: Node, x: Value, axes: Sequence[_Axis], transform: str, rounding: str) -> Value:
@@ -150,7 +174,11 @@ def _nearest(n: Node, x: Value, axes: Sequence[_Axis], transform: str, rounding:
     tables: dict[int, Value] = {}
     for a in axes:
         shape[a.axis] = a.new
-        if E.int_value(a.old) is not None and E.int_value(a.new) is not None and _affine_nearest(n, a, transform, rounding, E.index("h")) is None:  # fmt: skip
+        if (
+            E.int_value(a.old) is not None
+            and E.int_value(a.new) is not None
+            and _affine_nearest(n, a, transform, rounding, E.index("h")) is None
+        ):
             tables[a.axis] = n.constant(_nearest_table(n, a, transform, rounding), f"at{a.axis}")
     fill: Expr | None = None
     outside: dict[int, Value] = {}
@@ -168,9 +196,11 @@ def _nearest(n: Node, x: Value, axes: Sequence[_Axis], transform: str, rounding:
                 subs[a.axis] = tables[a.axis].at(i[a.axis])
             else:
                 affine = _affine_nearest(n, a, transform, rounding, i[a.axis])
-                if affine is None:
-                    raise n.refuse(f"{transform} from the symbolic size {a.old} to {a.new}")
-                subs[a.axis] = affine
+                subs[a.axis] = (
+                    _symbolic_nearest(n, a, transform, rounding, i[a.axis])
+                    if affine is None
+                    else affine
+                )
         e = x.at(*subs)
         for axis, inside in outside.items():
             assert fill is not None  # for the type checker: set together with `outside`
@@ -183,7 +213,12 @@ def _nearest(n: Node, x: Value, axes: Sequence[_Axis], transform: str, rounding:
 
 def _affine_nearest(n: Node, a: _Axis, transform: str, rounding: str, h: Expr) -> Expr | None:
     """The source position of output `h` with // only, or None where there is no such form."""
-    if a.scale is None or transform not in ("asymmetric", "half_pixel", "pytorch_half_pixel", "half_pixel_symmetric"):
+    if a.scale is None or transform not in (
+        "asymmetric",
+        "half_pixel",
+        "pytorch_half_pixel",
+        "half_pixel_symmetric",
+    ):
         return None
     p, q = a.scale.numerator, a.scale.denominator
     if p != 1 and q != 1:
@@ -204,21 +239,65 @@ def _affine_nearest(n: Node, a: _Axis, transform: str, rounding: str, h: Expr) -
         case _:
             raise n.refuse(f"nearest_mode {rounding!r}")
     scale = float(a.scale)
-    low = {"floor": 0.0, "ceil": 0.999, "round_prefer_floor": 0.499, "round_prefer_ceil": 0.5}[rounding]
+    low = {"floor": 0.0, "ceil": 0.999, "round_prefer_floor": 0.499, "round_prefer_ceil": 0.5}[
+        rounding
+    ]
     shift = 0.0 if transform == "asymmetric" else 0.5
     first = shift / scale - shift + low  # position of the first output, rounded
     if np.floor(first) < 0:
         e = E.maximum(e, E.const(0))
-    # The last position is old + (the first output's distance, mirrored); clamp unless it stays inside.
+    # The last position is old + (the first output's distance, mirrored); clamp unless it stays
+    # inside.
     last = (1 - shift) / scale - (1 - shift)  # distance of the last sample from old - 1, downwards
     if -last + low >= 1 or not n.sizes.same(a.old * p, a.new * q):
         e = E.minimum(e, a.old - 1)
     return e
 
 
+def _symbolic_nearest(n: Node, a: _Axis, transform: str, rounding: str, h: Expr) -> Expr:
+    """The source position of output `h` between symbolic sizes, in exact arithmetic."""
+    top, bottom = _ratio(n, a, transform, h)
+    match rounding:
+        case "floor":
+            e = E.floordiv(top, bottom)
+        case "ceil":
+            e = -E.floordiv(-top, bottom)
+        case "round_prefer_floor":
+            e = -E.floordiv(bottom - top * 2, bottom * 2)
+        case "round_prefer_ceil":
+            e = E.floordiv(top * 2 + bottom, bottom * 2)
+        case _:
+            raise n.refuse(f"nearest_mode {rounding!r}")
+    return E.maximum(E.minimum(e, a.old - 1), E.const(0))
+
+
+def _ratio(n: Node, a: _Axis, transform: str, h: Expr) -> tuple[Expr, Expr]:
+    """The source coordinate of output `h` as a quotient of integers; the divisor is positive."""
+    old, new = (
+        (a.old, a.new)
+        if a.scale is None
+        else (E.const(a.scale.denominator), E.const(a.scale.numerator))
+    )
+    match transform:
+        case "asymmetric":
+            return h * old, new
+        case "half_pixel":
+            return (h * 2 + 1) * old - new, new * 2
+        case "pytorch_half_pixel":
+            return E.select(
+                E.compare("lt", E.const(1), a.new), (h * 2 + 1) * old - new, E.const(0)
+            ), new * 2
+        case "align_corners":
+            return h * (a.old - 1), n.sizes.larger(a.new - 1, E.const(1))
+    raise n.refuse(
+        f"{transform} from the symbolic size {a.old} to {a.new}",
+        "half_pixel, pytorch_half_pixel, asymmetric or align_corners, or fixed sizes",
+    )
+
+
 def _positions(n: Node, a: _Axis, transform: str) -> Array:
     """Source coordinates of every output position, in float32 steps as the standard writes them."""
-    old, new = n.fixed(a.old, "a resized size"), n.fixed(a.new, "a new size")
+    old, new = n.table(a.old, "a resized size"), n.table(a.new, "a new size")
     scale = float(a.scale) if a.scale is not None else new / old
     h = np.arange(new, dtype=np.float64)
     wide = scale * old  # the exact resized width
@@ -265,7 +344,8 @@ def _inside_table(n: Node, a: _Axis) -> Array:
     return (at >= 0) & (at <= n.fixed(a.old, "a resized size") - 1)
 
 
-# ---- weighted --------------------------------------------------------------------------------------------------------
+# ---- weighted ------------------------------------------------------------------------------------
+# --------------------
 
 
 def _weighted(n: Node, x: Value, a: _Axis, mode: str, transform: str, suffix: str) -> Value:
@@ -276,7 +356,10 @@ def _weighted(n: Node, x: Value, a: _Axis, mode: str, transform: str, suffix: st
     if E.int_value(a.old) is None or E.int_value(a.new) is None:
         if mode == "linear" and not n.attribute("antialias", 0):
             return _linear_symbolic(n, x, a, transform, shape, suffix)
-        raise n.refuse(f"{mode} from the symbolic size {a.old}", "mode linear without antialias, or fixed sizes")
+        raise n.refuse(
+            f"{mode} from the symbolic size {a.old}",
+            "mode linear without antialias, or fixed sizes",
+        )
     first, weights = _taps(n, a, mode, transform)
     count = weights.shape[1]
     old = n.fixed(a.old, "a resized size")
@@ -291,14 +374,19 @@ def _weighted(n: Node, x: Value, a: _Axis, mode: str, transform: str, suffix: st
 
     def finish(e: Expr, i: Sequence[Expr]) -> Expr:
         if whole:
-            info = np.iinfo(x.dtype.np)
-            e = E.maximum(E.minimum(E.unary("trunc", e), E.const(float(info.max), wide)), E.const(float(info.min), wide))
+            info = np.iinfo(str(x.dtype.np))
+            e = E.maximum(
+                E.minimum(E.unary("trunc", e), E.const(float(info.max), wide)),
+                E.const(float(info.min), wide),
+            )
         e = E.cast(e, x.dtype)
         return e if keep is None else E.select(keep.at(i[a.axis]), e, fill)
 
     if count <= 2:
         tables = [n.constant(at[:, k].astype(np.int64), f"at{a.axis}") for k in range(count)]
-        parts = [n.constant(np.ascontiguousarray(rounded[:, k]), f"weight{a.axis}") for k in range(count)]
+        parts = [
+            n.constant(np.ascontiguousarray(rounded[:, k]), f"weight{a.axis}") for k in range(count)
+        ]
 
         def body(*i: Expr) -> Expr:
             total: Expr | None = None
@@ -310,14 +398,25 @@ def _weighted(n: Node, x: Value, a: _Axis, mode: str, transform: str, suffix: st
             return finish(total, i)
 
         return n.define(shape, body, names, suffix)
-    table, part = n.constant(at.astype(np.int64), f"at{a.axis}"), n.constant(rounded, f"weight{a.axis}")
+    table, part = (
+        n.constant(at.astype(np.int64), f"at{a.axis}"),
+        n.constant(rounded, f"weight{a.axis}"),
+    )
 
     def tap(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
         subs = [table.at(e, r[0]) if k == a.axis else e for k, e in enumerate(i)]
         return E.mul(E.cast(x.at(*subs), wide), part.at(i[a.axis], r[0]))
 
     plain = wide is x.dtype and keep is None
-    total = n.reduce("sum", shape, [count], tap, names=names, over_names=("k",), suffix=suffix if plain else f"{suffix}_acc".strip("_"))
+    total = n.reduce(
+        "sum",
+        shape,
+        [count],
+        tap,
+        names=names,
+        over_names=("k",),
+        suffix=suffix if plain else f"{suffix}_acc".strip("_"),
+    )
     if plain:
         return total
     return n.define(shape, lambda *i: finish(total.at(*i), i), names, suffix)
@@ -327,7 +426,11 @@ def _taps(n: Node, a: _Axis, mode: str, transform: str) -> tuple[Array, Array]:
     """Per output position: the first source position, and the weights of it and its followers."""
     at = _positions(n, a, transform)
     old = n.fixed(a.old, "a resized size")
-    scale = min(float(a.scale) if a.scale is not None else len(at) / old, 1.0) if n.attribute("antialias", 0) else 1.0
+    scale = (
+        min(float(a.scale) if a.scale is not None else len(at) / old, 1.0)
+        if n.attribute("antialias", 0)
+        else 1.0
+    )
     coefficient = float(n.attribute("cubic_coeff_a", -0.75))
     radius = 1 if mode == "linear" else 2
     base = np.floor(at)
@@ -338,10 +441,16 @@ def _taps(n: Node, a: _Axis, mode: str, transform: str) -> tuple[Array, Array]:
     else:
         offsets = np.arange(1 - radius, 1 + radius)
     distance = (base[:, None] + offsets[None, :]) - at[:, None]
-    weights = _linear_kernel(distance * scale) if mode == "linear" else _cubic_kernel(distance * scale, coefficient)
+    weights = (
+        _linear_kernel(distance * scale)
+        if mode == "linear"
+        else _cubic_kernel(distance * scale, coefficient)
+    )
     first = base + offsets[0]
     if n.attribute("exclude_outside", 0) or scale < 1.0:
-        outside = (first[:, None] + np.arange(len(offsets)) < 0) | (first[:, None] + np.arange(len(offsets)) >= old)
+        outside = (first[:, None] + np.arange(len(offsets)) < 0) | (
+            first[:, None] + np.arange(len(offsets)) >= old
+        )
         if n.attribute("exclude_outside", 0):
             weights = np.where(outside, 0.0, weights)
     if scale < 1.0 or n.attribute("exclude_outside", 0):
@@ -350,7 +459,7 @@ def _taps(n: Node, a: _Axis, mode: str, transform: str) -> tuple[Array, Array]:
 
 
 def _linear_kernel(d: Array) -> Array:
-    return np.clip(1 - np.abs(d), 0, 1)
+    return np.maximum(1 - np.abs(d), 0)
 
 
 def _cubic_kernel(d: Array, c: float) -> Array:
@@ -360,8 +469,10 @@ def _cubic_kernel(d: Array, c: float) -> Array:
     return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
 
-def _linear_symbolic(n: Node, x: Value, a: _Axis, transform: str, shape: Sequence[Expr], suffix: str) -> Value:
-    """Linear interpolation along an axis of symbolic size: position and weight come from the index."""
+def _linear_symbolic(
+    n: Node, x: Value, a: _Axis, transform: str, shape: Sequence[Expr], suffix: str
+) -> Value:
+    """Linear interpolation along a symbolic axis: position and weight come from the index."""
     wide = x.dtype.accumulator
 
     def f(e: Expr) -> Expr:
@@ -371,20 +482,22 @@ def _linear_symbolic(n: Node, x: Value, a: _Axis, transform: str, shape: Sequenc
         return E.const(v, wide)
 
     def where(h: Expr) -> Expr:
-        ratio = c(float(1 / a.scale)) if a.scale is not None else E.binary("div", f(a.old), f(a.new))
-        match transform:
-            case "asymmetric":
-                return E.mul(f(h), ratio)
-            case "half_pixel" | "pytorch_half_pixel":
-                return E.sub(E.mul(E.add(f(h), c(0.5)), ratio), c(0.5))
-            case "align_corners":
-                span = E.maximum(a.new - 1, E.const(1))
-                return E.binary("div", E.mul(f(h), f(a.old - 1)), f(span))
-        raise n.refuse(f"{transform} from the symbolic size {a.old}", "half_pixel, asymmetric or align_corners")
+        top, bottom = _ratio(n, a, transform, h)
+        return E.binary("div", f(top), f(bottom))
 
     source = n.define([a.new], lambda h: E.maximum(where(h), c(0.0)), ("h",), f"source{a.axis}")
-    lower = n.define([a.new], lambda h: E.minimum(E.cast(E.unary("floor", source.at(h)), I64), a.old - 1), ("h",), f"lower{a.axis}")
-    part = n.define([a.new], lambda h: E.sub(E.minimum(source.at(h), f(a.old - 1)), f(lower.at(h))), ("h",), f"part{a.axis}")
+    lower = n.define(
+        [a.new],
+        lambda h: E.minimum(E.cast(E.unary("floor", source.at(h)), I64), a.old - 1),
+        ("h",),
+        f"lower{a.axis}",
+    )
+    part = n.define(
+        [a.new],
+        lambda h: E.sub(E.minimum(source.at(h), f(a.old - 1)), f(lower.at(h))),
+        ("h",),
+        f"part{a.axis}",
+    )
 
     def body(*i: Expr) -> Expr:
         h = i[a.axis]

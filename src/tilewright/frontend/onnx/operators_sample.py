@@ -1,8 +1,8 @@
 """Sampling at computed positions, and Fourier transforms.
 
-In: a node. Out: sums over the taps of an interpolation kernel, read at gathered positions; transforms as sums with a table
-of cosines and sines. Invariant: positions are f32 (f64 for f64 inputs), computed once per sample in definitions of their
-own.
+In: a node. Out: sums over the taps of an interpolation kernel, read at gathered positions;
+transforms as sums with a table of cosines and sines. Invariant: positions are f32 (f64 for f64
+inputs), computed once per sample in definitions of their own.
 """
 
 from __future__ import annotations
@@ -12,16 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tilewright.frontend.onnx.operators_window import add_bias
-from tilewright.frontend.onnx.operators_window import kernel_shape
-from tilewright.frontend.onnx.operators_window import windows
+from tilewright.frontend.onnx.operators_window import add_bias, kernel_shape, windows
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
-from tilewright.frontend.onnx.value import like
+from tilewright.frontend.onnx.value import Node, Value, like
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import I64
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.expr import Expr
 
 __all__: list[str] = []
@@ -39,14 +34,17 @@ def _cubic_weight(d: Expr, a: float = -0.75) -> Expr:
     cube = E.mul(square, d)
     near = E.add(E.sub(E.mul(like(d, a + 2), cube), E.mul(like(d, a + 3), square)), like(d, 1))
     far = E.sub(
-        E.add(E.sub(E.mul(like(d, a), cube), E.mul(like(d, 5 * a), square)), E.mul(like(d, 8 * a), d)), like(d, 4 * a)
+        E.add(
+            E.sub(E.mul(like(d, a), cube), E.mul(like(d, 5 * a), square)), E.mul(like(d, 8 * a), d)
+        ),
+        like(d, 4 * a),
     )
     outer = E.select(E.compare("lt", d, like(d, 2)), far, like(d, 0))
     return E.select(E.compare("le", d, like(d, 1)), near, outer)
 
 
 def _reflected(e: Expr, size: Expr, corners: bool) -> Expr:
-    """An integer position mirrored into an axis, at its end elements (`corners`) or at its borders."""
+    """An integer position mirrored into an axis, at its end elements (`corners`) or borders."""
     if corners:
         if E.int_value(size) == 1:
             return E.const(0)
@@ -59,19 +57,26 @@ def _reflected(e: Expr, size: Expr, corners: bool) -> Expr:
 
 @row("GridSample", kind="resize", since=16)
 def grid_sample(n: Node) -> Value:
-    """x sampled at the positions of a grid: nearest, linear or cubic; zeros, border or reflection outside."""
+    """x sampled at the positions of a grid: nearest, linear or cubic; zeros, border or reflection
+    outside.
+    """
     x, grid = n[0], n[1]
     count = x.rank - 2
     mode = n.attribute("mode", "linear" if n.opset >= 20 else "bilinear")
     mode = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
     outside = n.attribute("padding_mode", "zeros")
     corners = bool(n.attribute("align_corners", 0))
-    if mode not in ("nearest", "linear", "cubic") or outside not in ("zeros", "border", "reflection"):
+    if mode not in ("nearest", "linear", "cubic") or outside not in (
+        "zeros",
+        "border",
+        "reflection",
+    ):
         raise n.refuse(f"mode {mode!r} with padding {outside!r}")
     wide = grid.dtype.accumulator
     spatial = grid.shape[1:-1]
     sources = [
-        _grid_position(n, grid, count - 1 - k, x.shape[2 + k], mode, outside, corners, wide, k) for k in range(count)
+        _grid_position(n, grid, count - 1 - k, x.shape[2 + k], mode, outside, corners, wide, k)
+        for k in range(count)
     ]
     taps = {"nearest": 1, "linear": 2, "cubic": 4}[mode]
     first = {"nearest": 0, "linear": 0, "cubic": -1}[mode]
@@ -101,13 +106,26 @@ def grid_sample(n: Node) -> Value:
 
     plain = mode == "nearest" or wide is x.dtype
     y = n.reduce(
-        "sum", [x.shape[0], x.shape[1], *spatial], [taps] * count, body, names=("n", "c"), suffix="" if plain else "acc"
+        "sum",
+        [x.shape[0], x.shape[1], *spatial],
+        [taps] * count,
+        body,
+        names=("n", "c"),
+        suffix="" if plain else "acc",
     )
     return n.cast(y, x.dtype)
 
 
 def _grid_position(
-    n: Node, grid: Value, component: int, size: Expr, mode: str, outside: str, corners: bool, wide: DType, k: int
+    n: Node,
+    grid: Value,
+    component: int,
+    size: Expr,
+    mode: str,
+    outside: str,
+    corners: bool,
+    wide: DType,
+    k: int,
 ) -> Value:
     """The source coordinate along one axis for every sample."""
     length = E.cast(size, wide)
@@ -146,7 +164,7 @@ def affine_grid(n: Node) -> Value:
     n.equal(theta.shape[0], sizes[0], "batch sizes")
 
     def position(e: Expr, size: Expr) -> Expr:
-        """In [-1, 1]: the ends at the first and last element (`corners`), or at the outer borders."""
+        """In [-1, 1]: the ends at the end elements (`corners`), or at the outer borders."""
         length, at = E.cast(size, wide), E.cast(e, wide)
         if corners:
             if E.int_value(size) == 1:
@@ -174,10 +192,15 @@ def roi_align(n: Node) -> Value:
     x, rois, batches = n[0], n[1], n[2]
     ratio = int(n.attribute("sampling_ratio", 0))
     if ratio <= 0:
-        raise n.refuse("sampling_ratio 0, a number of samples that depends on the data", "a positive sampling_ratio")
+        raise n.refuse(
+            "sampling_ratio 0, a number of samples that depends on the data",
+            "a positive sampling_ratio",
+        )
     height, width = int(n.attribute("output_height", 1)), int(n.attribute("output_width", 1))
     scale = float(n.attribute("spatial_scale", 1.0))
-    half = n.attribute("coordinate_transformation_mode", "half_pixel" if n.opset >= 16 else "output_half_pixel")
+    half = n.attribute(
+        "coordinate_transformation_mode", "half_pixel" if n.opset >= 16 else "output_half_pixel"
+    )
     shift = 0.5 if half == "half_pixel" else 0.0
     mode = n.attribute("mode", "avg")
     wide = x.dtype.accumulator
@@ -220,13 +243,19 @@ def roi_align(n: Node) -> Value:
         value = E.cast(x.at(E.cast(batches.at(m), I64), ch, at_y, at_x), wide)
         return E.select(inside, E.mul(E.mul(wy, wx), value), c(0.0))
 
-    shape = [rois.shape[0], x.shape[1], height, width]
+    shape: list[Expr | int] = [rois.shape[0], x.shape[1], height, width]
     names, over = ("r", "c", "h", "w"), ("sy", "sx", "fy", "fx")
     if mode == "max":
-        y = n.reduce("max", shape, [ratio, ratio, 2, 2], tap, names=names, over_names=over, suffix="max")
+        y = n.reduce(
+            "max", shape, [ratio, ratio, 2, 2], tap, names=names, over_names=over, suffix="max"
+        )
         return n.cast(y, x.dtype)
-    total = n.reduce("sum", shape, [ratio, ratio, 2, 2], tap, names=names, over_names=over, suffix="sum")
-    return n.define(shape, lambda *i: E.cast(E.mul(total.at(*i), c(1 / (ratio * ratio))), x.dtype), names)
+    total = n.reduce(
+        "sum", shape, [ratio, ratio, 2, 2], tap, names=names, over_names=over, suffix="sum"
+    )
+    return n.define(
+        shape, lambda *i: E.cast(E.mul(total.at(*i), c(1 / (ratio * ratio))), x.dtype), names
+    )
 
 
 @row("DeformConv", kind="window", since=19)
@@ -274,23 +303,35 @@ def deform_conv(n: Node) -> Value:
         return E.mul(total, E.cast(w.at(o, c, kh, kw), wide))
 
     acc = n.reduce(
-        "sum", [x.shape[0], features, *(g.count for g in geometry)], [inner, *kernel], body, names=("n", "o", "h", "w"),
-        over_names=("c", "kh", "kw"), suffix="acc" if bias is not None else "",
-    )  # fmt: skip
+        "sum",
+        [x.shape[0], features, *(g.count for g in geometry)],
+        [inner, *kernel],
+        body,
+        names=("n", "o", "h", "w"),
+        over_names=("c", "kh", "kw"),
+        suffix="acc" if bias is not None else "",
+    )
     return add_bias(n, acc, bias, x.dtype, 1, ("n", "o", "h", "w"))
 
 
-# ---- Fourier ---------------------------------------------------------------------------------------------------------
+# ---- Fourier -------------------------------------------------------------------------------------
+# --------------------
 
 
 def _table(n: Node, length: int, dtype: DType) -> tuple[Value, Value]:
     """cos and sin of 2 pi t / length."""
     angle = 2 * np.pi * np.arange(length) / length
-    return n.constant(np.cos(angle).astype(dtype.np), "cos"), n.constant(np.sin(angle).astype(dtype.np), "sin")
+    return n.constant(np.cos(angle).astype(dtype.np), "cos"), n.constant(
+        np.sin(angle).astype(dtype.np), "sin"
+    )
 
 
-def _turn(n: Node, re: Expr, im: Expr | None, cos: Expr, sin: Expr, part: Expr, inverse: bool) -> Expr:
-    """The real (part 0) or imaginary (part 1) component of (re + i im) e^(-i angle), or e^(+i angle)."""
+def _turn(
+    n: Node, re: Expr, im: Expr | None, cos: Expr, sin: Expr, part: Expr, inverse: bool
+) -> Expr:
+    """The real (part 0) or imaginary (part 1) component of (re + i im) e^(-i angle), or e^(+i
+    angle).
+    """
     if inverse:
         sin = E.unary("neg", sin)
     real, imaginary = E.mul(re, cos), E.unary("neg", E.mul(re, sin))
@@ -311,7 +352,8 @@ def dft(n: Node) -> Value:
         axis = int(n.attribute("axis", 1))
     axis = n.normal_axis(axis, x.rank)
     natural = (x.shape[axis] - 1) * 2 if inverse and onesided else x.shape[axis]
-    length = n.fixed(n.integers(1, "dft_length")[0] if n.optional(1) is not None else natural, "the length")
+    asked = n.integers(1, "dft_length")[0] if n.optional(1) is not None else natural
+    length = n.table(asked, "the length")
     complex_in = E.int_value(x.shape[-1]) == 2
     if inverse and onesided:
         return _real_inverse(n, x, axis, length)
@@ -351,7 +393,11 @@ def _real_inverse(n: Node, x: Value, axis: int, length: int) -> Value:
         re = E.cast(x.at(*at, 0, orelse=0 if limited else None), wide)
         im = E.cast(x.at(*at, 1, orelse=0 if limited else None), wide)
         # The ends of the spectrum are real: their imaginary parts have no effect.
-        end = E.logical("or", E.compare("eq", frequency, E.const(0)), E.compare("eq", frequency * 2, E.const(length)))
+        end = E.logical(
+            "or",
+            E.compare("eq", frequency, E.const(0)),
+            E.compare("eq", frequency * 2, E.const(length)),
+        )
         im = E.select(end, like(im, 0), E.select(mirrored, E.unary("neg", im), im))
         return E.sub(E.mul(re, cos.at(turn)), E.mul(im, sin.at(turn)))
 
@@ -365,11 +411,11 @@ def stft(n: Node) -> Value:
     x, window = n[0], n.optional(2)
     step = n.fixed(n.integers(1, "frame_step")[0], "frame_step")
     if n.optional(3) is not None:
-        length = n.fixed(n.integers(3, "frame_length")[0], "frame_length")
+        length = n.table(n.integers(3, "frame_length")[0], "frame_length")
     elif window is not None:
-        length = n.fixed(window.shape[0], "the window")
+        length = n.table(window.shape[0], "the window")
     else:
-        length = n.fixed(x.shape[1], "the signal")
+        length = n.table(x.shape[1], "the signal")
     onesided = bool(n.attribute("onesided", 1))
     wide = x.dtype.accumulator
     cos, sin = _table(n, length, wide)
@@ -389,9 +435,14 @@ def stft(n: Node) -> Value:
         return _turn(n, re, im, cos.at(turn), sin.at(turn), i[3], False)
 
     total = n.reduce(
-        "sum", [x.shape[0], frames, bins, 2], [length], body, names=("b", "f", "k", "c"), over_names=("t",),
+        "sum",
+        [x.shape[0], frames, bins, 2],
+        [length],
+        body,
+        names=("b", "f", "k", "c"),
+        over_names=("t",),
         suffix="" if wide is x.dtype else "sum",
-    )  # fmt: skip
+    )
     return n.cast(total, x.dtype)
 
 
@@ -404,6 +455,7 @@ def mel_weight_matrix(n: Node) -> Value:
     low_mel, high_mel = (2595 * math.log10(1 + f / 700) for f in (low, high))
     mel = np.arange(bins + 2) * (high_mel - low_mel) / (bins + 2) + low_mel
     edges = ((length + 1) * (700 * (10 ** (mel / 2595) - 1)) // rate).astype(int)
+    n.table(E.const((length // 2 + 1) * bins), "the matrix")
     out = np.zeros((length // 2 + 1, bins))
     for k in range(bins):
         left, centre, right = (int(e) for e in edges[k : k + 3])

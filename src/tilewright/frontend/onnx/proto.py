@@ -1,7 +1,8 @@
 """Reading ONNX files: the model, its tensors and attributes.
 
-In: a path or bytes. Out: a checked ModelProto, NumPy arrays, plain Python attributes. Invariant: nothing in a file is
-executed or unpickled; whatever is malformed is F001, F002 or F003 with its place.
+In: a path or bytes. Out: a checked ModelProto, NumPy arrays, plain Python attributes. Invariant:
+nothing in a file is executed or unpickled; whatever is malformed is F001, F002 or F003 with its
+place.
 """
 
 from __future__ import annotations
@@ -15,49 +16,80 @@ import numpy as np
 
 from tilewright.errors import UserError
 from tilewright.frontend.onnx.external import ExternalData
-from tilewright.ir.dtypes import BF16
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import DTYPES
-from tilewright.ir.dtypes import F16
-from tilewright.ir.dtypes import F32
-from tilewright.ir.dtypes import F64
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import BF16, BOOL, DTYPES, F16, F32, F64, DType
 
-__all__ = ["ELEMENT_TYPES", "NEWEST_OPSET", "attribute_value", "dtype_of_element", "load_model", "tensor_array"]
+__all__ = [
+    "ELEMENT_TYPES",
+    "NEWEST_OPSET",
+    "attribute_value",
+    "dtype_of_element",
+    "load_model",
+    "tensor_array",
+]
 
 NEWEST_OPSET = 28
 # TensorProto.DataType -> our dtype; the others are refused by name.
 ELEMENT_TYPES: dict[int, DType] = {
-    1: F32, 2: DTYPES["u8"], 3: DTYPES["i8"], 4: DTYPES["u16"], 5: DTYPES["i16"], 6: DTYPES["i32"],
-    7: DTYPES["i64"], 9: BOOL, 10: F16, 11: F64, 12: DTYPES["u32"], 13: DTYPES["u64"], 16: BF16,
-}  # fmt: skip
+    1: F32,
+    2: DTYPES["u8"],
+    3: DTYPES["i8"],
+    4: DTYPES["u16"],
+    5: DTYPES["i16"],
+    6: DTYPES["i32"],
+    7: DTYPES["i64"],
+    9: BOOL,
+    10: F16,
+    11: F64,
+    12: DTYPES["u32"],
+    13: DTYPES["u64"],
+    16: BF16,
+}
 _OTHER_TYPES = {
-    8: "string", 14: "complex64", 15: "complex128", 17: "float8e4m3fn", 18: "float8e4m3fnuz", 19: "float8e5m2",
-    20: "float8e5m2fnuz", 21: "uint4", 22: "int4", 23: "float4e2m1", 24: "float8e8m0", 25: "uint2", 26: "int2",
-}  # fmt: skip
+    8: "string",
+    14: "complex64",
+    15: "complex128",
+    17: "float8e4m3fn",
+    18: "float8e4m3fnuz",
+    19: "float8e5m2",
+    20: "float8e5m2fnuz",
+    21: "uint4",
+    22: "int4",
+    23: "float4e2m1",
+    24: "float8e8m0",
+    25: "uint2",
+    26: "int2",
+}
 _MAX_NODES = 1_000_000
 
 
 def dtype_of_element(element: int, where: str) -> DType:
-    """The dtype of a TensorProto.DataType. Errors: F005 for strings, complex numbers, 8-bit floats and 4-bit types."""
+    """The dtype of a TensorProto.DataType. Errors: F005 for strings, complex numbers, 8-bit floats
+    and 4-bit types.
+    """
     if element in ELEMENT_TYPES:
         return ELEMENT_TYPES[element]
     name = _OTHER_TYPES.get(element)
     if name is None:
         raise UserError("F001", f"unknown element type {element}", where=where)
     raise UserError(
-        "F005", f"element type {name} is not supported", where=where,
+        "F005",
+        f"element type {name} is not supported",
+        where=where,
         hint="supported: " + ", ".join(DTYPES),
-    )  # fmt: skip
+    )
 
 
 def load_model(source: str | os.PathLike[str] | bytes) -> tuple[Any, ExternalData]:
-    """The ModelProto and its external data. Errors: F001 not ONNX or truncated, F003 a newer opset."""
+    """The ModelProto and its external data. Errors: F001 not ONNX, F003 a newer opset."""
     try:
         import onnx
     except ImportError as error:
-        raise UserError("U002", "reading ONNX models needs the onnx package", hint="pip install 'tilewright[onnx]'") from error
-    from google.protobuf.message import DecodeError
+        raise UserError(
+            "U002",
+            "reading ONNX models needs the onnx package",
+            hint="pip install 'tilewright[onnx]'",
+        ) from error
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     folder = None
     where = "the given bytes"
@@ -69,36 +101,49 @@ def load_model(source: str | os.PathLike[str] | bytes) -> tuple[Any, ExternalDat
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise UserError("F001", f"the model cannot be read: {error.strerror}", where=where) from error
+            raise UserError(
+                "F001", f"the model cannot be read: {error.strerror}", where=where
+            ) from error
         folder = path.resolve().parent
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except DecodeError as error:
         raise UserError(
-            "F001", "this is not an ONNX model, or it is truncated", where=where,
+            "F001",
+            "this is not an ONNX model, or it is truncated",
+            where=where,
             hint="compare the file's size with its source and copy it again",
-        ) from error  # fmt: skip
+        ) from error
     if not model.HasField("graph") or not model.opset_import:
         raise UserError(
-            "F001", "this is not an ONNX model: it has no graph or no opset", where=where,
+            "F001",
+            "this is not an ONNX model: it has no graph or no opset",
+            where=where,
             hint="compare the file's size with its source and copy it again",
-        )  # fmt: skip
+        )
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx") and entry.version > NEWEST_OPSET:
             raise UserError(
-                "F003", f"the model uses opset {entry.version}, the newest known is {NEWEST_OPSET}", where=where,
+                "F003",
+                f"the model uses opset {entry.version}, the newest known is {NEWEST_OPSET}",
+                where=where,
                 hint=f"export it with opset {NEWEST_OPSET} or older, or use onnx.version_converter",
-            )  # fmt: skip
+            )
     if len(model.graph.node) > _MAX_NODES:
-        raise UserError("F001", f"the graph has {len(model.graph.node)} nodes, more than {_MAX_NODES}", where=where)
+        raise UserError(
+            "F001",
+            f"the graph has {len(model.graph.node)} nodes, more than {_MAX_NODES}",
+            where=where,
+        )
     return model, ExternalData(folder)
 
 
 def tensor_array(tensor: Any, external: ExternalData) -> np.ndarray[Any, Any]:
     """The read-only array of a TensorProto, without copying where its bytes are stored raw.
 
-    Errors: F001 when the data does not fit the shape, F002 for external data, F005 for an unsupported element type.
+    Errors: F001 when the data does not fit the shape, F002 for external data, F005 for an
+    unsupported element type.
     """
     where = f"tensor {tensor.name!r}"
     dtype = dtype_of_element(tensor.data_type, where)
@@ -114,11 +159,17 @@ def tensor_array(tensor: Any, external: ExternalData) -> np.ndarray[Any, Any]:
     else:
         return _from_fields(tensor, dtype, shape, where)
     if len(raw) != count * dtype.bytes:
-        raise UserError("F001", f"{len(raw)} bytes for a tensor of {count * dtype.bytes}", where=where)
-    return np.frombuffer(raw, dtype.np.newbyteorder("<") if dtype is not BF16 else dtype.np).reshape(shape)
+        raise UserError(
+            "F001", f"{len(raw)} bytes for a tensor of {count * dtype.bytes}", where=where
+        )
+    return np.frombuffer(
+        raw, dtype.np.newbyteorder("<") if dtype is not BF16 else dtype.np
+    ).reshape(shape)
 
 
-def _from_fields(tensor: Any, dtype: DType, shape: tuple[int, ...], where: str) -> np.ndarray[Any, Any]:
+def _from_fields(
+    tensor: Any, dtype: DType, shape: tuple[int, ...], where: str
+) -> np.ndarray[Any, Any]:
     count = math.prod(shape)
     if dtype is F32:
         items: Any = tensor.float_data
@@ -141,7 +192,9 @@ def _from_fields(tensor: Any, dtype: DType, shape: tuple[int, ...], where: str) 
 
 
 def attribute_value(a: Any, external: ExternalData) -> Any:
-    """An AttributeProto as a Python value; tensors as arrays, graphs as GraphProto, strings decoded."""
+    """An AttributeProto as a Python value; tensors as arrays, graphs as GraphProto, strings
+    decoded.
+    """
     match a.type:
         case 1:
             return a.f

@@ -1,17 +1,17 @@
-"""Arithmetic on sizes: what is known of the symbolic dims, equality of size expressions, values of shape tensors.
+"""Arithmetic on sizes: what is known of the symbolic dims, equality of size expressions, values of
+shape tensors.
 
-In: dims and i64 expressions over them. Out: simplified sizes, decided comparisons, and `Fact`s: when two sizes must be
-equal and only a property of a dim makes them so ("H is a multiple of 32", "N is 4"), `LearnedFact` carries it and the
-import starts again knowing it. Invariant: every simplification holds for all values of the dims that the facts allow.
+In: dims and i64 expressions over them. Out: simplified sizes, decided comparisons, and `Fact`s:
+when two sizes must be equal and only a property of a dim makes them so ("H is a multiple of 32", "N
+is 4"), `LearnedFact` carries it and the import starts again knowing it. Invariant: every
+simplification holds for all values of the dims that the facts allow.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from tilewright.ir import expr as E
@@ -33,7 +33,9 @@ class Undecided(Exception):
 
 @dataclass
 class Sizes:
-    """Facts about dims. `dims` are those of the inputs and of externs; `equal` maps a dim's name to what it equals."""
+    """Facts about dims. `dims` are those of the inputs and of externs; `equal` maps a dim's name to
+    what it equals.
+    """
 
     dims: dict[str, Dim] = field(default_factory=dict)
     equal: dict[str, Expr] = field(default_factory=dict)
@@ -58,7 +60,7 @@ class Sizes:
         return False
 
     def require_extent(self, e: Expr) -> None:
-        """Narrow the range of a dim so that an extent of its alone is not negative (best effort)."""
+        """Narrow the range of a dim so that its extent is not negative (best effort)."""
         names = e.names("dim")
         if len(names) != 1 or self.low(e) >= 0:
             return
@@ -103,14 +105,21 @@ class Sizes:
         return -math.inf, math.inf
 
     def low(self, e: Expr) -> float:
-        """A lower bound of `e`; also that of its form after substituting `lo + more` for every dim."""
+        """A lower bound of `e`; also that of its form with `lo + more` for every dim."""
         low = self.bounds(e)[0]
         if low < 0 and e.dtype.is_int and e.op == "add":
-            # x - x//2 and the like: move each dim to its lower end, which cancels what intervals cannot see.
+            # x - x//2 and the like: move each dim to its lower end, which cancels what intervals
+            # cannot see.
             names = e.names("dim")
-            mapping = {E.dim(n): E.dim(n) + int(self.dims[n].lo) for n in names if n in self.dims and self.dims[n].lo}
+            mapping = {
+                E.dim(n): E.dim(n) + int(self.dims[n].lo)
+                for n in names
+                if n in self.dims and self.dims[n].lo
+            }
             if mapping:
-                low = max(low, Sizes(dims={n: Dim(n) for n in names}).bounds(E.substitute(e, mapping))[0])
+                low = max(
+                    low, Sizes(dims={n: Dim(n) for n in names}).bounds(E.substitute(e, mapping))[0]
+                )
         return low
 
     # ---- canonical forms
@@ -118,14 +127,19 @@ class Sizes:
         """a // c, with nested divisions merged: ((H + 1)//2 + 1)//2 is (H + 3)//4."""
         poly = E.polynomial(a)
         for atoms, k in poly.items():
-            if len(atoms) == 1 and k == 1 and atoms[0].op == "floordiv" and all(not x or x == atoms for x in poly):
+            if (
+                len(atoms) == 1
+                and k == 1
+                and atoms[0].op == "floordiv"
+                and all(not x or x == atoms for x in poly)
+            ):
                 inner, m = atoms[0].args[0], E.int_value(atoms[0].args[1])
                 if m is not None and m > 0:
                     return self.tidy(E.floordiv(inner + poly.get((), 0) * m, E.const(m * c)))
         return self.tidy(E.floordiv(a, E.const(c)))
 
     def tidy(self, e: Expr) -> Expr:
-        """The simplest known spelling of a size: with H a multiple of 32, (H + 1)//2 becomes H//2."""
+        """The simplest spelling of a size: with H a multiple of 32, (H + 1)//2 becomes H//2."""
         scale = {n: self.multiple[n] for n in e.names("dim") if self.multiple.get(n, 1) > 1}
         if not scale:
             return e
@@ -159,25 +173,25 @@ class Sizes:
         return E.int_value(self._scaled(difference, scale)) == 0
 
     def require_equal(self, a: Expr, b: Expr) -> bool:
-        """Make a == b hold. Returns False where it cannot; raises LearnedFact where a new fact makes it hold."""
+        """Make a == b hold. Returns False where it cannot; raises LearnedFact where a new fact
+        makes it hold.
+        """
         if self.same(a, b):
             return True
         low, high = self.bounds(a - b)
         if low > 0 or high < 0:
             return False
         for x, y in ((a, b), (b, a)):
-            if y.op == "const" or x.op == "dim":
-                solved = self._solve(x, y)
-                if solved is not None:
-                    name, value = solved
-                    if name in value.names("dim"):
-                        continue
-                    self._learn_equal(name, value)
+            solved = self._solve(x, y) if y.op == "const" or x.op == "dim" else None
+            if solved is not None and solved[0] not in solved[1].names("dim"):
+                self._learn_equal(*solved)
         names = sorted((a - b).names("dim"))
         for count in range(1, len(names) + 1):
             for m in _MULTIPLES:
-                for chosen in ([names] if count == len(names) else [[n] for n in names]):
-                    scale = {n: math.lcm(self.multiple.get(n, 1), m if n in chosen else 1) for n in names}
+                for chosen in [names] if count == len(names) else [[n] for n in names]:
+                    scale = {
+                        n: math.lcm(self.multiple.get(n, 1), m if n in chosen else 1) for n in names
+                    }
                     if E.int_value(self._scaled(a - b, scale)) == 0:
                         self.multiple.update(scale)
                         raise LearnedFact
@@ -190,7 +204,8 @@ class Sizes:
 
     def _solve(self, x: Expr, y: Expr) -> tuple[str, Expr] | None:
         """x == y solved for one dim that stands alone, times a factor and plus a constant, in x."""
-        poly = E.polynomial(x)
+        scale = {n: m for n in x.names("dim") if (m := self.multiple.get(n, 1)) > 1}
+        poly = E.polynomial(self._scaled(x, scale))
         variables = [k for k in poly if k]
         if len(variables) != 1 or len(variables[0]) != 1 or variables[0][0].op != "dim":
             return None
@@ -199,15 +214,17 @@ class Sizes:
         value = E.floordiv(rest, E.const(abs(factor)))
         if abs(factor) != 1 and E.int_value(value * abs(factor) - rest) != 0:
             return None
-        value = value if factor > 0 else -value
         name = variables[0][0].attr
+        value = (value if factor > 0 else -value) * scale.get(name, 1)
         if name not in self.dims or self.bounds(value)[1] < 0:
             return None
         return name, value
 
     # ---- decisions
     def decide(self, op: str, a: Expr, b: Expr) -> bool | None:
-        """The value of a comparison (lt, le, eq, ne) if it is the same for all allowed sizes, else None."""
+        """The value of a comparison (lt, le, eq, ne) if it is the same for all allowed sizes, else
+        None.
+        """
         low, high = self.low(a - b), -self.low(b - a)
         match op:
             case "lt":
@@ -268,7 +285,9 @@ class Sizes:
         q = Sizes(dims=self.dims).quotient(sa, sb) if E.int_value(sb) is None else None
         if q is None:
             return None
-        return self.tidy(E.substitute(q, {E.dim(n): E.floordiv(E.dim(n), E.const(m)) for n, m in scale.items()}))
+        return self.tidy(
+            E.substitute(q, {E.dim(n): E.floordiv(E.dim(n), E.const(m)) for n, m in scale.items()})
+        )
 
 
 def _times(x: float, y: float) -> float:
@@ -284,9 +303,11 @@ def _floor_divide(x: float, y: float) -> float:
 
 
 class Sym:
-    """One element of a tracked shape tensor: num / den, with num an i64 expression over dims and den > 0.
+    """One element of a tracked shape tensor: num / den, with num an i64 expression over dims and
+    den > 0.
 
-    Float arithmetic on it is exact, so only factors whose products a float32 holds exactly are let in.
+    Float arithmetic on it is exact, so only factors whose products a float32 holds exactly are let
+    in.
     """
 
     __slots__ = ("den", "num", "sizes")
@@ -296,7 +317,10 @@ class Sym:
             values = list(E.polynomial(num).values())
             g = math.gcd(den, *values)
             if g > 1:
-                num, den = E.from_polynomial({k: v // g for k, v in E.polynomial(num).items()}), den // g
+                num, den = (
+                    E.from_polynomial({k: v // g for k, v in E.polynomial(num).items()}),
+                    den // g,
+                )
         self.num, self.den, self.sizes = num, den, sizes
 
     def __repr__(self) -> str:
@@ -324,7 +348,9 @@ class Sym:
         return Sym(-self.num, self.den, self.sizes)
 
     def divide(self, o: Sym, integer: bool) -> Sym:
-        """self / o; integers truncate towards zero, which is floor where both are known not to be negative."""
+        """self / o; integers truncate towards zero, which is floor where both are known not to be
+        negative.
+        """
         quotient = self.sizes.quotient(self.num * o.den, o.num * self.den)
         if quotient is not None:
             return Sym(quotient, 1, self.sizes)

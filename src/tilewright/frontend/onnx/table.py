@@ -1,19 +1,16 @@
 """The operator table: one row per ONNX operator.
 
-In: nothing. Out: `ROWS`, filled by the `operators_*` modules through the decorators here. Invariant: a row's expansion
-returns one value per output that the node names (None for outputs it does not give), in ONNX order.
+In: nothing. Out: `ROWS`, filled by the `operators_*` modules through the decorators here.
+Invariant: a row's expansion returns one value per output that the node names (None for outputs it
+does not give), in ONNX order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from tilewright.frontend.onnx.value import Array
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.onnx.value import Value
+from tilewright.frontend.onnx.value import Array, Node, Value
 from tilewright.ir.expr import Expr
 
 __all__ = ["ROWS", "Results", "Row", "elementwise", "folds", "row"]
@@ -25,9 +22,10 @@ Results = Value | Sequence[Value | None]
 class Row:
     """One operator.
 
-    expand: adds definitions and returns the outputs. scalar: for elementwise operators, the function of one element,
-    which also folds constants. fold: the NumPy function of known inputs, for operators that only move data; it works on
-    arrays of tracked sizes too. since: the oldest opset whose form is read. notes: what is refused.
+    expand: adds definitions and returns the outputs. scalar: for elementwise operators, the
+    function of one element, which also folds constants. fold: the NumPy function of known inputs,
+    for operators that only move data; it works on arrays of tracked sizes too. since: the oldest
+    opset whose form is read. notes: what is refused.
     """
 
     name: str
@@ -60,8 +58,12 @@ def row(
     return enter
 
 
-def elementwise(name: str, f: Callable[..., Expr], *, kind: str = "elementwise", since: int = 1, notes: str = "") -> None:
-    """Enter an elementwise operator: `f(node, *operands)` is its scalar expression; operands broadcast."""
+def elementwise(
+    name: str, f: Callable[..., Expr], *, kind: str = "elementwise", since: int = 1, notes: str = ""
+) -> None:
+    """Enter an elementwise operator: `f(node, *operands)` is its scalar expression; operands
+    broadcast.
+    """
 
     def expand(n: Node) -> Value:
         operands = [v for v in n.inputs if v is not None]
@@ -70,7 +72,9 @@ def elementwise(name: str, f: Callable[..., Expr], *, kind: str = "elementwise",
     _enter(Row(name, expand, kind, since, notes, scalar=f))
 
 
-def folds(*names: str, domain: str = "") -> Callable[[Callable[..., Array | Sequence[Array]]], Callable[..., object]]:
+def folds(
+    *names: str, domain: str = ""
+) -> Callable[[Callable[..., Array | Sequence[Array]]], Callable[..., object]]:
     """Decorator: attach `fold(node, *arrays)` to rows that are already there."""
 
     def attach(f: Callable[..., Array | Sequence[Array]]) -> Callable[..., object]:

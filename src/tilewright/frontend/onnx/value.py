@@ -1,33 +1,25 @@
 """What flows along the edges of an ONNX graph during import, and the context of one node.
 
-In: tensors, attributes. Out: `Value`s; `Node`, through which operator rows read inputs and add definitions. Invariant: a
-`Value` whose contents are known (a constant, or a shape tensor of tracked sizes) becomes a tensor of the Program only
-when a definition reads it; a one-element constant is read as a literal.
+In: tensors, attributes. Out: `Value`s; `Node`, through which operator rows read inputs and add
+definitions. Invariant: a `Value` whose contents are known (a constant, or a shape tensor of tracked
+sizes) becomes a tensor of the Program only when a definition reads it; a one-element constant is
+read as a literal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tilewright.errors import InternalError
-from tilewright.errors import UserError
+from tilewright.errors import InternalError, UserError
 from tilewright.frontend.builder import Builder
-from tilewright.frontend.onnx.sizes import Sizes
-from tilewright.frontend.onnx.sizes import Sym
+from tilewright.frontend.onnx.sizes import Sizes, Sym
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import I64
-from tilewright.ir.dtypes import DType
-from tilewright.ir.dtypes import dtype_of
+from tilewright.ir.dtypes import BOOL, I64, DType, dtype_of
 from tilewright.ir.expr import Expr
-from tilewright.ir.program import Axis
-from tilewright.ir.program import Reduction
-from tilewright.ir.program import Tensor
+from tilewright.ir.program import Axis, Reduction, Tensor
 
 if TYPE_CHECKING:
     from tilewright.frontend.onnx.importer import Importer
@@ -36,6 +28,7 @@ __all__ = ["Array", "Node", "Value", "ValueNeeded", "like", "sizes_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Index = Sequence[Expr]
+_MAX_TABLE = 1 << 24
 
 
 def like(e: Expr | Value, value: float | int | bool) -> Expr:
@@ -49,11 +42,17 @@ def sizes_of(shape: Sequence[int | Expr]) -> tuple[Expr, ...]:
 
 
 class ValueNeeded(UserError):
-    """F005: sizes depend on a value that only the run gives. `inputs`: the model's inputs it is computed from."""
+    """F005: sizes depend on a value that only the run gives. `inputs`: the model's inputs it is
+    computed from.
+    """
 
     def __init__(self, message: str, where: str, inputs: Sequence[str]) -> None:
         given = ", ".join(f"{name!r}: array" for name in inputs)
-        hint = f"pass known={{{given}}} to bake the value in" if inputs else "see docs/onnx-coverage.md"
+        hint = (
+            f"pass known={{{given}}} to bake the value in"
+            if inputs
+            else "see docs/onnx-coverage.md"
+        )
         super().__init__("F005", message, where=where, hint=hint)
         self.inputs = tuple(inputs)
 
@@ -70,9 +69,15 @@ class Value:
     __slots__ = ("_tensor", "builder", "dtype", "hint", "known", "shape")
 
     def __init__(
-        self, builder: Builder, dtype: DType, shape: Sequence[Expr], *, tensor: Tensor | None = None,
-        known: Array | None = None, hint: str = "c",
-    ) -> None:  # fmt: skip
+        self,
+        builder: Builder,
+        dtype: DType,
+        shape: Sequence[Expr],
+        *,
+        tensor: Tensor | None = None,
+        known: Array | None = None,
+        hint: str = "c",
+    ) -> None:
         self.builder, self.dtype, self.shape = builder, dtype, tuple(shape)
         self._tensor, self.known, self.hint = tensor, known, hint
 
@@ -122,41 +127,67 @@ class Value:
         return E.const(bool(x), BOOL)
 
     def at(self, *subscripts: Expr | int, orelse: Expr | float | int | bool | None = None) -> Expr:
-        """The read `value[subscripts]` (or `else orelse`); a literal where the element is known and alone."""
+        """The read `value[subscripts]` (or `else orelse`); a literal where the element is known and
+        alone.
+        """
         subs = [s if isinstance(s, Expr) else E.const(s) for s in subscripts]
         if len(subs) != self.rank:
-            raise InternalError("X001", f"{self.hint!r} of rank {self.rank} read with {len(subs)} subscripts")
+            raise InternalError(
+                "X001", f"{self.hint!r} of rank {self.rank} read with {len(subs)} subscripts"
+            )
         if orelse is not None and not isinstance(orelse, Expr):
             orelse = E.const(orelse, self.dtype)
         if self.known is not None and orelse is None:
             if self.known.size == 1:
                 item = self.known.reshape(-1)[0]
-                return E.const(item, self.dtype) if self.known.dtype != object else self._element(item)
+                return (
+                    E.const(item, self.dtype) if self.known.dtype != object else self._element(item)
+                )
             fixed = [E.int_value(s) for s in subs]
             if all(f is not None for f in fixed) and self.known.size:
                 item = self.known[tuple(f for f in fixed if f is not None)]
-                return E.const(item, self.dtype) if self.known.dtype != object else self._element(item)
+                return (
+                    E.const(item, self.dtype) if self.known.dtype != object else self._element(item)
+                )
         return E.read(self.tensor.name, subs, self.dtype, orelse)
 
     def aligned(self, index: Index, orelse: Expr | None = None) -> Expr:
-        """The read under NumPy broadcasting: `index` of a result to which this value is broadcast."""
+        """The read under NumPy broadcasting, at `index` of the broadcast result."""
         subs = index[len(index) - self.rank :] if self.rank else ()
         return self.at(
-            *(E.const(0) if E.int_value(n) == 1 else s for n, s in zip(self.shape, subs, strict=True)), orelse=orelse
+            *(
+                E.const(0) if E.int_value(n) == 1 else s
+                for n, s in zip(self.shape, subs, strict=True)
+            ),
+            orelse=orelse,
         )
 
 
 class Node:
-    """One ONNX node being imported: inputs, attributes, errors, and helpers that add definitions named after its output.
+    """One ONNX node being imported: inputs, attributes, errors, and helpers that add definitions
+    named after its output.
 
     `opset` is the version of the operator's domain. Helpers return `Value`s.
     """
 
     def __init__(
-        self, importer: Importer, op: str, name: str, opset: int, inputs: Sequence[Value | None],
-        attributes: dict[str, Any], outputs: Sequence[str], domain: str = "",
-    ) -> None:  # fmt: skip
-        self.importer, self.op, self.name, self.opset, self.domain = importer, op, name, opset, domain
+        self,
+        importer: Importer,
+        op: str,
+        name: str,
+        opset: int,
+        inputs: Sequence[Value | None],
+        attributes: dict[str, Any],
+        outputs: Sequence[str],
+        domain: str = "",
+    ) -> None:
+        self.importer, self.op, self.name, self.opset, self.domain = (
+            importer,
+            op,
+            name,
+            opset,
+            domain,
+        )
         self.inputs, self.attributes, self.outputs = list(inputs), attributes, list(outputs)
         self.builder: Builder = importer.builder
         self.sizes: Sizes = importer.sizes
@@ -190,7 +221,11 @@ class Node:
 
     def normal_axis(self, axis: int, rank: int) -> int:
         if not -rank <= axis < max(rank, 1):
-            raise UserError("F006", f"axis {axis} of {self.op} is outside a tensor of rank {rank}", where=self.where)
+            raise UserError(
+                "F006",
+                f"axis {axis} of {self.op} is outside a tensor of rank {rank}",
+                where=self.where,
+            )
         return axis + rank if axis < 0 else axis
 
     def array(self, k: int, what: str = "") -> Array:
@@ -201,7 +236,9 @@ class Node:
         return v.array
 
     def integers(self, k: int, what: str = "") -> list[Expr]:
-        """Input k, a 1-D (or scalar) integer tensor, as size expressions. Errors: F005 where it is not known."""
+        """Input k, a 1-D (or scalar) integer tensor, as size expressions. Errors: F005 where it is
+        not known.
+        """
         v = self[k]
         if v.known is None:
             raise self.needed(k, what)
@@ -221,6 +258,13 @@ class Node:
             raise self.refuse(f"{what} must be a fixed number, found {e}")
         return value
 
+    def table(self, e: Expr, what: str) -> int:
+        """A fixed size for which a table is made at import. Errors: F005, also above 2^24."""
+        size = self.fixed(e, what)
+        if size > _MAX_TABLE:
+            raise self.refuse(f"{what} of {size}, more than {_MAX_TABLE}")
+        return size
+
     # ---- errors
     @property
     def where(self) -> str:
@@ -228,18 +272,26 @@ class Node:
 
     def refuse(self, message: str, nearest: str = "") -> UserError:
         """F005: this form of the operator has no import."""
-        return UserError("F005", f"{self.op}: {message}", where=self.where, hint=nearest or "see docs/onnx-coverage.md")
+        return UserError(
+            "F005",
+            f"{self.op}: {message}",
+            where=self.where,
+            hint=nearest or "see docs/onnx-coverage.md",
+        )
 
     def needed(self, k: int, what: str = "") -> ValueNeeded:
         """F005: input k must be known at import."""
         return ValueNeeded(
-            f"{self.op}: {what or f'input {k}'} must follow from constants and sizes", self.where,
+            f"{self.op}: {what or f'input {k}'} must follow from constants and sizes",
+            self.where,
             self.importer.sources_of(self[k]),
-        )  # fmt: skip
+        )
 
     def contradiction(self, message: str) -> UserError:
         """F006: shapes contradict each other."""
-        shapes = ", ".join("-" if v is None else f"[{', '.join(map(str, v.shape))}]" for v in self.inputs)
+        shapes = ", ".join(
+            "-" if v is None else f"[{', '.join(map(str, v.shape))}]" for v in self.inputs
+        )
         return UserError("F006", f"{self.op}: {message}", where=f"{self.where}, inputs {shapes}")
 
     def equal(self, a: Expr, b: Expr, what: str) -> Expr:
@@ -248,9 +300,23 @@ class Node:
             raise self.contradiction(f"{what}: {a} is not {b}")
         return min((a, b), key=lambda e: (e.op != "const", len(str(e))))
 
+    def divide(self, a: Expr, b: Expr, what: str) -> Expr:
+        """a / b for sizes; makes b divide a, by a new fact about the dims where needed. Errors:
+        F006.
+        """
+        quotient = self.sizes.quotient(a, b)
+        if quotient is None:
+            whole = E.floordiv(a, b)
+            if E.int_value(b) is None or not self.sizes.require_equal(whole * b, a):
+                raise self.contradiction(f"{what}: {a} is not divisible by {b}")
+            return whole
+        return quotient
+
     # ---- shapes
     def broadcast(self, *shapes: Sequence[Expr]) -> tuple[Expr, ...]:
-        """The NumPy broadcast of shapes; a symbolic size never stands for 1 unless it is 1. Errors: F006."""
+        """The NumPy broadcast of shapes; a symbolic size never stands for 1 unless it is 1. Errors:
+        F006.
+        """
         rank = max(map(len, shapes), default=0)
         out: list[Expr] = [E.const(1)] * rank
         for shape in shapes:
@@ -275,35 +341,55 @@ class Node:
         dtype = dtype_of(array.dtype)
         if dtype is None:
             raise self.refuse(f"no element type for {array.dtype}")
-        return Value(self.builder, dtype, sizes_of(array.shape), known=array, hint=f"{self.hint}_{suffix}")
+        return Value(
+            self.builder, dtype, sizes_of(array.shape), known=array, hint=f"{self.hint}_{suffix}"
+        )
 
     def define(
-        self, shape: Sequence[Expr | int], body: Callable[..., Expr], names: Sequence[str] = (), suffix: str = "",
+        self,
+        shape: Sequence[Expr | int],
+        body: Callable[..., Expr],
+        names: Sequence[str] = (),
+        suffix: str = "",
         dtype: DType | None = None,
-    ) -> Value:  # fmt: skip
+    ) -> Value:
         """`y[axes] = body(*indices)`; `dtype` casts the body."""
         axes = self.builder.axes(sizes_of(shape), names)
         e = body(*(a.index for a in axes))
-        return self.value(self.builder.define(self._named(suffix), axes, e if dtype is None else E.cast(e, dtype)))
+        return self.value(
+            self.builder.define(self._named(suffix), axes, e if dtype is None else E.cast(e, dtype))
+        )
 
     def _named(self, suffix: str) -> str:
         return f"{self.hint}_{suffix}" if suffix else self.hint
 
-    def scan(self, monoid: str, axis: int, shape: Sequence[Expr], body: Callable[..., Expr], suffix: str) -> Value:
+    def scan(
+        self, monoid: str, axis: int, shape: Sequence[Expr], body: Callable[..., Expr], suffix: str
+    ) -> Value:
         """`y[axes] = scan monoid(axis) body(*indices)`."""
         axes = self.builder.axes(shape)
         e = body(*(a.index for a in axes))
-        return self.value(self.builder.define(self._named(suffix), axes, e, scan=(monoid, axes[axis].name)))
+        return self.value(
+            self.builder.define(self._named(suffix), axes, e, scan=(monoid, axes[axis].name))
+        )
 
     def reduce(
-        self, monoid: str, shape: Sequence[Expr | int], over: Sequence[Expr | int],
-        body: Callable[[Index, Index], Expr], *, names: Sequence[str] = (), over_names: Sequence[str] = (),
-        guard: Callable[[Index, Index], Expr] | None = None, suffix: str = "", keep_ones: bool = False,
-    ) -> Value:  # fmt: skip
+        self,
+        monoid: str,
+        shape: Sequence[Expr | int],
+        over: Sequence[Expr | int],
+        body: Callable[[Index, Index], Expr],
+        *,
+        names: Sequence[str] = (),
+        over_names: Sequence[str] = (),
+        guard: Callable[[Index, Index], Expr] | None = None,
+        suffix: str = "",
+        keep_ones: bool = False,
+    ) -> Value:
         """`y[axes] = monoid(over if guard) body(indices, reduce indices)`.
 
-        Reduce axes of extent 1 are dropped (their index is 0) unless `keep_ones`; with none left, sums, products, max
-        and min become plain definitions.
+        Reduce axes of extent 1 are dropped (their index is 0) unless `keep_ones`; with none left,
+        sums, products, max and min become plain definitions.
         """
         over = sizes_of(over)
         shape = sizes_of(shape)
@@ -328,7 +414,9 @@ class Node:
             condition = None
         plain = not reduce_axes and condition is None and monoid not in ("argmax", "argmin")
         reduction = None if plain else Reduction(monoid, reduce_axes, condition)
-        return self.value(self.builder.define(self._named(suffix), axes, e, reduction=reduction, dtype=dtype))
+        return self.value(
+            self.builder.define(self._named(suffix), axes, e, reduction=reduction, dtype=dtype)
+        )
 
     def cast(self, v: Value, dtype: DType, suffix: str = "") -> Value:
         """The value in another dtype (itself where it has it already)."""
@@ -336,18 +424,26 @@ class Node:
             return v
         return self.define(v.shape, lambda *i: E.cast(v.at(*i), dtype), suffix=suffix)
 
-    def elementwise(self, f: Callable[..., Expr], *values: Value, suffix: str = "", names: Sequence[str] = ()) -> Value:
+    def elementwise(
+        self, f: Callable[..., Expr], *values: Value, suffix: str = "", names: Sequence[str] = ()
+    ) -> Value:
         """`f` of broadcast operands."""
         shape = self.broadcast(*(v.shape for v in values))
         return self.define(shape, lambda *i: f(*(v.aligned(i) for v in values)), names, suffix)
 
     def extern(
-        self, function: str, args: Sequence[Value], results: Sequence[tuple[str, DType, Sequence[Expr]]],
+        self,
+        function: str,
+        args: Sequence[Value],
+        results: Sequence[tuple[str, DType, Sequence[Expr]]],
         **attributes: int | float | str | bool | tuple[int, ...],
-    ) -> list[Value]:  # fmt: skip
+    ) -> list[Value]:
         """A call of an extern function; results are (suffix, dtype, shape)."""
         tensors = self.builder.extern(
-            function, [a.name for a in args], [(self._named(s), t, shape) for s, t, shape in results], **attributes
+            function,
+            [a.name for a in args],
+            [(self._named(s), t, shape) for s, t, shape in results],
+            **attributes,
         )
         return [self.value(t) for t in tensors]
 
