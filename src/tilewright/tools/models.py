@@ -137,8 +137,8 @@ def run(
     config = current(frozen=frozen, num_threads=threads, target=target, db=db)
     inputs = read_arrays(source)
     model = wiring.load_model(path)
-    if hasattr(model, "run") and hasattr(model, "input_specs"):
-        compiled = model  # an artifact
+    if wiring.is_compiled(model):
+        compiled = model
     else:
         compiled = wiring.compile_model(
             model,
@@ -171,10 +171,14 @@ def _compiled(
     threads: int | None,
     target: str | None,
     db: Path | None,
-) -> wiring.CompiledModel:
+) -> Any:
+    """The model compiled; an artifact or a printed stage as it is."""
     config = current(num_threads=threads, target=target, db=db)
+    model = wiring.load_model(path)
+    if wiring.is_compiled(model) or wiring.is_printed(model):
+        return model
     return wiring.compile_model(
-        wiring.load_model(path),
+        model,
         dims=dims,
         tune=0.0,
         threads=config.num_threads,
@@ -197,7 +201,8 @@ def dump(
 ) -> str:
     """The text of one stage; with `output` also written there, its constants beside it."""
     compiled = _compiled(path, dims, threads, target, db)
-    return compiled.dump(stage, kernel=kernel, folder=output)
+    text: str = compiled.dump(stage, kernel=kernel, folder=output)
+    return text
 
 
 def explain(
@@ -211,7 +216,9 @@ def explain(
     db: Path | None,
 ) -> str:
     """The compiler's reasons, as text."""
-    return _compiled(path, dims, threads, target, db).explain(kernel=kernel, memory=memory)
+    compiled = _compiled(path, dims, threads, target, db)
+    text: str = compiled.explain(kernel=kernel, memory=memory)
+    return text
 
 
 def check(

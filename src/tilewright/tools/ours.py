@@ -109,7 +109,7 @@ class Ours:
 
     def _stats(self, compiled: wiring.CompiledModel) -> dict[str, Any]:
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {**dict(compiled.stats), "peak_rss_bytes": peak_kb * 1024}
+        return {**wiring.work(compiled), **compiled.stats, "peak_rss_bytes": peak_kb * 1024}
 
     def _bind(self, compiled: wiring.CompiledModel, copies: int) -> Entry:
         import numpy as np

@@ -107,17 +107,46 @@ def load_model(path: Path | str) -> Any:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return tw.onnx.load(path)
-    return tw.program(text)
+    from tilewright.tools import stages
+
+    printed = stages.load(text)
+    if printed is not None:
+        return printed
+    found = tw.program(text)
+    missing = {key for _, key in found.constants} - set(found.values)
+    if missing:
+        held = stages.constants_beside(path)
+        if missing - set(held):
+            raise UserError(
+                "U003",
+                f"the constants of {path.name} are not in {stages.CONSTANTS} beside it",
+                where="MODEL",
+                hint="write both with `tilewright dump MODEL --stage program -o DIR`",
+            )
+        found = dataclasses.replace(found, values={**found.values, **held})
+    return found
 
 
-def program(text: str) -> Any:
-    """Index notation as a Program."""
-    return _public().program(text)
+def is_compiled(model: Any) -> bool:
+    """Does it run as it is, as an artifact does?"""
+    return hasattr(model, "run") and hasattr(model, "input_specs")
+
+
+def is_printed(model: Any) -> bool:
+    """Is it a stage below the program, which is there to be looked at?"""
+    from tilewright.tools.stages import Printed
+
+    return isinstance(model, Printed)
 
 
 def _is_binary(path: Path) -> bool:
     with path.open("rb") as file:
         return b"\0" in file.read(4096)
+
+
+def program(text: str) -> Any:
+    """Index notation as a Program."""
+    return _public().program(text)
 
 
 def compile_model(
@@ -132,7 +161,17 @@ def compile_model(
     frozen: bool = False,
     on_event: Callable[[Any], None] | None = None,
 ) -> CompiledModel:
-    """Compile; `tune` is seconds; `on_event` is told the state of the search once a second."""
+    """Compile; `tune` is seconds; `on_event` is told the state of the search once a second.
+
+    Errors: U003 for a stage that carries no program; those of `tilewright.compile`.
+    """
+    if is_printed(model):
+        raise UserError(
+            "U003",
+            f"a printed {model.stage} can be dumped further, and not be run",
+            where="MODEL",
+            hint="give the model, or its program with the constants beside it",
+        )
     tw = _public()
     extra: dict[str, Any] = {} if on_event is None else {"on_event": on_event}
     compiled: CompiledModel = tw.compile(
@@ -152,6 +191,18 @@ def compile_model(
 def program_of(model: Any) -> Any:
     """The Program of a loaded ONNX model; a Program is its own."""
     return getattr(model, "program", model)
+
+
+def work(compiled: Any) -> dict[str, float]:
+    """Operations and unique bytes of the program at the sizes that were compiled last."""
+    from tilewright.tools.work import work_of
+
+    counted = work_of(compiled.latest.program)
+    return {
+        "flops": counted.flops,
+        "bytes": counted.bytes,
+        "written_bytes": counted.written_bytes,
+    }
 
 
 def with_constants(program: Any, values: Mapping[str, Array]) -> Any:
