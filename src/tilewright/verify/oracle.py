@@ -1,9 +1,8 @@
 """Check compiled code against the oracle.
 
-In: something that runs a Program (a compiled model, or a function from inputs to results), the
-Program.
-Out: a `Report` with a verdict for every output and seed. Invariant: what is compared is the output
-of the code that was given, over every element.
+In: something that runs a Program (a compiled model, or a function from inputs to results), and
+the Program. Out: a `Report` with a verdict for every output and seed. Invariant: what is compared
+is the output of the code that was given, over every element.
 """
 
 from __future__ import annotations

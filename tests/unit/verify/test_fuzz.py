@@ -1,0 +1,184 @@
+"""The fuzzer tested: valid cases, agreement of the two interpreters, planted bugs found and reduced."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tilewright.errors import UserError
+from tilewright.ir import expr as E
+from tilewright.ir.binding import size_of
+from tilewright.ir.interpreter import run_program
+from tilewright.ir.program import (
+    Definition,
+    Extern,
+    Program,
+    Recurrence,
+    Scatter,
+    map_program,
+)
+from tilewright.ir.reference import run_reference
+from tilewright.verify.fuzz import fuzz, isolated, judge
+from tilewright.verify.generate import random_inputs
+from tilewright.verify.programs import KINDS, Case, generate
+
+
+def plain(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
+    """Code under test that is right: the naive evaluation, stored in the outputs' dtypes."""
+    outputs = run_program(program, inputs, precision="naive")
+    pairs = zip(outputs, program.results, strict=True)
+    return [a.astype(program.tensors[n].dtype.np) for a, n in pairs]
+
+
+def test_cases_are_valid_and_round_trip() -> None:
+    seen: set[str] = set()
+    for seed in range(150):
+        case = generate(seed)
+        seen |= set(case.kinds)
+        text = str(case)
+        assert str(Case.parse(text)) == text
+        assert Case.parse(text).program == case.program
+        assert str(generate(seed)) == text
+    assert seen == set(KINDS)
+    with pytest.raises(UserError):
+        Case.parse("program p(x: f32[1]):\n  return x\n")
+
+
+def work(case: Case) -> int:
+    """Index points of the case, for the slow interpreter."""
+    total = 0
+    for s in case.program.body:
+        if isinstance(s, Extern):
+            continue
+        for d in s.definitions if isinstance(s, Recurrence) else (s,):
+            axes = [*d.axes, *(d.source if isinstance(d, Scatter) else ())]
+            axes += d.reduction.axes if isinstance(d, Definition) and d.reduction else []
+            total += int(np.prod([size_of(a.extent, case.sizes) for a in axes]))
+    return total
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_reference_and_fast_agree(block: int) -> None:
+    compared = 0
+    for seed in range(1000 + 100 * block, 1100 + 100 * block):
+        case = generate(seed, statements=2)
+        if work(case) > 4000:
+            continue
+        inputs = random_inputs(case.program, case.sizes, case.seed)
+        slow = run_reference(case.program, inputs, case.sizes)
+        fast = run_program(case.program, inputs, dims=case.sizes)
+        for name, a, b in zip(case.program.results, slow, fast, strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype
+            if a.dtype.kind == "f":
+                scale = np.abs(a[np.isfinite(a)]).max(initial=1e-3)
+                np.testing.assert_allclose(
+                    b.astype(float), a.astype(float), 1e-9, 1e-9 * float(scale), err_msg=str(case)
+                )
+            else:
+                np.testing.assert_array_equal(a, b, err_msg=f"{name} of\n{case}")
+        compared += 1
+    assert compared > 30
+
+
+def test_right_code_passes() -> None:
+    report = fuzz(plain, count=60, seed=7)
+    assert report.ok, str(report)
+    assert report.programs == 60 and str(report).startswith("60 programs in ")
+    assert sum(report.definitions.values()) == 60
+
+
+def wrong_max(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
+    """A planted bug: max of two values is taken for min."""
+
+    def go(e: E.Expr) -> E.Expr:
+        for node in e.walk():
+            if node.op == "max" and node.dtype.is_float:
+                return E.substitute(e, {node: E.minimum(*node.args)})
+        return e
+
+    return plain(map_program(program, go), inputs)
+
+
+def wrong_padding(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
+    """A planted bug: the value of `else` is taken for 2 in windows."""
+
+    def go(e: E.Expr) -> E.Expr:
+        for node in e.reads():
+            if node.attr[1] and node.dtype.is_float and len(node.args) > 2:
+                two = E.const(2, node.dtype)
+                return E.substitute(
+                    e, {node: E.read(node.attr[0], node.args[:-1], node.dtype, two)}
+                )
+        return e
+
+    return plain(map_program(program, go), inputs)
+
+
+def wrong_last_element(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
+    """A planted bug: the last element of rows of an odd number over four is lost."""
+    out = [np.array(a) for a in plain(program, inputs)]
+    for a in out:
+        if a.ndim and a.shape[-1] % 4 == 1 and a.shape[-1] > 4 and a.dtype == np.float32:
+            a[..., -1] = 0
+    return out
+
+
+def raises(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
+    """A planted bug: prefixes are not supported."""
+    for s in program.body:
+        if isinstance(s, Definition) and s.scan is not None:
+            raise NotImplementedError("scan")
+    return plain(program, inputs)
+
+
+@pytest.mark.parametrize(
+    ("run", "kind", "lines"),
+    [
+        (wrong_max, "wrong", 8),
+        (wrong_padding, "wrong", 8),
+        (wrong_last_element, "wrong", 8),
+        (raises, "error NotImplementedError", 8),
+    ],
+)
+def test_planted_bugs_are_found_and_reduced(
+    run: Any, kind: str, lines: int, tmp_path: Path
+) -> None:
+    report = fuzz(run, count=120, seed=1, reduce_s=6, most_failures=1, folder=tmp_path)
+    assert not report.ok and report.failures
+    failure = report.failures[0]
+    assert failure.kind == kind
+    found = judge(run, failure.case)
+    assert found is not None and found[0] == kind
+    assert judge(plain, failure.case) is None
+    text = str(failure.case)
+    assert len(failure.case.program.body) == 1 and text.count("\n") <= lines
+    (path,) = tmp_path.iterdir()
+    again = Case.parse(path.read_text())
+    assert judge(run, again) is not None and str(again) == text
+
+
+def test_crashes_and_hangs_are_findings() -> None:
+    def dies(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+    def hangs(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
+        while True:
+            pass
+
+    case = generate(3)
+    assert judge(isolated(dies), case) == ("crash", "killed by SIGKILL")
+    assert judge(isolated(hangs, 0.3), case) == ("crash", "no answer within 0.3 s")
+    assert judge(isolated(plain), case) is None
+
+    def refuses(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
+        raise UserError("V001", "no")
+
+    found = judge(isolated(refuses), case)
+    assert found is not None and found[0].startswith("error UserError V001")
