@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,17 +50,26 @@ class WorkerDied(Exception):
 class Worker:
     """One child process that answers one frame at a time."""
 
-    def __init__(self, module: str, arguments: tuple[str, ...] = ()) -> None:
-        """Start `module.main(arguments)`. Errors: OSError when no process can be started."""
+    def __init__(
+        self,
+        module: str,
+        arguments: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start `module.main(arguments)` with `environment` added to this process's.
+
+        Errors: OSError when no process can be started.
+        """
         package = str(Path(__file__).resolve().parent.parent)
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
+        paths = os.pathsep.join(p for p in sys.path if p)
+        variables = {**os.environ, "PYTHONPATH": paths, **(environment or {})}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self._process = subprocess.Popen(
             [sys.executable or "python3", "-c", _LAUNCH, package, module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=environment,
+            env=variables,
             bufsize=0,
         )
         self._ready = False
@@ -181,6 +190,7 @@ def write_frame(stream: IO[bytes], header: Header, body: bytes) -> None:
 
 def serve(answer: Callable[[Header, bytes], tuple[Header, bytes]]) -> None:
     """Answer frames from standard input until it closes; standard output is for frames only."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted parent closes the pipes instead
     source = os.fdopen(os.dup(0), "rb")
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # anything that prints goes to the error file
