@@ -14,10 +14,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 
-from tilewright.codegen.llvm import chunk_count
-from tilewright.codegen.llvm import emit_llvm
-from tilewright.codegen.llvm import function_name
-from tilewright.codegen.llvm import scratch_bytes
+from tilewright.codegen.llvm import chunk_count, emit_llvm, function_name, scratch_bytes
 from tilewright.ir.nest import LoopNest
 from tilewright.machine.target import Target
 
@@ -67,7 +64,9 @@ class Guarded:
             if _libc.mprotect(ctypes.c_void_p(self.base + at * _PAGE), _PAGE, 0):
                 raise OSError("mprotect")
         offset = _PAGE if at_start else _PAGE * (pages + 1) - source.nbytes
-        raw = np.frombuffer((ctypes.c_char * source.nbytes).from_address(self.base + offset), np.uint8)
+        raw = np.frombuffer(
+            (ctypes.c_char * source.nbytes).from_address(self.base + offset), np.uint8
+        )
         self.address = self.base + offset
         self.array: Array = raw.view(source.dtype)
         self.array[:] = source
@@ -87,10 +86,14 @@ class Kernel:
         for name in names:
             builder.export_symbol(name)
         self.tracker = builder.link(self.jit, f"nest{_serial}")
-        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+        kind = ctypes.CFUNCTYPE(
+            None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p
+        )
         self.functions = [kind(self.tracker[name]) for name in names]
 
-    def run(self, addresses: Mapping[str, int], dims: Mapping[str, int], at_once: int = 1 << 60) -> None:
+    def run(
+        self, addresses: Mapping[str, int], dims: Mapping[str, int], at_once: int = 1 << 60
+    ) -> None:
         """All phases; `at_once` chunks a call."""
         placed = [b for b in self.nest.buffers if b.place != "scratch"]
         slots = [addresses[b.name] for b in placed] + [dims[d] for d in self.nest.dims]

@@ -12,34 +12,48 @@ from typing import Any
 import numpy as np
 
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import DTYPES
-from tilewright.ir.dtypes import I64
-from tilewright.ir.dtypes import DType
-from tilewright.ir.nest import Buffer
-from tilewright.ir.nest import Contract
-from tilewright.ir.nest import Fill
-from tilewright.ir.nest import For
-from tilewright.ir.nest import Gather
-from tilewright.ir.nest import If
-from tilewright.ir.nest import Iota
-from tilewright.ir.nest import Load
-from tilewright.ir.nest import LoopNest
-from tilewright.ir.nest import Map
-from tilewright.ir.nest import Node
-from tilewright.ir.nest import Phase
-from tilewright.ir.nest import Position
-from tilewright.ir.nest import Reduce
-from tilewright.ir.nest import Relayout
-from tilewright.ir.nest import Scan
-from tilewright.ir.nest import Scatter
-from tilewright.ir.nest import Store
-from tilewright.ir.nest import TileType
+from tilewright.ir.dtypes import BOOL, DTYPES, I64, DType
+from tilewright.ir.nest import (
+    Buffer,
+    Contract,
+    Fill,
+    For,
+    Gather,
+    If,
+    Iota,
+    Load,
+    LoopNest,
+    Map,
+    Node,
+    Phase,
+    Position,
+    Reduce,
+    Relayout,
+    Scan,
+    Scatter,
+    Store,
+    TileType,
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _ANY = ("add", "mul", "min", "max")
 _FLOAT = ("sub", "neg", "abs", "sign", "floor", "ceil", "round", "trunc", "isnan", "isinf")
-_INT = ("sub", "neg", "abs", "sign", "and", "or", "xor", "shl", "shr", "div", "floordiv", "mod", "fmod", "not")
+_INT = (
+    "sub",
+    "neg",
+    "abs",
+    "sign",
+    "and",
+    "or",
+    "xor",
+    "shl",
+    "shr",
+    "div",
+    "floordiv",
+    "mod",
+    "fmod",
+    "not",
+)
 _COMPARE = ("lt", "le", "eq", "ne")
 
 
@@ -127,13 +141,19 @@ class Generator:
     # -- statements
     def load(self) -> None:
         r = self.random
-        dtype = DTYPES[r.choice(["f32", "f32", "f32", "f64", "i32", "i8", "u8", "i64", "bool", "f16", "bf16", "u16"])]
+        dtype = DTYPES[
+            r.choice(
+                ["f32", "f32", "f32", "f64", "i32", "i8", "u8", "i64", "bool", "f16", "bf16", "u16"]
+            )
+        ]
         axes = r.choice([("r", "c"), ("r", "c"), ("c",), ("r",), ()])
         lane = self.lane if self.lane in axes else None
         t = TileType(dtype, tuple((a, self.extent(a)) for a in axes), lane)
         base, strides, limits = self.address(t)
         other = {"f": 0.5, "i": 3, "b": True}.get(dtype.kind, 2)
-        self.emit(Load(self.name(), t, self.buffer(dtype), base, strides, limits, other if limits else 0))
+        self.emit(
+            Load(self.name(), t, self.buffer(dtype), base, strides, limits, other if limits else 0)
+        )
 
     def result_type(self, dtype: DType, args: list[TileType]) -> TileType:
         names = [a for a in ("r", "c") if any(a in t.names for t in args)]
@@ -157,15 +177,29 @@ class Generator:
             return
         pair = [t, second[1]]
         if kind == "compare":
-            self.emit(Map(self.name(), self.result_type(BOOL, pair), r.choice(_COMPARE), (name, second[0])))
+            self.emit(
+                Map(
+                    self.name(), self.result_type(BOOL, pair), r.choice(_COMPARE), (name, second[0])
+                )
+            )
             return
         if kind == "select":
             condition = self.pick(BOOL)
             if condition is not None:
                 args = (condition[0], name, second[0])
-                self.emit(Map(self.name(), self.result_type(d, [condition[1], *pair]), "select", args))
+                self.emit(
+                    Map(self.name(), self.result_type(d, [condition[1], *pair]), "select", args)
+                )
             return
-        ops = _ANY if kind == "any" else _FLOAT if d.is_float else _INT if d.is_int else ("and", "or", "xor", "not")
+        ops = (
+            _ANY
+            if kind == "any"
+            else _FLOAT
+            if d.is_float
+            else _INT
+            if d.is_int
+            else ("and", "or", "xor", "not")
+        )
         op = r.choice(ops)
         if op == "mul" and d.is_float:
             op = "add"
@@ -179,7 +213,9 @@ class Generator:
         dtype = DTYPES[self.random.choice(["f32", "f64", "i32"])]
         acc = Fill(self.name(), self.full(dtype), 1)
         self.emit(acc)
-        narrow = {"f32": ["f32", "f16", "bf16"], "f64": ["f64", "f32"], "i32": ["i8", "u8", "i32"]}[dtype.name]
+        narrow = {"f32": ["f32", "f16", "bf16"], "f64": ["f64", "f32"], "i32": ["i8", "u8", "i32"]}[
+            dtype.name
+        ]
         k = self.random.choice([1, 2, 3])
         names = []
         for axis in ("r", "c"):
@@ -197,17 +233,31 @@ class Generator:
 
     def fold(self) -> None:
         """Reduce or scan; sums only of what cannot overflow exactness."""
-        fit = [x for x in self.tiles if x[1].axes and not (x[1].dtype.is_float and x[1].dtype.bits == 16)]
+        fit = [
+            x
+            for x in self.tiles
+            if x[1].axes and not (x[1].dtype.is_float and x[1].dtype.bits == 16)
+        ]
         if not fit:
             return
         name, t = self.random.choice(fit)
         axis = self.random.choice(t.names)
-        monoid = self.random.choice(["add", "min", "max"] + ([] if t.dtype.is_float else ["and", "or"]))
+        monoid = self.random.choice(
+            ["add", "min", "max"] + ([] if t.dtype.is_float else ["and", "or"])
+        )
         if self.random.random() < 0.4:
             self.emit(Scan(self.name(), t, name, axis, monoid))
             return
         rest = tuple((a, n) for a, n in t.axes if a != axis)
-        self.emit(Reduce(self.name(), TileType(t.dtype, rest, None if axis == t.lane else t.lane), name, axis, monoid))
+        self.emit(
+            Reduce(
+                self.name(),
+                TileType(t.dtype, rest, None if axis == t.lane else t.lane),
+                name,
+                axis,
+                monoid,
+            )
+        )
 
     def relayout(self) -> None:
         fit = [x for x in self.tiles if len(x[1].axes) == 2]
@@ -238,7 +288,13 @@ class Generator:
         fits = mask is not None and set(mask[1].names) <= set(t.names)
         named = mask[0] if mask is not None and fits else None
         node = Gather(
-            self.name(), TileType(dtype, t.axes, t.lane), self.buffer(dtype), E.const(0), safe[0], named, 1 if named else 0
+            self.name(),
+            TileType(dtype, t.axes, t.lane),
+            self.buffer(dtype),
+            E.const(0),
+            safe[0],
+            named,
+            1 if named else 0,
         )
         self.emit(node)
 
@@ -293,10 +349,12 @@ class Generator:
         for _ in range(self.random.randrange(1, 4)):
             self.statement()
         base, strides, limits = self.address(self.full(dtype))
-        rows, cols = self.size
+        rows, _ = self.size
         t = E.index("t")
         b = self.buffer(dtype)
-        kept = tuple((a, lo - (t if a == "c" else 0), hi - (t if a == "c" else 0)) for a, lo, hi in limits)
+        kept = tuple(
+            (a, lo - (t if a == "c" else 0), hi - (t if a == "c" else 0)) for a, lo, hi in limits
+        )
         x = Load(self.name(), self.full(dtype), b, base + t, strides, kept, 0)
         total = Map(self.name(), start.type, "add", (carried, x.result))
         inner = (*self.body, x, total)

@@ -14,12 +14,8 @@ from native import build
 from oracles import CASES
 from random_nests import Generator
 
-from tilewright.codegen.llvm import chunk_count
-from tilewright.codegen.llvm import emit_llvm
-from tilewright.codegen.llvm import function_name
-from tilewright.codegen.llvm import scratch_bytes
-from tilewright.ir.nest import LoopNest
-from tilewright.ir.nest import parse_nest
+from tilewright.codegen.llvm import chunk_count, emit_llvm, function_name, scratch_bytes
+from tilewright.ir.nest import LoopNest, parse_nest
 from tilewright.ir.nest_interpreter import run_nest
 from tilewright.machine.target import Target
 
@@ -70,7 +66,9 @@ def program(nest: LoopNest, buffers: Mapping[str, Array], dims: Mapping[str, int
     ]
     for k in range(len(nest.phases)):
         count = chunk_count(nest, k, dims)
-        lines.append(f"  call void @{function_name(nest, k)}(ptr %args, i64 0, i64 {count}, ptr @scratch)")
+        lines.append(
+            f"  call void @{function_name(nest, k)}(ptr %args, i64 0, i64 {count}, ptr @scratch)"
+        )
     lines += [
         f"  %w = call i64 @trap(i64 1, ptr @memory, i64 {at}, i64 64)",
         "  %e = call i64 @trap(i64 0, ptr null, i64 0, i64 93)",
@@ -90,18 +88,25 @@ def run_emulated(
     obj = folder / "nest.o"
     obj.write_bytes(build(head + "\n" + program(nest, buffers, dims) + rest, target))
     exe = folder / "nest"
-    subprocess.run([str(LLD), "-static", "-z", "notext", "-o", exe, obj], check=True, capture_output=True)
+    subprocess.run(
+        [str(LLD), "-static", "-z", "notext", "-o", exe, obj], check=True, capture_output=True
+    )
     placed = [b for b in nest.buffers if b.place != "scratch"]
     data = b"".join(
-        buffers[b.name].tobytes().ljust(-(-buffers[b.name].nbytes // 64) * 64, b"\0") + bytes(64) for b in placed
+        buffers[b.name].tobytes().ljust(-(-buffers[b.name].nbytes // 64) * 64, b"\0") + bytes(64)
+        for b in placed
     )
-    done = subprocess.run([str(QEMU), exe], input=data, check=True, capture_output=True, timeout=120)
+    done = subprocess.run(
+        [str(QEMU), exe], input=data, check=True, capture_output=True, timeout=120
+    )
     out, at = {}, 0
     for b in placed:
         size = buffers[b.name].nbytes
         out[b.name] = np.frombuffer(done.stdout[at : at + size], b.dtype.np).copy()
         after = -(-size // 64) * 64 + 64
-        assert done.stdout[at + size : at + after] == bytes(after - size), f"{b.name}: wrote behind the buffer"
+        assert done.stdout[at + size : at + after] == bytes(after - size), (
+            f"{b.name}: wrote behind the buffer"
+        )
         at += after
     return out
 
@@ -127,4 +132,6 @@ def test_random_nests(seed: int, tmp_path: Path) -> None:
     run_nest(nest, want, dims)
     got = run_emulated(nest, data, dims, tmp_path)
     for k in got:
-        assert np.array_equal(got[k].astype(np.float64), want[k].astype(np.float64), equal_nan=True), k
+        assert np.array_equal(
+            got[k].astype(np.float64), want[k].astype(np.float64), equal_nan=True
+        ), k

@@ -11,18 +11,8 @@ import pytest
 from native import run_native
 
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import DTYPES
-from tilewright.ir.dtypes import DType
-from tilewright.ir.nest import Buffer
-from tilewright.ir.nest import For
-from tilewright.ir.nest import Load
-from tilewright.ir.nest import LoopNest
-from tilewright.ir.nest import Map
-from tilewright.ir.nest import Node
-from tilewright.ir.nest import Phase
-from tilewright.ir.nest import Store
-from tilewright.ir.nest import TileType
+from tilewright.ir.dtypes import BOOL, DTYPES, DType
+from tilewright.ir.nest import Buffer, For, Load, LoopNest, Map, Node, Phase, Store, TileType
 from tilewright.ir.nest_verifier import verify_nest
 from tilewright.ir.scalar import evaluate
 from tilewright.machine.target import Target
@@ -39,10 +29,23 @@ def values(dtype: DType) -> np.ndarray[Any, np.dtype[Any]]:
         return r.integers(0, 2, 70).astype(bool)
     if dtype.is_int:
         info = np.iinfo(dtype.np)  # type: ignore[type-var]
-        special = [0, 1, 2, 3, 7, info.max, info.min, info.max - 1, info.min + 1, -1 % (info.max + 1)]
+        special = [
+            0,
+            1,
+            2,
+            3,
+            7,
+            info.max,
+            info.min,
+            info.max - 1,
+            info.min + 1,
+            -1 % (info.max + 1),
+        ]
         if dtype.kind == "i":
             special += [-1, -2, -3, -7]
-        return np.concatenate([special, r.integers(info.min, info.max, 40, dtype.np), r.integers(0, 20, 20)]).astype(dtype.np)
+        return np.concatenate(
+            [special, r.integers(info.min, info.max, 40, dtype.np), r.integers(0, 20, 20)]
+        ).astype(dtype.np)
     info = ml_dtypes.finfo(dtype.np)
     special = [0.0, -0.0, 1, -1, 0.5, -0.5, 1.5, 2.5, -2.5, np.inf, -np.inf, np.nan, float(info.max), -float(info.max),
                float(info.tiny), float(info.smallest_subnormal), 127.5, 128, 255.9, -129, 32768, 65504, 3e9, -3e9, 1e19]  # fmt: skip
@@ -55,11 +58,17 @@ def operations(dtype: DType) -> list[tuple[str, DType, int]]:
     out: list[tuple[str, DType, int]] = [("cast", d, 1) for d in DTYPES.values() if d is not dtype]
     out += [(c, BOOL, 2) for c in ("lt", "le", "eq", "ne")]
     if dtype is BOOL:
-        return [*out, ("not", BOOL, 1), *((b, BOOL, 2) for b in ("and", "or", "xor", "add", "mul", "min", "max"))]
+        return [
+            *out,
+            ("not", BOOL, 1),
+            *((b, BOOL, 2) for b in ("and", "or", "xor", "add", "mul", "min", "max")),
+        ]
     if dtype.is_float:
         out += [(u, BOOL if u.startswith("is") else dtype, 1) for u in _EXACT]
         return out + [(p, dtype, 2) for p in _PAIRS if p not in ("floordiv", "mod")]
-    out += [(u, dtype, 1) for u in ("abs", "sign", "not")] + ([("neg", dtype, 1)] if dtype.kind == "i" else [])
+    out += [(u, dtype, 1) for u in ("abs", "sign", "not")] + (
+        [("neg", dtype, 1)] if dtype.kind == "i" else []
+    )
     return out + [(p, dtype, 2) for p in (*_PAIRS, *_BITS)]
 
 
@@ -103,7 +112,9 @@ def test_every_operation(dtype: DType, lanes: int) -> None:
                 same |= (x == np.iinfo(dtype.np).min) | (y == np.iinfo(dtype.np).min)  # type: ignore[type-var]
             if not same.all():
                 i = int(np.flatnonzero(~same)[0])
-                raise AssertionError(f"{name}: {op}({x[i]!r}, {y[i]!r}) -> {result}: {a[i]!r}, expected {b[i]!r}")
+                raise AssertionError(
+                    f"{name}: {op}({x[i]!r}, {y[i]!r}) -> {result}: {a[i]!r}, expected {b[i]!r}"
+                )
 
 
 @pytest.mark.parametrize("narrow", ["f16", "bf16"])
@@ -130,18 +141,31 @@ def test_every_half_pattern(narrow: str) -> None:
     h = np.arange(65536, dtype=np.uint16).view(d)
     with np.errstate(all="ignore"):
         wide = h.astype(np.float32)
-        middle = (wide.view(np.uint32) + np.uint32(0x1000 if narrow == "f16" else 0x8000)).view(np.float32)
-        f = np.concatenate([wide, middle, np.nextafter(middle, np.float32(np.inf)), np.nextafter(middle, -np.float32(1e38))])
+        middle = (wide.view(np.uint32) + np.uint32(0x1000 if narrow == "f16" else 0x8000)).view(
+            np.float32
+        )
+        f = np.concatenate(
+            [
+                wide,
+                middle,
+                np.nextafter(middle, np.float32(np.inf)),
+                np.nextafter(middle, -np.float32(1e38)),
+            ]
+        )
         want = f.astype(d)
     buffers = {"H": h, "W": np.zeros(65536, np.float32), "F": f, "N": np.zeros(262144, d)}
     for name in TARGETS:
         got = run_native(parse_nest(text), Target.named(name), buffers, {})
         for a, b in ((got["W"], wide), (got["N"], want)):
             bits = np.uint32 if a.itemsize == 4 else np.uint16
-            same = (a.view(bits) == b.view(bits)) | (np.isnan(a.astype(np.float32)) & np.isnan(b.astype(np.float32)))
+            same = (a.view(bits) == b.view(bits)) | (
+                np.isnan(a.astype(np.float32)) & np.isnan(b.astype(np.float32))
+            )
             assert same.all(), (name, np.flatnonzero(~same)[:4], a[~same][:4], b[~same][:4])
 
 
 def test_all_dtypes_are_covered() -> None:
-    seen = set(itertools.chain.from_iterable((op for op, _, _ in operations(d)) for d in DTYPES.values()))
+    seen = set(
+        itertools.chain.from_iterable((op for op, _, _ in operations(d)) for d in DTYPES.values())
+    )
     assert E.COMPARE <= seen and "cast" in seen

@@ -21,7 +21,9 @@ def test_native_equals_interpreter(seed: int) -> None:
     want = {k: v.copy() for k, v in data.items()}
     run_nest(nest, want, dims)
     for target in ("x86-avx512", "x86-avx2", "x86-sse42"):
-        got = run_native(nest, Target.named(target), data, dims, at_start=seed % 2 == 1, at_once=1 + seed % 3)
+        got = run_native(
+            nest, Target.named(target), data, dims, at_start=seed % 2 == 1, at_once=1 + seed % 3
+        )
         for k in got:
             a, b = got[k].astype(np.float64), want[k].astype(np.float64)
             assert np.array_equal(a, b, equal_nan=True), (target, k)

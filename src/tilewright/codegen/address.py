@@ -1,8 +1,8 @@
 """Subscript expressions, pointers, predicates and lane masks as LLVM values.
 
-In: i64 and bool `Expr`s over loop variables and dims. Out: names of LLVM values. Invariant: every term is computed in
-the outermost region where its variables live, so the innermost loop holds only what changes there; no LLVM pass moves
-addresses.
+In: i64 and bool `Expr`s over loop variables and dims. Out: names of LLVM values. Invariant: every
+term is computed in the outermost region where its variables live, so the innermost loop holds only
+what changes there; no LLVM pass moves addresses.
 """
 
 from __future__ import annotations
@@ -11,16 +11,10 @@ from collections.abc import Iterable
 
 from tilewright.codegen.operations import Operations
 from tilewright.codegen.ranges import Ranges
-from tilewright.codegen.writer import Induction
-from tilewright.codegen.writer import Writer
+from tilewright.codegen.writer import Induction, Writer
 from tilewright.errors import InternalError
-from tilewright.ir.dtypes import I64
-from tilewright.ir.dtypes import DType
-from tilewright.ir.expr import BINARY
-from tilewright.ir.expr import COMPARE
-from tilewright.ir.expr import Expr
-from tilewright.ir.expr import Polynomial
-from tilewright.ir.expr import polynomial
+from tilewright.ir.dtypes import I64, DType
+from tilewright.ir.expr import BINARY, COMPARE, Expr, Polynomial, polynomial
 
 __all__ = ["Addresses", "Pointer"]
 
@@ -36,12 +30,16 @@ class Addresses:
         self.writer = writer
         self.operations = operations
         self.ranges = Ranges()
-        self.variables: dict[str, tuple[str, int]] = {}  # loop variable or dim -> value, region depth
+        self.variables: dict[
+            str, tuple[str, int]
+        ] = {}  # loop variable or dim -> value, region depth
         self.buffers: dict[str, tuple[str, DType]] = {}
         self._depths: dict[Expr, int] = {}
-        self._steps: dict[int, tuple[str, str, int]] = {}  # loop region depth -> variable, first value, step
+        self._steps: dict[
+            int, tuple[str, str, int]
+        ] = {}  # loop region depth -> variable, first value, step
 
-    # ---- scopes ------------------------------------------------------------------------------------------------------
+    # ---- scopes ----------------------------------------------------------------------------------
 
     def bind(self, var: str, value: str, first: str, step: int) -> tuple[str, int] | None:
         """A loop variable lives in the innermost region from now on; returns what it hid."""
@@ -65,7 +63,9 @@ class Addresses:
         if found is None:
             if e.op in ("index", "dim"):
                 if e.attr not in self.variables:
-                    raise InternalError("L001", f"{e.attr!r} is not a loop variable or dim here", where=str(e))
+                    raise InternalError(
+                        "L001", f"{e.attr!r} is not a loop variable or dim here", where=str(e)
+                    )
                 found = self.variables[e.attr][1]
             elif e.op == "read":
                 return self.writer.depth  # memory changes: computed where it stands
@@ -76,7 +76,7 @@ class Addresses:
             self._depths[e] = found
         return found
 
-    # ---- values ------------------------------------------------------------------------------------------------------
+    # ---- values ----------------------------------------------------------------------------------
 
     def value(self, e: Expr) -> str:
         """The value of a scalar expression, computed as far out as possible."""
@@ -94,7 +94,12 @@ class Addresses:
             return self._read(e)
         if e.dtype is I64 and op in ("add", "mul"):
             out = self._sum(polynomial(e), 1)
-        elif e.dtype is I64 and op in ("floordiv", "mod") and e.args[1].op == "const" and e.args[1].attr > 0:
+        elif (
+            e.dtype is I64
+            and op in ("floordiv", "mod")
+            and e.args[1].op == "const"
+            and e.args[1].attr > 0
+        ):
             out = self._divide(e, depth)
         else:
             args = [self.value(a) for a in e.args]
@@ -112,7 +117,11 @@ class Addresses:
         dtype = self.buffers[tensor][1]
         pointer, displacement = self.pointer(tensor, polynomial(e.args[0]))
         w = self.writer
-        at = w.once(f"getelementptr i8, ptr {pointer}, i64 {displacement}") if displacement else pointer
+        at = (
+            w.once(f"getelementptr i8, ptr {pointer}, i64 {displacement}")
+            if displacement
+            else pointer
+        )
         raw = w.op(f"load {self.operations.memory_type(dtype, 0)}, ptr {at}, align {dtype.bytes}")
         return self.operations.from_memory(raw, dtype, 0)
 
@@ -139,7 +148,9 @@ class Addresses:
         return w.op_at(depth, f"add i64 {q}, {sign}")
 
     def _groups(self, p: Polynomial, scale: int) -> list[tuple[int, Polynomial]]:
-        """Terms (times `scale`, the constant left out) by the region that their variables live in, outermost first."""
+        """Terms (times `scale`, the constant left out) by the region that their variables live in,
+        outermost first.
+        """
         groups: dict[int, Polynomial] = {}
         for atoms, c in p.items():
             if atoms:
@@ -168,10 +179,12 @@ class Addresses:
             return str(constant)
         return self.writer.op_at(depth, f"add i64 {total}, {constant}") if constant else total
 
-    # ---- pointers ----------------------------------------------------------------------------------------------------
+    # ---- pointers --------------------------------------------------------------------------------
 
     def pointer(self, buffer: str, offset: Polynomial) -> Pointer:
-        """Pointer to element `offset` of `buffer`, its constant part kept apart as a displacement in bytes."""
+        """Pointer to element `offset` of `buffer`, its constant part kept apart as a displacement
+        in bytes.
+        """
         out, dtype = self.buffers[buffer]
         for depth, group in self._groups(offset, dtype.bytes):
             linear: Polynomial = {}
@@ -179,7 +192,9 @@ class Addresses:
             if step is not None and self.writer.regions[depth].innermost:
                 group, linear = self._split(group, step[0], depth)
             if group:
-                out = self.writer.op_at(depth, f"getelementptr i8, ptr {out}, i64 {self._sum(group, 1)}")
+                out = self.writer.op_at(
+                    depth, f"getelementptr i8, ptr {out}, i64 {self._sum(group, 1)}"
+                )
             if linear and step is not None:
                 out = self._moving(out, linear, depth, step, bool(group))
         return out, offset.get((), 0) * dtype.bytes
@@ -197,9 +212,16 @@ class Addresses:
         return rest, linear
 
     def _moving(
-        self, base: str, coefficient: Polynomial, depth: int, step: tuple[str, str, int], local: bool
+        self,
+        base: str,
+        coefficient: Polynomial,
+        depth: int,
+        step: tuple[str, str, int],
+        local: bool,
     ) -> str:
-        """`base + coefficient * variable` in an innermost loop: scaled by the CPU, or a pointer that moves along.
+        """`base + coefficient * variable` in an innermost loop.
+
+        The CPU scales the variable, or a pointer moves along.
 
         local: `base` itself changes in the loop.
         """
@@ -208,7 +230,10 @@ class Addresses:
         w = self.writer
         region = w.regions[depth]
         if constant in _SCALED:
-            return w.op_at(depth, f"getelementptr {_SCALED[constant]}, ptr {base}, i64 {self.variables[var][0]}")
+            return w.op_at(
+                depth,
+                f"getelementptr {_SCALED[constant]}, ptr {base}, i64 {self.variables[var][0]}",
+            )
         key = (base, frozenset(coefficient.items()))
         found = region.values.get(key)
         if found is not None:
@@ -228,10 +253,13 @@ class Addresses:
         region.values[key] = name
         return name
 
-    def guarded(self, buffer: str, offset: Polynomial, predicate: str, depth: int, size: int) -> Pointer | None:
-        """A pointer that is chosen outside the innermost loop: to zeros where the predicate (of region `depth`) is false.
+    def guarded(
+        self, buffer: str, offset: Polynomial, predicate: str, depth: int, size: int
+    ) -> Pointer | None:
+        """A pointer chosen outside the innermost loop: to zeros where the predicate is false.
 
-        size: bytes read behind it. None where the offset does not move steadily through a small range.
+        depth: region of the predicate; size: bytes read behind the pointer. None where the offset
+        does not move steadily through a small range.
         """
         w = self.writer
         groups = self._groups(offset, self.buffers[buffer][1].bytes)
@@ -266,20 +294,24 @@ class Addresses:
         base, d = pointer[0], pointer[1] + displacement
         return self.writer.once(f"getelementptr i8, ptr {base}, i64 {d}") if d else base
 
-    # ---- predicates and masks ----------------------------------------------------------------------------------------
+    # ---- predicates and masks --------------------------------------------------------------------
 
     def inside(self, position: int, lo: Expr, hi: Expr) -> str:
         """i1 `lo <= position < hi`: 'true', 'false' or a value."""
         depth, parts = 0, []
         (lo_low, lo_high), (hi_low, hi_high) = self.ranges.of(lo), self.ranges.of(hi)
-        if (lo_low is not None and lo_low > position) or (hi_high is not None and hi_high <= position):
+        if (lo_low is not None and lo_low > position) or (
+            hi_high is not None and hi_high <= position
+        ):
             return "false"
         if lo_high is None or lo_high > position:
             depth = self.depth(lo)
             parts.append(self.writer.op_at(depth, f"icmp sle i64 {self.value(lo)}, {position}"))
         if hi_low is None or hi_low <= position:
             depth = max(depth, self.depth(hi))
-            parts.append(self.writer.op_at(self.depth(hi), f"icmp sgt i64 {self.value(hi)}, {position}"))
+            parts.append(
+                self.writer.op_at(self.depth(hi), f"icmp sgt i64 {self.value(hi)}, {position}")
+            )
         if len(parts) == 2:
             return self.writer.op_at(depth, f"and i1 {parts[0]}, {parts[1]}")
         return parts[0] if parts else "true"
@@ -295,9 +327,10 @@ class Addresses:
         return self.writer.op_at(self.writer.depth if depth < 0 else depth, f"and i1 {a}, {b}")
 
     def lane_mask(self, lo: Expr, hi: Expr, first: int, lanes: int, valid: int) -> str | None:
-        """Mask of lanes l < valid with lo <= first + l < hi, kept as the target likes it; None where all are in.
+        """Mask of lanes l < valid with lo <= first + l < hi; None where all are in.
 
-        Targets without mask registers keep a vector of 0 and -1, which lives across blocks at no cost.
+        Targets without mask registers keep a vector of 0 and -1, which lives across blocks at no
+        cost.
         """
         lowest, highest = self.ranges.of(lo)[1], self.ranges.of(hi)[0]
         low_free = lowest is not None and lowest <= first
@@ -321,7 +354,8 @@ class Addresses:
             one = w.op_at(depth, f"insertelement <{lanes} x i{bits}> poison, i{bits} {v}, i64 0")
             s = w.op_at(
                 depth,
-                f"shufflevector <{lanes} x i{bits}> {one}, <{lanes} x i{bits}> poison, <{lanes} x i32> zeroinitializer",
+                f"shufflevector <{lanes} x i{bits}> {one}, <{lanes} x i{bits}> poison, "
+                f"<{lanes} x i32> zeroinitializer",
             )
             m = w.op_at(depth, f"icmp {compare} <{lanes} x i{bits}> {positions}, {s}")
             mask = w.op_at(depth, f"and <{lanes} x i1> {mask}, {m}") if mask else m

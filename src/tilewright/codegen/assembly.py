@@ -1,6 +1,7 @@
 """Facts about emitted assembly that the cost model and the tests look at.
 
-In: x86-64 or aarch64 assembly text (AT&T syntax on x86). Out: counts. Invariant: text only, nothing is run.
+In: x86-64 or aarch64 assembly text (AT&T syntax on x86). Out: counts. Invariant: text only, nothing
+is run.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ __all__ = ["innermost_loops", "stack_references"]
 
 _LABEL = re.compile(r"^(\.?[A-Za-z_][\w.$]*):")
 _JUMP = re.compile(r"^\s+(?:j[a-z]+|b(?:\.[a-z]+)?|cbn?z\s+\w+,|tbn?z\s+\w+,\s*#?\d+,)\s+(\.L\w+)")
-_X86 = re.compile(r"%[xyz]mm\d+.*\(%rsp|\(%rsp[^)]*\).*%[xyz]mm\d+")  # kernels keep no frame pointer
+_X86 = re.compile(
+    r"%[xyz]mm\d+.*\(%rsp|\(%rsp[^)]*\).*%[xyz]mm\d+"
+)  # kernels keep no frame pointer
 _ARM = re.compile(r"^\s+(?:ld|st)[rpu]+\s+[qd]\d+.*\[(?:sp|x29)")
 
 
 def innermost_loops(assembly: str) -> list[list[str]]:
-    """Instructions of each innermost loop: from the target of a backward jump to the jump, with no other inside."""
+    """Instructions of each innermost loop: from the target of a backward jump to the jump, with no
+    other inside.
+    """
     lines = assembly.splitlines()
     at: dict[str, int] = {}
     spans: list[tuple[int, int]] = []

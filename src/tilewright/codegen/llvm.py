@@ -1,9 +1,10 @@
 """A LoopNest as textual LLVM IR.
 
-In: a verified `LoopNest` and a `Target`. Out: a module with one function per phase,
-`void NAME_p<K>(ptr args, i64 lo, i64 hi, ptr scratch)` (docs/architecture.md). Invariants: no alloca, no fast-math flag, no
-library call; loop-carried tiles are phis of native vectors; the text depends on the nest and the target only. The text
-is meant for code generation without an optimization pipeline: addresses are already numbered and hoisted.
+In: a verified `LoopNest` and a `Target`. Out: a module with one function per phase, `void
+NAME_p<K>(ptr args, i64 lo, i64 hi, ptr scratch)` (docs/architecture.md). Invariants: no alloca, no
+fast-math flag, no library call; loop-carried tiles are phis of native vectors; the text depends on
+the nest and the target only. The text is meant for code generation without an optimization
+pipeline: addresses are already numbered and hoisted.
 """
 
 from __future__ import annotations
@@ -14,38 +15,33 @@ from tilewright.codegen.address import Addresses
 from tilewright.codegen.memory import Memory
 from tilewright.codegen.operations import Operations
 from tilewright.codegen.shuffles import Shuffles
-from tilewright.codegen.tiles import Tile
-from tilewright.codegen.tiles import row_axes
-from tilewright.codegen.tiles import row_index
-from tilewright.codegen.tiles import rows
-from tilewright.codegen.tiles import vector_widths
-from tilewright.codegen.writer import Induction
-from tilewright.codegen.writer import Module
-from tilewright.codegen.writer import Region
-from tilewright.codegen.writer import Writer
+from tilewright.codegen.tiles import Tile, row_axes, row_index, rows, vector_widths
+from tilewright.codegen.writer import Induction, Module, Region, Writer
 from tilewright.errors import InternalError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
+from tilewright.ir.dtypes import BOOL, DType
 from tilewright.ir.expr import Expr
-from tilewright.ir.nest import Contract
-from tilewright.ir.nest import Fill
-from tilewright.ir.nest import For
-from tilewright.ir.nest import Gather
-from tilewright.ir.nest import If
-from tilewright.ir.nest import Iota
-from tilewright.ir.nest import Load
-from tilewright.ir.nest import LoopNest
-from tilewright.ir.nest import Map
-from tilewright.ir.nest import Node
-from tilewright.ir.nest import Phase
-from tilewright.ir.nest import Position
-from tilewright.ir.nest import Prefetch
-from tilewright.ir.nest import Reduce
-from tilewright.ir.nest import Relayout
-from tilewright.ir.nest import Scan
-from tilewright.ir.nest import Scatter
-from tilewright.ir.nest import Store
-from tilewright.ir.nest import TileType
+from tilewright.ir.nest import (
+    Contract,
+    Fill,
+    For,
+    Gather,
+    If,
+    Iota,
+    Load,
+    LoopNest,
+    Map,
+    Node,
+    Phase,
+    Position,
+    Prefetch,
+    Reduce,
+    Relayout,
+    Scan,
+    Scatter,
+    Store,
+    TileType,
+)
 from tilewright.machine.target import Target
 
 __all__ = ["chunk_count", "emit_llvm", "function_name", "scratch_bytes"]
@@ -60,7 +56,9 @@ def function_name(nest: LoopNest, phase: int) -> str:
 
 
 def size_value(e: Expr, dims: Mapping[str, int]) -> int:
-    """A size or loop bound for given dims. Errors: InternalError X001 where it depends on anything else."""
+    """A size or loop bound for given dims. Errors: InternalError X001 where it depends on anything
+    else.
+    """
     bound = E.substitute(e, {E.dim(k): E.const(v) for k, v in dims.items()})
     value = E.int_value(bound)
     if value is None:
@@ -69,7 +67,9 @@ def size_value(e: Expr, dims: Mapping[str, int]) -> int:
 
 
 def chunk_count(nest: LoopNest, phase: int, dims: Mapping[str, int]) -> int:
-    """How many chunks phase `phase` has; 1 without a parallel loop, 0 for a parallel loop without trips."""
+    """How many chunks phase `phase` has; 1 without a parallel loop, 0 for a parallel loop without
+    trips.
+    """
     loop = nest.phases[phase].parallel
     if loop is None:
         return 1
@@ -78,7 +78,9 @@ def chunk_count(nest: LoopNest, phase: int, dims: Mapping[str, int]) -> int:
 
 
 def scratch_bytes(nest: LoopNest, dims: Mapping[str, int]) -> int:
-    """Bytes of per-thread scratch memory: the scratch buffers one after another, each 64-byte aligned."""
+    """Bytes of per-thread scratch memory: the scratch buffers one after another, each 64-byte
+    aligned.
+    """
     total = 0
     for b in nest.buffers:
         if b.place == "scratch":
@@ -103,7 +105,9 @@ def emit_llvm(nest: LoopNest, target: Target) -> str:
 class _Function:
     """Emits one phase."""
 
-    def __init__(self, nest: LoopNest, number: int, phase: Phase, target: Target, module: Module) -> None:
+    def __init__(
+        self, nest: LoopNest, number: int, phase: Phase, target: Target, module: Module
+    ) -> None:
         self.nest = nest
         self.phase = phase
         self.target = target
@@ -164,7 +168,7 @@ class _Function:
         at = w.op(f"getelementptr i8, ptr %args, i64 {8 * slot}") if slot else "%args"
         return w.op(f"load {kind}, ptr {at}, align 8")
 
-    # ---- control -----------------------------------------------------------------------------------------------------
+    # ---- control ---------------------------------------------------------------------------------
 
     def _body(self, body: tuple[Node, ...]) -> None:
         for k, n in enumerate(body):
@@ -178,10 +182,11 @@ class _Function:
                 self._node(n)
 
     def _feeds_contract(self, name: str, rest: tuple[Node, ...]) -> bool:
-        """Whether a factor of one contraction of this body is the only use, with no store on the way.
+        """Whether its only use is as a factor of one contraction of this body, no store between.
 
-        Such a load is emitted row by row between the multiply-adds: LLVM's scheduler does not move it there itself
-        when its address was chosen by a predicate, and all rows at once would not fit the registers.
+        Such a load is emitted row by row between the multiply-adds: LLVM's scheduler does not move
+        it there itself when its address was chosen by a predicate, and all rows at once would not
+        fit the registers.
         """
         if self.uses.get(name, 0) != 1:
             return False
@@ -193,7 +198,9 @@ class _Function:
         return False
 
     def _bounds(self, n: For) -> tuple[str, str, bool]:
-        """First value, end, and whether there surely is a trip. A parallel loop runs chunks lo..hi only."""
+        """First value, end, and whether there surely is a trip. A parallel loop runs chunks lo..hi
+        only.
+        """
         a, w = self.addresses, self.writer
         first, end = a.value(n.lo), a.value(n.hi)
         if not n.parallel:
@@ -233,15 +240,17 @@ class _Function:
             w.region.label = region.label
             results = yields
         else:
-            head = self._close_loop(region, inside, var, first, end, n.step, carried, initial, yields, after, surely)
+            head = self._close_loop(
+                region, inside, var, first, end, n.step, carried, initial, yields, after, surely
+            )
             w.region.lines += head
             results = self._results(carried, initial, yields, region, after, surely)
         for name, t in zip(n.results, results, strict=True):
             self.tiles[name] = t
 
     def _close_loop(
-        self, region: Region, inside: str, var: str, first: str, end: str, step: int, carried: list[Tile],
-        initial: list[Tile], yields: list[Tile], after: str, surely: bool,
+        self, region: Region, inside: str, var: str, first: str, end: str, step: int,
+        carried: list[Tile], initial: list[Tile], yields: list[Tile], after: str, surely: bool,
     ) -> list[str]:  # fmt: skip
         """Guard, phis, body, latch."""
         w = self.writer
@@ -270,8 +279,12 @@ class _Function:
         self._before = before
         return out
 
-    def _move(self, region: Region, before: str, latch: str, out: list[str]) -> tuple[list[str], list[str]]:
-        """Phis of the moving pointers; many that move alike share one offset. Gives lines before and after the body."""
+    def _move(
+        self, region: Region, before: str, latch: str, out: list[str]
+    ) -> tuple[list[str], list[str]]:
+        """Phis of the moving pointers; many that move alike share one offset. Gives lines before
+        and after the body.
+        """
         w = self.writer
         starts: list[str] = []
         moved: list[str] = []
@@ -282,30 +295,45 @@ class _Function:
         for (start, increment), group in alike.items():
             if len(group) > _SHARED:
                 offset, following = w.fresh(), w.fresh()
-                out.append(f"  {offset} = phi i64 [ {start}, %{before} ], [ {following}, %{latch} ]")
+                out.append(
+                    f"  {offset} = phi i64 [ {start}, %{before} ], [ {following}, %{latch} ]"
+                )
                 moved.append(f"  {following} = add i64 {offset}, {increment}")
-                shared += [f"  {i.name} = getelementptr i8, ptr {i.pointer}, i64 {offset}" for i in group]
+                shared += [
+                    f"  {i.name} = getelementptr i8, ptr {i.pointer}, i64 {offset}" for i in group
+                ]
                 continue
             for i in group:
                 first, following = i.pointer, w.fresh()
                 if start != "0":
                     first = w.fresh()
                     starts.append(f"  {first} = getelementptr i8, ptr {i.pointer}, i64 {start}")
-                out.append(f"  {i.name} = phi ptr [ {first}, %{before} ], [ {following}, %{latch} ]")
+                out.append(
+                    f"  {i.name} = phi ptr [ {first}, %{before} ], [ {following}, %{latch} ]"
+                )
                 moved.append(f"  {following} = getelementptr i8, ptr {i.name}, i64 {increment}")
         out += shared
         return starts, moved
 
     def _results(
-        self, carried: list[Tile], initial: list[Tile], yields: list[Tile], region: Region, after: str, surely: bool
+        self,
+        carried: list[Tile],
+        initial: list[Tile],
+        yields: list[Tile],
+        region: Region,
+        after: str,
+        surely: bool,
     ) -> list[Tile]:
-        """What the loop leaves behind: the last yields, or the initial tiles if there was no trip."""
+        """What the loop leaves behind: the last yields, or the initial tiles without a trip."""
         if surely:
             return yields
         before, out = self._before, []
         for i, y in zip(initial, yields, strict=True):
             merged = [
-                [self._phi(y, iv, before, yv, region.label) for iv, yv in zip(irow, yrow, strict=True)]
+                [
+                    self._phi(y, iv, before, yv, region.label)
+                    for iv, yv in zip(irow, yrow, strict=True)
+                ]
                 for irow, yrow in zip(i.values, y.values, strict=True)
             ]
             out.append(Tile(y.type, y.width, merged))
@@ -338,12 +366,15 @@ class _Function:
         w.start_block(after)
         for name, a, b in zip(n.results, *results, strict=True):
             merged = [
-                [self._phi(a, x, regions[0].label, y, regions[1].label) for x, y in zip(ra, rb, strict=True)]
+                [
+                    self._phi(a, x, regions[0].label, y, regions[1].label)
+                    for x, y in zip(ra, rb, strict=True)
+                ]
                 for ra, rb in zip(a.values, b.values, strict=True)
             ]
             self.tiles[name] = Tile(a.type, a.width, merged)
 
-    # ---- tiles -------------------------------------------------------------------------------------------------------
+    # ---- tiles -----------------------------------------------------------------------------------
 
     def _node(self, n: Node) -> None:
         match n:
@@ -368,7 +399,9 @@ class _Function:
             case Contract():
                 return self._contract(n, width)
             case Fill():
-                return self._constant(n.type, width, self.operations.literal(n.value, n.type.dtype, width))
+                return self._constant(
+                    n.type, width, self.operations.literal(n.value, n.type.dtype, width)
+                )
             case Position():
                 return Tile(n.type, 0, [[self.addresses.value(n.value)]])
             case Iota():
@@ -394,7 +427,9 @@ class _Function:
             tile.values = [[str(i)] for i in range(t.axes[0][1])]
         else:
             v = self.operations.vector
-            tile.values = [[v("i64", range(c * width, (c + 1) * width)) for c in range(tile.chunks)]]
+            tile.values = [
+                [v("i64", range(c * width, (c + 1) * width)) for c in range(tile.chunks)]
+            ]
         return tile
 
     def _column(self, tile: Tile, index: list[int], width: int) -> list[list[str]]:
@@ -412,7 +447,10 @@ class _Function:
         source = args[-1].type.dtype if n.op == "select" else args[0].type.dtype
         apply, chunks = self.operations.apply, range(Tile(t, width, []).chunks)
         values = [
-            [apply(n.op, [c[k] if len(c) > 1 else c[0] for c in row], source, t.dtype, width) for k in chunks]
+            [
+                apply(n.op, [c[k] if len(c) > 1 else c[0] for c in row], source, t.dtype, width)
+                for k in chunks
+            ]
             for row in zip(*columns, strict=True)
         ]
         return Tile(t, width, values)
@@ -437,12 +475,12 @@ class _Function:
             left = self._factor(a, ia[k], dtype, width)
             right = self._factor(b, ib[k], dtype, width)
             for c in range(out.chunks):
-                x = left[c] if len(left) > 1 else left[0]
-                y = right[c] if len(right) > 1 else right[0]
-                row[c] = ops.fma(x, y, row[c], dtype, width)
+                p = left[c] if len(left) > 1 else left[0]
+                q = right[c] if len(right) > 1 else right[0]
+                row[c] = ops.fma(p, q, row[c], dtype, width)
         return out
 
-    def _factor(self, tile: Tile, row: int, dtype: E.DType, width: int) -> list[str]:
+    def _factor(self, tile: Tile, row: int, dtype: DType, width: int) -> list[str]:
         """One row of a factor in the accumulator's dtype, converted once."""
         values = tile.values[row]
         if tile.type.dtype is not dtype:

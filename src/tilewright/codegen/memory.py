@@ -1,7 +1,8 @@
 """Loads, stores, gathers, scatters and prefetches of tiles.
 
-In: memory nodes. Out: `Tile`s, instructions. Invariants: no byte outside the limits is touched (masks, narrower pieces,
-or a pointer that is replaced by one to a constant); equal loads of one straight stretch are emitted once.
+In: memory nodes. Out: `Tile`s, instructions. Invariants: no byte outside the limits is touched
+(masks, narrower pieces, or a pointer that is replaced by one to a constant); equal loads of one
+straight stretch are emitted once.
 """
 
 from __future__ import annotations
@@ -9,29 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tilewright.codegen.address import Addresses
-from tilewright.codegen.address import Pointer
+from tilewright.codegen.address import Addresses, Pointer
 from tilewright.codegen.operations import Operations
-from tilewright.codegen.tiles import LazyRows
-from tilewright.codegen.tiles import Tile
-from tilewright.codegen.tiles import row_axes
-from tilewright.codegen.tiles import row_index
-from tilewright.codegen.tiles import rows
+from tilewright.codegen.tiles import LazyRows, Tile, row_axes, row_index, rows
 from tilewright.codegen.writer import Writer
 from tilewright.errors import InternalError
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import DType
-from tilewright.ir.expr import Expr
-from tilewright.ir.expr import Polynomial
-from tilewright.ir.expr import polynomial
-from tilewright.ir.nest import Gather
-from tilewright.ir.nest import Limits
-from tilewright.ir.nest import Load
-from tilewright.ir.nest import Prefetch
-from tilewright.ir.nest import Scatter
-from tilewright.ir.nest import Store
-from tilewright.ir.nest import Strides
-from tilewright.ir.nest import TileType
+from tilewright.ir.dtypes import BOOL, DType
+from tilewright.ir.expr import Expr, Polynomial, polynomial
+from tilewright.ir.nest import Gather, Limits, Load, Prefetch, Scatter, Store, Strides, TileType
 
 __all__ = ["Memory"]
 
@@ -54,7 +40,14 @@ class _Access:
     """Pointers, predicates and masks of the positions of one Load or Store."""
 
     def __init__(
-        self, addresses: Addresses, buffer: str, base: Expr, strides: Strides, limits: Limits, t: TileType, width: int
+        self,
+        addresses: Addresses,
+        buffer: str,
+        base: Expr,
+        strides: Strides,
+        limits: Limits,
+        t: TileType,
+        width: int,
     ) -> None:
         self.addresses = addresses
         self.buffer = buffer
@@ -130,7 +123,9 @@ class _Access:
             return None
         if chunk not in self._masks:
             first, valid = chunk * self.width, self.valid(chunk)
-            self._masks[chunk] = self.addresses.lane_mask(*self.lane_limit, first, self.width, valid)
+            self._masks[chunk] = self.addresses.lane_mask(
+                *self.lane_limit, first, self.width, valid
+            )
         return self._masks[chunk]
 
 
@@ -158,7 +153,7 @@ class Memory:
         w.region.lines += [f"{then}:", *region.lines, f"  br label %{after}"]
         w.start_block(after)
 
-    # ---- load --------------------------------------------------------------------------------------------------------
+    # ---- load ------------------------------------------------------------------------------------
 
     def load(self, n: Load, width: int, lazy: bool = False) -> Tile:
         """The tile of a load; with `lazy`, each row is emitted where it is first used."""
@@ -170,10 +165,14 @@ class Memory:
         def row(r: int) -> list[str]:
             return self._load_row(n, access, positions[r], tile.chunks)
 
-        tile.values = LazyRows(len(positions), row) if lazy else [row(r) for r in range(len(positions))]
+        tile.values = (
+            LazyRows(len(positions), row) if lazy else [row(r) for r in range(len(positions))]
+        )
         return tile
 
-    def _load_row(self, n: Load, access: _Access, position: dict[str, int], chunks: int) -> list[str]:
+    def _load_row(
+        self, n: Load, access: _Access, position: dict[str, int], chunks: int
+    ) -> list[str]:
         dtype, width = n.type.dtype, access.width
         inside = access.inside(position)
         if inside == "false":
@@ -181,7 +180,9 @@ class Memory:
         simple = not width or (access.lane_stride == 1 and access.lane_limit is None)
         if inside != "true" and simple and n.orelse == 0:
             size = access.extent * dtype.bytes
-            found = self.addresses.guarded(n.buffer, access.offset(position), inside, access.guard_depth, size)
+            found = self.addresses.guarded(
+                n.buffer, access.offset(position), inside, access.guard_depth, size
+            )
             if found is not None:
                 if not width:
                     return [self._scalar(found, dtype, "true", 0)]
@@ -195,7 +196,9 @@ class Memory:
             return self._broadcast(access, row, chunks, inside, n.orelse)
         return [self._strided(access, position, row, c, inside, n.orelse) for c in range(chunks)]
 
-    def _choose(self, pointer: str, predicate: str, dtype: DType, orelse: float | int | bool, lanes: int) -> str:
+    def _choose(
+        self, pointer: str, predicate: str, dtype: DType, orelse: float | int | bool, lanes: int
+    ) -> str:
         """The pointer, or one to a constant of else values where the predicate is false."""
         if predicate == "true":
             return pointer
@@ -216,7 +219,9 @@ class Memory:
             found = w.region.loads[key] = ops.from_memory(raw, dtype, 0)
         return found
 
-    def _vector(self, access: _Access, row: Pointer, chunk: int, predicate: str, orelse: float | int | bool) -> str:
+    def _vector(
+        self, access: _Access, row: Pointer, chunk: int, predicate: str, orelse: float | int | bool
+    ) -> str:
         """Lanes with stride 1."""
         w, ops, dtype, width = self.writer, self.operations, access.dtype, access.width
         mask, valid = access.mask(chunk), access.valid(chunk)
@@ -240,32 +245,48 @@ class Memory:
         found = w.region.loads[key] = ops.from_memory(raw, dtype, width)
         return found
 
-    def _masked_load(self, pointer: str, mask: str, dtype: DType, width: int, orelse: float | int | bool) -> str:
+    def _masked_load(
+        self, pointer: str, mask: str, dtype: DType, width: int, orelse: float | int | bool
+    ) -> str:
         ops = self.operations
         t = ops.memory_type(dtype, width)
         name = f"llvm.masked.load.v{width}{_suffix(dtype)}.p0"
         self.writer.module.declare(f"{t} @{name}(ptr, <{width} x i1>, {t})")
         other = ops.memory_literal(orelse, dtype, width)
-        return self.writer.op(f"call {t} @{name}(ptr align {dtype.bytes} {pointer}, <{width} x i1> {mask}, {t} {other})")
+        return self.writer.op(
+            f"call {t} @{name}(ptr align {dtype.bytes} {pointer}, <{width} x i1> {mask}, "
+            f"{t} {other})"
+        )
 
-    def _load_pieces(self, pointer: str, pieces: list[tuple[int, int]], dtype: DType, width: int) -> str:
+    def _load_pieces(
+        self, pointer: str, pieces: list[tuple[int, int]], dtype: DType, width: int
+    ) -> str:
         w, ops = self.writer, self.operations
         t, e = ops.memory_type(dtype, width), ops.memory_type(dtype, 0)
         out = "poison"
         for first, count in pieces:
-            at = w.once(f"getelementptr i8, ptr {pointer}, i64 {first * dtype.bytes}") if first else pointer
+            at = (
+                w.once(f"getelementptr i8, ptr {pointer}, i64 {first * dtype.bytes}")
+                if first
+                else pointer
+            )
             if count == 1:
                 one = w.op(f"load {e}, ptr {at}, align {dtype.bytes}")
                 out = w.op(f"insertelement {t} {out}, {e} {one}, i64 {first}")
                 continue
             piece = w.op(f"load <{count} x {e}>, ptr {at}, align {dtype.bytes}")
             grow = ops.vector("i32", [i if i < count else 0 for i in range(width)])
-            wide = w.op(f"shufflevector <{count} x {e}> {piece}, <{count} x {e}> poison, <{width} x i32> {grow}")
+            wide = w.op(
+                f"shufflevector <{count} x {e}> {piece}, <{count} x {e}> poison, "
+                f"<{width} x i32> {grow}"
+            )
             if first == 0:
                 out = wide
                 continue
             pick = [width + i - first if first <= i < first + count else i for i in range(width)]
-            out = w.op(f"shufflevector {t} {out}, {t} {wide}, <{width} x i32> {ops.vector('i32', pick)}")
+            out = w.op(
+                f"shufflevector {t} {out}, {t} {wide}, <{width} x i32> {ops.vector('i32', pick)}"
+            )
         return out
 
     def _broadcast(
@@ -280,7 +301,9 @@ class Memory:
             for a, b in ((lo + 1, hi), (lo + 1, _const(access.extent)), (_const(1), hi)):
                 if not p.ranges.true("le", a, b):
                     depth = max(p.depth(a), p.depth(b))
-                    some = p.both(some, self.writer.op_at(depth, f"icmp sle i64 {p.value(a)}, {p.value(b)}"))
+                    some = p.both(
+                        some, self.writer.op_at(depth, f"icmp sle i64 {p.value(a)}, {p.value(b)}")
+                    )
             predicate = p.both(predicate, some)
         value = ops.splat(self._scalar(row, dtype, predicate, orelse), dtype, width)
         out = []
@@ -311,7 +334,7 @@ class Memory:
                 out = self.writer.op(f"insertelement {t} {out}, {e} {one}, i64 {i}")
         return out
 
-    # ---- store -------------------------------------------------------------------------------------------------------
+    # ---- store -----------------------------------------------------------------------------------
 
     def store(self, n: Store, value: Tile) -> None:
         t, width, dtype = value.type, value.width, value.type.dtype
@@ -345,10 +368,17 @@ class Memory:
         t = self.operations.memory_type(dtype, width)
         self.writer.line(f"store {t} {value}, ptr {pointer}, align {dtype.bytes}")
 
-    def _store_plain(self, plain: list[tuple[Pointer, str]], dtype: DType, width: int, nontemporal: bool) -> None:
+    def _store_plain(
+        self, plain: list[tuple[Pointer, str]], dtype: DType, width: int, nontemporal: bool
+    ) -> None:
         w, t = self.writer, self.operations.memory_type(dtype, width)
         size = width * dtype.bytes
-        if not nontemporal or size not in (16, 32, 64) or any(d % size for (_, d), _ in plain) or not plain:
+        if (
+            not nontemporal
+            or size not in (16, 32, 64)
+            or any(d % size for (_, d), _ in plain)
+            or not plain
+        ):
             for at, v in plain:
                 self._store_line(self.addresses.at(at), v, dtype, width)
             return
@@ -372,7 +402,14 @@ class Memory:
         w.start_block(after)
 
     def _store_part(
-        self, at: Pointer, value: str, dtype: DType, width: int, valid: int, mask: str | None, inside: str
+        self,
+        at: Pointer,
+        value: str,
+        dtype: DType,
+        width: int,
+        valid: int,
+        mask: str | None,
+        inside: str,
     ) -> None:
         """Some lanes of a vector."""
         w, ops = self.writer, self.operations
@@ -387,10 +424,17 @@ class Memory:
                 used = mask if mask.startswith("<") else self.addresses.use_mask(mask, width)
                 name = f"llvm.masked.store.v{width}{_suffix(dtype)}.p0"
                 w.module.declare(f"void @{name}({t}, ptr, <{width} x i1>)")
-                w.line(f"call void @{name}({t} {raw}, ptr align {dtype.bytes} {pointer}, <{width} x i1> {used})")
+                w.line(
+                    f"call void @{name}({t} {raw}, ptr align {dtype.bytes} {pointer}, "
+                    f"<{width} x i1> {used})"
+                )
                 return
             for first, count in pieces:
-                to = w.once(f"getelementptr i8, ptr {pointer}, i64 {first * dtype.bytes}") if first else pointer
+                to = (
+                    w.once(f"getelementptr i8, ptr {pointer}, i64 {first * dtype.bytes}")
+                    if first
+                    else pointer
+                )
                 if count == 1:
                     one = w.op(f"extractelement {t} {raw}, i64 {first}")
                     w.line(f"store {e} {one}, ptr {to}, align {dtype.bytes}")
@@ -400,7 +444,12 @@ class Memory:
                 w.line(f"store <{count} x {e}> {piece}, ptr {to}, align {dtype.bytes}")
 
     def _store_strided(
-        self, access: _Access, position: dict[str, int], row: Pointer, chunks: list[str], inside: str
+        self,
+        access: _Access,
+        position: dict[str, int],
+        row: Pointer,
+        chunks: list[str],
+        inside: str,
     ) -> None:
         w, ops, dtype, width = self.writer, self.operations, access.dtype, access.width
         t = ops.memory_type(dtype, width)
@@ -416,7 +465,7 @@ class Memory:
                 with self.when(predicate):
                     self._store_line(pointer, one, dtype, 0)
 
-    # ---- computed offsets --------------------------------------------------------------------------------------------
+    # ---- computed offsets ------------------------------------------------------------------------
 
     def _base(self, buffer: str, base: Expr) -> str:
         return self.addresses.at(self.addresses.pointer(buffer, polynomial(base)))
@@ -446,7 +495,13 @@ class Memory:
         return tile
 
     def _gather_vector(
-        self, tile: Tile, chunk: int, base: str, at: str, keep: str | None, orelse: float | int | bool
+        self,
+        tile: Tile,
+        chunk: int,
+        base: str,
+        at: str,
+        keep: str | None,
+        orelse: float | int | bool,
     ) -> str:
         w, ops, dtype, width = self.writer, self.operations, tile.type.dtype, tile.width
         e, v = ops.memory_type(dtype, 0), ops.memory_type(dtype, width)
@@ -461,7 +516,8 @@ class Memory:
         w.module.declare(f"{v} @{name}(<{width} x ptr>, <{width} x i1>, {v})")
         other = ops.memory_literal(orelse, dtype, width)
         return w.op(
-            f"call {v} @{name}(<{width} x ptr> align {dtype.bytes} {pointers}, <{width} x i1> {keep}, {v} {other})"
+            f"call {v} @{name}(<{width} x ptr> align {dtype.bytes} {pointers}, "
+            f"<{width} x i1> {keep}, {v} {other})"
         )
 
     def scatter(self, n: Scatter, offset: Tile, value: Tile, mask: Tile | None) -> None:
@@ -529,6 +585,6 @@ def _element(ops: Operations, tile: Tile, row: int, lane: int) -> str:
     chunk, i = divmod(lane, tile.width)
     if chunk >= len(tile.values[row]):
         raise InternalError("X001", f"lane {lane} of {tile.type}")
-    return ops.op(f"extractelement {ops.type(tile.type.dtype, tile.width)} {tile.values[row][chunk]}, i64 {i}")
-
-
+    return ops.op(
+        f"extractelement {ops.type(tile.type.dtype, tile.width)} {tile.values[row][chunk]}, i64 {i}"
+    )

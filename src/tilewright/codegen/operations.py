@@ -1,14 +1,14 @@
 """Every scalar operation of ir.expr on LLVM scalars and vectors, for every dtype.
 
-In: operation name, operand values, dtypes, number of lanes (0: a scalar). Out: the name of the result. Invariants: no
-fast-math flag, nothing that traps, no library call: f16 and bf16 live in registers as i16 and are computed in f32.
+In: operation name, operand values, dtypes, number of lanes (0: a scalar). Out: the name of the
+result. Invariants: no fast-math flag, nothing that traps, no library call: f16 and bf16 live in
+registers as i16 and are computed in f32.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,21 +16,32 @@ import numpy as np
 from tilewright.codegen import mathlib
 from tilewright.codegen.writer import Writer
 from tilewright.errors import InternalError
-from tilewright.ir.dtypes import BF16
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import F16
-from tilewright.ir.dtypes import F32
-from tilewright.ir.dtypes import F64
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import BF16, BOOL, F16, F32, F64, DType
 from tilewright.ir.expr import COMPARE
 from tilewright.machine.target import Target
 
 __all__ = ["Operations", "identity"]
 
 _FLOAT = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
-_ROUNDING = {"floor": "floor", "ceil": "ceil", "round": "roundeven", "trunc": "trunc", "sqrt": "sqrt", "abs": "fabs"}
+_ROUNDING = {
+    "floor": "floor",
+    "ceil": "ceil",
+    "round": "roundeven",
+    "trunc": "trunc",
+    "sqrt": "sqrt",
+    "abs": "fabs",
+}
 _INTEGER = {"add": "add", "sub": "sub", "mul": "mul", "and": "and", "or": "or", "xor": "xor"}
-_BOOLEAN = {"and": "and", "or": "or", "xor": "xor", "add": "or", "max": "or", "mul": "and", "min": "and", "ne": "xor"}
+_BOOLEAN = {
+    "and": "and",
+    "or": "or",
+    "xor": "xor",
+    "add": "or",
+    "max": "or",
+    "mul": "and",
+    "min": "and",
+    "ne": "xor",
+}
 _ORDERED = {"lt": "olt", "le": "ole", "eq": "oeq", "ne": "une"}
 _HALF = (F16, BF16)
 
@@ -72,7 +83,7 @@ class Operations:
     def op(self, text: str) -> str:
         return self.writer.op(text) if self._depth < 0 else self.writer.op_at(self._depth, text)
 
-    # ---- types and constants -----------------------------------------------------------------------------------------
+    # ---- types and constants ---------------------------------------------------------------------
 
     @staticmethod
     def element(dtype: DType) -> str:
@@ -121,21 +132,29 @@ class Operations:
             return f"splat ({e} {value})"
         t = f"<{lanes} x {e}>"
         one = self.writer.once(f"insertelement {t} poison, {e} {value}, i64 0")
-        return self.writer.once(f"shufflevector {t} {one}, {t} poison, <{lanes} x i32> zeroinitializer")
+        return self.writer.once(
+            f"shufflevector {t} {one}, {t} poison, <{lanes} x i32> zeroinitializer"
+        )
 
     def from_memory(self, raw: str, dtype: DType, lanes: int) -> str:
         """A loaded value as it lives in registers."""
         if dtype is not BOOL:
             return raw
-        return self.op(f"icmp ne {self.memory_type(dtype, lanes)} {raw}, {'zeroinitializer' if lanes else 0}")
+        return self.op(
+            f"icmp ne {self.memory_type(dtype, lanes)} {raw}, {'zeroinitializer' if lanes else 0}"
+        )
 
     def to_memory(self, value: str, dtype: DType, lanes: int) -> str:
         """A value as it is stored."""
         if dtype is not BOOL:
             return value
-        return self.op(f"zext {self.type(dtype, lanes)} {value} to {self.memory_type(dtype, lanes)}")
+        return self.op(
+            f"zext {self.type(dtype, lanes)} {value} to {self.memory_type(dtype, lanes)}"
+        )
 
-    def call(self, name: str, args: list[str], dtype: DType, lanes: int, result: str | None = None) -> str:
+    def call(
+        self, name: str, args: list[str], dtype: DType, lanes: int, result: str | None = None
+    ) -> str:
         """An overloaded LLVM intrinsic whose operands are all of one type."""
         t = self.type(dtype, lanes)
         suffix = {"float": "f32", "double": "f64"}.get(self.element(dtype), self.element(dtype))
@@ -143,10 +162,10 @@ class Operations:
         self.writer.module.declare(f"{result or t} @{full}({', '.join([t] * len(args))})")
         return self.op(f"call {result or t} @{full}({', '.join(f'{t} {a}' for a in args)})")
 
-    # ---- the table ---------------------------------------------------------------------------------------------------
+    # ---- the table -------------------------------------------------------------------------------
 
     def apply(self, op: str, args: list[str], source: DType, dtype: DType, lanes: int) -> str:
-        """`op` on operands of dtype `source` (of a select: the dtype of its values), giving `dtype`.
+        """`op` on operands of dtype `source` (of a select: its values'), giving `dtype`.
 
         Errors: InternalError L001 for an operation that the dtype does not have.
         """
@@ -182,12 +201,14 @@ class Operations:
             return self.op(f"xor {t} {args[0]}, {true}")
         if op in ("lt", "le", "eq"):
             first = self.op(f"xor {t} {args[0]}, {true}")
-            return self.op(f"{'xor' if op == 'eq' else 'and' if op == 'lt' else 'or'} {t} {first}, {args[1]}")
+            return self.op(
+                f"{'xor' if op == 'eq' else 'and' if op == 'lt' else 'or'} {t} {first}, {args[1]}"
+            )
         if op not in _BOOLEAN:
             raise self._refuse(op, BOOL)
         return self.op(f"{_BOOLEAN[op]} {t} {args[0]}, {args[1]}")
 
-    # ---- floats ------------------------------------------------------------------------------------------------------
+    # ---- floats ----------------------------------------------------------------------------------
 
     def _float(self, op: str, args: list[str], dtype: DType, lanes: int) -> str:
         t = self.type(dtype, lanes)
@@ -249,7 +270,7 @@ class Operations:
             op, dtype.name, lanes or 1, args, w.fresh, w.line, t.has_fma, t.has_masks, self.is_arm
         )
 
-    # ---- integers ----------------------------------------------------------------------------------------------------
+    # ---- integers --------------------------------------------------------------------------------
 
     def _integer(self, op: str, args: list[str], dtype: DType, lanes: int) -> str:
         t = self.type(dtype, lanes)
@@ -291,7 +312,9 @@ class Operations:
         raise self._refuse(op, dtype)
 
     def _divide(self, op: str, a: str, b: str, dtype: DType, lanes: int) -> str:
-        """x / 0 and x % 0 are 0, and the lowest integer divided by -1 wraps: the divisor is made 1 there."""
+        """x / 0 and x % 0 are 0, and the lowest integer divided by -1 wraps: the divisor is made 1
+        there.
+        """
         t, m = self.type(dtype, lanes), self.type(BOOL, lanes)
         zero, one = ("zeroinitializer" if lanes else "0"), self.literal(1, dtype, lanes)
         none = self.op(f"icmp eq {t} {b}, {zero}")
@@ -323,7 +346,9 @@ class Operations:
         return self.op(f"select {m} {none}, {t} {zero}, {t} {q}")
 
     def _power(self, a: str, b: str, dtype: DType, lanes: int) -> str:
-        """Square and multiply, wrapping; a negative exponent gives 1, -1 or 0 (1 / a^|b| truncated)."""
+        """Square and multiply, wrapping; a negative exponent gives 1, -1 or 0 (1 / a^|b|
+        truncated).
+        """
         t, m = self.type(dtype, lanes), self.type(BOOL, lanes)
         zero, one = ("zeroinitializer" if lanes else "0"), self.literal(1, dtype, lanes)
         result, base = one, a
@@ -344,10 +369,12 @@ class Operations:
         inverse = self.op(f"select {m} {unit}, {t} {flipped}, {t} {zero}")
         return self.op(f"select {m} {negative}, {t} {inverse}, {t} {result}")
 
-    # ---- conversions -------------------------------------------------------------------------------------------------
+    # ---- conversions -----------------------------------------------------------------------------
 
     def cast(self, a: str, source: DType, dtype: DType, lanes: int) -> str:
-        """Value conversion with the meaning of ir.scalar: saturating from float to integer, wrapping between them."""
+        """Value conversion with the meaning of ir.scalar: saturating from float to integer,
+        wrapping between them.
+        """
         if source is dtype:
             return a
         if source in _HALF:
@@ -379,7 +406,8 @@ class Operations:
     def _saturate(self, a: str, source: DType, dtype: DType, lanes: int) -> str:
         s, t = self.type(source, lanes), self.type(dtype, lanes)
         shape = f"v{lanes}" if lanes else ""
-        name = f"llvm.fpto{'s' if dtype.kind == 'i' else 'u'}i.sat.{shape}i{dtype.bits}.{shape}f{source.bits}"
+        sign = "s" if dtype.kind == "i" else "u"
+        name = f"llvm.fpto{sign}i.sat.{shape}i{dtype.bits}.{shape}f{source.bits}"
         self.writer.module.declare(f"{t} @{name}({s})")
         return self.op(f"call {t} @{name}({s} {a})")
 
@@ -392,21 +420,28 @@ class Operations:
             return self.op(f"fpext {half} {bits} to {f}")
         wide = self.op(f"zext {h} {a} to {i}")
         if source is BF16:
-            return self.op(f"bitcast {i} {self.op(f'shl {i} {wide}, {self._int(16, lanes)}')} to {f}")
-        # Exponent moved by integers; a denormal is normalised by one float subtraction. After F. Giesen.
+            return self.op(
+                f"bitcast {i} {self.op(f'shl {i} {wide}, {self._int(16, lanes)}')} to {f}"
+            )
+        # Exponent moved by integers; a denormal is normalised by one float subtraction.
+        # After F. Giesen.
         m = self.type(BOOL, lanes)
-        body = self.op(f"shl {i} {self.op(f'and {i} {wide}, {self._int(0x7FFF, lanes)}')}, {self._int(13, lanes)}")
+        size = self.op(f"and {i} {wide}, {self._int(0x7FFF, lanes)}")
+        body = self.op(f"shl {i} {size}, {self._int(13, lanes)}")
         exponent = self.op(f"and {i} {body}, {self._int(0x7C00 << 13, lanes)}")
         moved = self.op(f"add {i} {body}, {self._int(112 << 23, lanes)}")
         special = self.op(f"icmp eq {i} {exponent}, {self._int(0x7C00 << 13, lanes)}")
         infinite = self.op(f"add {i} {moved}, {self._int(112 << 23, lanes)}")
         tiny = self.op(f"icmp eq {i} {exponent}, {self._int(0, lanes)}")
-        lifted = self.op(f"bitcast {i} {self.op(f'add {i} {moved}, {self._int(1 << 23, lanes)}')} to {f}")
+        lifted = self.op(
+            f"bitcast {i} {self.op(f'add {i} {moved}, {self._int(1 << 23, lanes)}')} to {f}"
+        )
         lowered = self.op(f"fsub {f} {lifted}, {self.literal(2.0**-14, F32, lanes)}")
         small = self.op(f"bitcast {f} {lowered} to {i}")
         out = self.op(f"select {m} {special}, {i} {infinite}, {i} {moved}")
         out = self.op(f"select {m} {tiny}, {i} {small}, {i} {out}")
-        sign = self.op(f"shl {i} {self.op(f'and {i} {wide}, {self._int(0x8000, lanes)}')}, {self._int(16, lanes)}")
+        negative = self.op(f"and {i} {wide}, {self._int(0x8000, lanes)}")
+        sign = self.op(f"shl {i} {negative}, {self._int(16, lanes)}")
         return self.op(f"bitcast {i} {self.op(f'or {i} {out}, {sign}')} to {f}")
 
     def _narrow(self, a: str, dtype: DType, lanes: int) -> str:
@@ -438,10 +473,18 @@ class Operations:
         body = self.op(f"and {i} {bits}, {self._int(0x7FFFFFFF, lanes)}")
         sign = self.op(f"lshr {i} {self.op(f'xor {i} {bits}, {body}')}, {self._int(16, lanes)}")
         bad = self.op(f"icmp ugt {i} {body}, {self._int(0x7F800000, lanes)}")
-        huge = self.op(f"select {m} {bad}, {i} {self._int(0x7E00, lanes)}, {i} {self._int(0x7C00, lanes)}")
-        lifted = self.op(f"fadd {f} {self.op(f'bitcast {i} {body} to {f}')}, {self.literal(0.5, F32, lanes)}")
-        small = self.op(f"sub {i} {self.op(f'bitcast {f} {lifted} to {i}')}, {self._int(126 << 23, lanes)}")
-        odd = self.op(f"and {i} {self.op(f'lshr {i} {body}, {self._int(13, lanes)}')}, {self._int(1, lanes)}")
+        huge = self.op(
+            f"select {m} {bad}, {i} {self._int(0x7E00, lanes)}, {i} {self._int(0x7C00, lanes)}"
+        )
+        lifted = self.op(
+            f"fadd {f} {self.op(f'bitcast {i} {body} to {f}')}, {self.literal(0.5, F32, lanes)}"
+        )
+        small = self.op(
+            f"sub {i} {self.op(f'bitcast {f} {lifted} to {i}')}, {self._int(126 << 23, lanes)}"
+        )
+        odd = self.op(
+            f"and {i} {self.op(f'lshr {i} {body}, {self._int(13, lanes)}')}, {self._int(1, lanes)}"
+        )
         moved = self.op(f"add {i} {body}, {self._int(0xFFF - (112 << 23), lanes)}")
         normal = self.op(f"lshr {i} {self.op(f'add {i} {moved}, {odd}')}, {self._int(13, lanes)}")
         is_huge = self.op(f"icmp uge {i} {body}, {self._int(143 << 23, lanes)}")

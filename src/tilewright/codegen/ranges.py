@@ -1,16 +1,14 @@
 """Intervals of subscript expressions, from the ranges of loop variables.
 
-In: an i64 `Expr`. Out: inclusive (low, high), None for unbounded. Invariant: sound, not tight; used only to drop bounds
-that are true anyway and to choose unsigned division.
+In: an i64 `Expr`. Out: inclusive (low, high), None for unbounded. Invariant: sound, not tight; used
+only to drop bounds that are true anyway and to choose unsigned division.
 """
 
 from __future__ import annotations
 
 import math
 
-from tilewright.ir.expr import Expr
-from tilewright.ir.expr import int_value
-from tilewright.ir.expr import polynomial
+from tilewright.ir.expr import Expr, int_value, polynomial
 
 __all__ = ["Interval", "Ranges"]
 
@@ -53,7 +51,11 @@ class Ranges:
         last = None
         if high is not None:
             a = int_value(lo)
-            last = (high - 1) // divisor * divisor if a is None else a + max(0, high - 1 - a) // step * step
+            last = (
+                (high - 1) // divisor * divisor
+                if a is None
+                else a + max(0, high - 1 - a) // step * step
+            )
             last = last if low is None else max(last, low)
         self.variables[var] = (low, last)
         self.divisors[var] = divisor
@@ -104,10 +106,9 @@ class Ranges:
         if op in ("min", "max"):
             return self._extremum(op, self.of(e.args[0]), self.of(e.args[1]))
         if op == "select":
-            a, b = self.of(e.args[1]), self.of(e.args[2])
-            low = None if a[0] is None or b[0] is None else min(a[0], b[0])
-            high = None if a[1] is None or b[1] is None else max(a[1], b[1])
-            return low, high
+            (al, ah), (bl, bh) = self.of(e.args[1]), self.of(e.args[2])
+            low = None if al is None or bl is None else min(al, bl)
+            return low, None if ah is None or bh is None else max(ah, bh)
         return _ANY
 
     def _division(self, e: Expr) -> Interval:
@@ -138,7 +139,11 @@ class Ranges:
     def true(self, condition: str, a: Expr, b: Expr) -> bool:
         """Is `a <= b` (le) or `a < b` (lt) for every value of the variables?"""
         high, low = self.of(a)[1], self.of(b)[0]
-        if high is not None and low is not None and (high <= low if condition == "le" else high < low):
+        if (
+            high is not None
+            and low is not None
+            and (high <= low if condition == "le" else high < low)
+        ):
             return True
         low = self.of(b - a)[0]
         return low is not None and low >= (0 if condition == "le" else 1)

@@ -1,21 +1,15 @@
 """Operations across the lanes of vectors: reduce, scan, relayout.
 
-In: tiles. Out: tiles. Invariant: the order of every reduction is fixed by the extent alone (halving of the lanes padded
-to a power of two), so every target gives the same bits.
+In: tiles. Out: tiles. Invariant: the order of every reduction is fixed by the extent alone (halving
+of the lanes padded to a power of two), so every target gives the same bits.
 """
 
 from __future__ import annotations
 
-from tilewright.codegen.operations import Operations
-from tilewright.codegen.operations import identity
-from tilewright.codegen.tiles import Tile
-from tilewright.codegen.tiles import row_axes
-from tilewright.codegen.tiles import row_index
-from tilewright.codegen.tiles import rows
+from tilewright.codegen.operations import Operations, identity
+from tilewright.codegen.tiles import Tile, row_axes, row_index, rows
 from tilewright.codegen.writer import Writer
-from tilewright.ir.nest import Reduce
-from tilewright.ir.nest import Relayout
-from tilewright.ir.nest import Scan
+from tilewright.ir.nest import Reduce, Relayout, Scan
 
 __all__ = ["Shuffles"]
 
@@ -33,7 +27,7 @@ class Shuffles:
         mask = ", ".join("i32 poison" if p < 0 else f"i32 {p}" for p in pick)
         return self.writer.op(f"shufflevector {t} {a}, {t} {b}, <{len(pick)} x i32> <{mask}>")
 
-    # ---- reduce ------------------------------------------------------------------------------------------------------
+    # ---- reduce ----------------------------------------------------------------------------------
 
     def reduce(self, n: Reduce, value: Tile, width: int) -> Tile:
         t = n.type
@@ -51,7 +45,9 @@ class Shuffles:
             total = group[0]
             for more in group[1:]:
                 pairs = zip(total, more, strict=True)
-                total = [self.operations.apply(n.monoid, [a, b], dtype, dtype, width) for a, b in pairs]
+                total = [
+                    self.operations.apply(n.monoid, [a, b], dtype, dtype, width) for a, b in pairs
+                ]
             out.append(total)
         return Tile(t, width, out)
 
@@ -64,7 +60,9 @@ class Shuffles:
         if valid < width:
             keep = ops.vector("i1", [int(i < valid) for i in range(width)])
             other = ops.literal(identity(monoid, dtype), dtype, width)
-            parts[-1] = self.writer.op(f"select <{width} x i1> {keep}, {t} {parts[-1]}, {t} {other}")
+            parts[-1] = self.writer.op(
+                f"select <{width} x i1> {keep}, {t} {parts[-1]}, {t} {other}"
+            )
         total = 1 << (len(parts) - 1).bit_length()
         parts += [None] * (total - len(parts))  # identities, which change nothing
         while len(parts) > 1:
@@ -84,13 +82,15 @@ class Shuffles:
             lanes = half
         return self.writer.op(f"extractelement <1 x {e}> {v}, i64 0")
 
-    # ---- scan --------------------------------------------------------------------------------------------------------
+    # ---- scan ------------------------------------------------------------------------------------
 
     def scan(self, n: Scan, value: Tile) -> Tile:
         t, dtype, width = n.type, n.type.dtype, value.width
         out = [list(r) for r in value.values]
         if n.axis == t.lane:
-            return Tile(t, width, [self._scan_lanes(n.monoid, value, chunks) for chunks in value.values])
+            return Tile(
+                t, width, [self._scan_lanes(n.monoid, value, chunks) for chunks in value.values]
+            )
         others = [(a, k) for a, k in row_axes(t) if a != n.axis]
         count = t.extent(n.axis)
         index = row_index(t, [*others, (n.axis, count)])
@@ -104,7 +104,9 @@ class Shuffles:
         return Tile(t, width, out)
 
     def _scan_lanes(self, monoid: str, value: Tile, chunks: list[str]) -> list[str]:
-        """Prefix inside each vector in log2(width) steps, then the running total of the vectors before."""
+        """Prefix inside each vector in log2(width) steps, then the running total of the vectors
+        before.
+        """
         ops, dtype, width = self.operations, value.type.dtype, value.width
         e, t = ops.element(dtype), ops.type(dtype, width)
         neutral = ops.literal(identity(monoid, dtype), dtype, width)
@@ -114,7 +116,9 @@ class Shuffles:
             distance = 1
             while distance < width:
                 pick = [width + i if i < distance else i - distance for i in range(width)]
-                v = ops.apply(monoid, [self._shuffle(v, neutral, pick, e, width), v], dtype, dtype, width)
+                v = ops.apply(
+                    monoid, [self._shuffle(v, neutral, pick, e, width), v], dtype, dtype, width
+                )
                 distance *= 2
             if carry:
                 v = ops.apply(monoid, [carry, v], dtype, dtype, width)
@@ -123,7 +127,7 @@ class Shuffles:
             carry = ops.splat(last, dtype, width)
         return out
 
-    # ---- relayout ----------------------------------------------------------------------------------------------------
+    # ---- relayout --------------------------------------------------------------------------------
 
     def relayout(self, n: Relayout, value: Tile, width: int) -> Tile:
         t, source = n.type, value.type
@@ -161,7 +165,10 @@ class Shuffles:
         out: list[list[str]] = []
         others = [(a, 1 if a == lane else k) for a, k in t.axes]
         row = row_index(source, [(a, k) for a, k in t.axes if a != lane])
-        at = {tuple(p.items()): r for p, r in zip(_positions([x for x in others if x[0] != lane]), row, strict=True)}
+        at = {
+            tuple(p.items()): r
+            for p, r in zip(_positions([x for x in others if x[0] != lane]), row, strict=True)
+        }
         for position in rows(t):
             k = position[lane]
             r = at[tuple((a, i) for a, i in position.items() if a != lane)]
@@ -184,10 +191,14 @@ class Shuffles:
                 height = min(block, t.extent(new) - c)
                 for k in range(0, t.extent(old), block):
                     rows_in = [
-                        self._wide(value, from_rows[o * source.extent(new) + c + i], k, block) if i < height else "poison"
+                        self._wide(value, from_rows[o * source.extent(new) + c + i], k, block)
+                        if i < height
+                        else "poison"
                         for i in range(block)
                     ]
-                    network = self._network(rows_in, block, self.operations.element(t.dtype), t.dtype.bits)
+                    network = self._network(
+                        rows_in, block, self.operations.element(t.dtype), t.dtype.bits
+                    )
                     for i in range(min(block, t.extent(old) - k)):
                         row = to_rows[o * t.extent(old) + k + i]
                         self._narrow(out, row, c, network[i], block)
@@ -205,7 +216,8 @@ class Shuffles:
         size = width
         while len(parts) > 1:
             parts = [
-                self._shuffle(a, b, list(range(2 * size)), e, size) for a, b in zip(parts[::2], parts[1::2], strict=True)
+                self._shuffle(a, b, list(range(2 * size)), e, size)
+                for a, b in zip(parts[::2], parts[1::2], strict=True)
             ]
             size *= 2
         return parts[0]
@@ -226,10 +238,12 @@ class Shuffles:
         """Transpose of n vectors of n lanes: unpacks inside 128-bit groups, then whole groups."""
         group = min(n, max(1, 128 // bits))
         groups = n // group
-        # Inside groups: after the step with `size`, vector j of a set of 2*size holds columns j mod 2*size.
+        # Inside groups: after the step with `size`, vector j of a set of 2*size holds
+        # columns j mod 2*size.
         size = 1
         while size < group:
-            low_pick, high_pick = [], []
+            low_pick: list[int] = []
+            high_pick: list[int] = []
             for g in range(0, n, group):
                 for block in range(group // size // 2):
                     for half, pick in ((0, low_pick), (group // 2, high_pick)):
@@ -239,7 +253,8 @@ class Shuffles:
             size *= 2
         if groups == 1:
             return v
-        # Between groups: vector g*group + c holds, in its group q, rows of set g and column q*group + c. Each step
+        # Between groups: vector g*group + c holds, in its group q, rows of set g and
+        # column q*group + c. Each step
         # keeps the even groups of two neighbours in one vector and the odd ones in another.
         even = [g * group + i for g in range(0, groups, 2) for i in range(group)]
         odd = [p + group for p in even]
@@ -257,13 +272,19 @@ class Shuffles:
                 out[q * group + c] = vector
         return out
 
-    def _stage(self, v: list[str], n: int, size: int, low: list[int], high: list[int], element: str) -> list[str]:
+    def _stage(
+        self, v: list[str], n: int, size: int, low: list[int], high: list[int], element: str
+    ) -> list[str]:
         out = list(v)
         for base in range(0, len(v), 2 * size):
             for j in range(size):
                 a, b = v[base + j], v[base + size + j]
-                out[base + 2 * j] = "poison" if a == b == "poison" else self._shuffle(a, b, low, element, n)
-                out[base + 2 * j + 1] = "poison" if a == b == "poison" else self._shuffle(a, b, high, element, n)
+                out[base + 2 * j] = (
+                    "poison" if a == b == "poison" else self._shuffle(a, b, low, element, n)
+                )
+                out[base + 2 * j + 1] = (
+                    "poison" if a == b == "poison" else self._shuffle(a, b, high, element, n)
+                )
         return out
 
 

@@ -1,34 +1,33 @@
 """How a tile is spread over registers, and how wide its vectors are.
 
-In: a phase. Out: `Tile` (a table of LLVM values) and the vector width of every tile. Invariants: all tiles that meet in
-elementwise operations along one lane axis use one width, so nothing is ever cut or joined between operations; the width
-is that of the widest dtype among them. 64-bit integers (offsets) do not count: they take two registers instead.
+In: a phase. Out: `Tile` (a table of LLVM values) and the vector width of every tile. Invariants:
+all tiles that meet in elementwise operations along one lane axis use one width, so nothing is ever
+cut or joined between operations; the width is that of the widest dtype among them. 64-bit integers
+(offsets) do not count: they take two registers instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import DType
-from tilewright.ir.nest import Contract
-from tilewright.ir.nest import For
-from tilewright.ir.nest import Gather
-from tilewright.ir.nest import If
-from tilewright.ir.nest import Map
-from tilewright.ir.nest import Node
-from tilewright.ir.nest import Phase
-from tilewright.ir.nest import Prefetch
-from tilewright.ir.nest import Reduce
-from tilewright.ir.nest import Relayout
-from tilewright.ir.nest import Scan
-from tilewright.ir.nest import Scatter
-from tilewright.ir.nest import Store
-from tilewright.ir.nest import TileType
+from tilewright.ir.dtypes import BOOL, DType
+from tilewright.ir.nest import (
+    Contract,
+    For,
+    Gather,
+    If,
+    Map,
+    Node,
+    Phase,
+    Prefetch,
+    Reduce,
+    Relayout,
+    Scan,
+    Scatter,
+    Store,
+    TileType,
+)
 
 __all__ = ["LazyRows", "Tile", "offsets", "row_axes", "row_index", "rows", "vector_widths"]
 
@@ -52,10 +51,10 @@ class LazyRows(Sequence[list[str]]):
 
 @dataclass(slots=True)
 class Tile:
-    """`values[row][chunk]`: rows are the positions of the axes other than the lane axis, in row-major order.
+    """`values[row][chunk]`: rows are positions of all axes but the lane axis, in row-major order.
 
-    width: lanes of one LLVM vector; 0 where there is no lane axis (then one chunk, a scalar). The last vector may hold
-    lanes beyond the extent; what they contain is unspecified, and harmless.
+    width: lanes of one LLVM vector; 0 where there is no lane axis (then one chunk, a scalar). The
+    last vector may hold lanes beyond the extent; what they contain is unspecified, and harmless.
     """
 
     type: TileType
@@ -101,7 +100,9 @@ def offsets(result: list[tuple[str, int]], strides: dict[str, int]) -> list[int]
 
 
 def row_index(operand: TileType, result: list[tuple[str, int]]) -> list[int]:
-    """For each row over the axes `result`: the row of `operand` that meets it (broadcast by axis name)."""
+    """For each row over the axes `result`: the row of `operand` that meets it (broadcast by axis
+    name).
+    """
     strides: dict[str, int] = {}
     step = 1
     for a, n in reversed(row_axes(operand)):
@@ -153,7 +154,9 @@ def _visit(body: tuple[Node, ...], classes: _Classes) -> None:
                 for name, initial in n.carries:
                     classes.define(name, classes.types[initial])
                 _visit(n.body, classes)
-                for (name, initial), end, result in zip(n.carries, n.yields, n.results, strict=True):
+                for (name, initial), end, result in zip(
+                    n.carries, n.yields, n.results, strict=True
+                ):
                     classes.define(result, classes.types[initial])
                     classes.join((name, initial, end, result))
             case If():
@@ -182,7 +185,9 @@ def _visit(body: tuple[Node, ...], classes: _Classes) -> None:
 
 
 def vector_widths(phase: Phase, vector_bits: int) -> dict[str, int]:
-    """Lanes of one LLVM vector, for each tile name of the phase (0 where the tile has no lane axis)."""
+    """Lanes of one LLVM vector, for each tile name of the phase (0 where the tile has no lane
+    axis).
+    """
     classes = _Classes()
     _visit(phase.body, classes)
     widths: dict[str, int] = {}

@@ -1,15 +1,15 @@
 """Text of one LLVM function: nested regions, fresh names and value numbering.
 
-In: instructions. Out: lines of LLVM text. Invariants: a *region* is the code of one loop body or branch; what is
-written to an outer region while an inner one is open lands before the inner one, so it dominates it and is computed
-once (hoisting). Hoisted instructions are free of control flow and cannot trap.
+In: instructions. Out: lines of LLVM text. Invariants: a *region* is the code of one loop body or
+branch; what is written to an outer region while an inner one is open lands before the inner one, so
+it dominates it and is computed once (hoisting). Hoisted instructions are free of control flow and
+cannot trap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 
 __all__ = ["Induction", "Module", "Region", "Writer"]
 
@@ -30,7 +30,9 @@ class Region:
 
     label: str
     lines: list[str] = field(default_factory=list)
-    values: dict[Hashable, str] = field(default_factory=dict)  # value numbering, dominates the rest of the region
+    values: dict[Hashable, str] = field(
+        default_factory=dict
+    )  # value numbering, dominates the rest of the region
     loads: dict[Hashable, str] = field(default_factory=dict)  # loads that no store has made stale
     inductions: list[Induction] = field(default_factory=list)
     innermost: bool = False  # a loop body without loops in it
@@ -100,7 +102,9 @@ class Writer:
         return name
 
     def op_at(self, depth: int, text: str) -> str:
-        """Value-numbered instruction in the region of `depth`: an equal one that dominates is reused."""
+        """Value-numbered instruction in the region of `depth`: an equal one that dominates is
+        reused.
+        """
         for region in self.regions[: depth + 1]:
             found = region.values.get(text)
             if found is not None:
@@ -117,7 +121,9 @@ class Writer:
         return self.op_at(len(self.regions) - 1, text)
 
     def start_block(self, label: str) -> None:
-        """Begin a new LLVM block inside the innermost region (its label changes, its values stay valid)."""
+        """Begin a new LLVM block inside the innermost region (its label changes, its values stay
+        valid).
+        """
         region = self.regions[-1]
         region.lines.append(f"{label}:")
         region.label = label

@@ -32,6 +32,8 @@ from functools import cached_property
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DTYPES
+from tilewright.ir.dtypes import F32
+from tilewright.ir.dtypes import I64
 from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.text import Parser
@@ -318,7 +320,7 @@ def _address(buffer: str, base: Expr, strides: Strides, limits: Limits) -> str:
 
 
 def _value(v: float | int | bool, dtype: DType) -> str:
-    return _literal(E.const(v, dtype).attr, E.I64 if dtype.is_int else E.F32 if dtype.is_float else dtype)
+    return _literal(E.const(v, dtype).attr, I64 if dtype.is_int else F32 if dtype.is_float else dtype)
 
 
 def _node_lines(n: Node, pad: str) -> Iterator[str]:

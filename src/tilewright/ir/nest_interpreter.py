@@ -1,8 +1,8 @@
 """What a LoopNest means, in NumPy.
 
-In: a nest, a flat array per buffer (except scratch), values of the dims. Out: the arrays, changed in place. Invariants:
-scalar meaning comes from ir/scalar.py alone; an access outside a buffer is an error, never a wrong value; reductions run
-in the order that ir/nest.py states.
+In: a nest, a flat array per buffer (except scratch), values of the dims. Out: the arrays, changed
+in place. Invariants: scalar meaning comes from ir/scalar.py alone; an access outside a buffer is an
+error, never a wrong value; reductions run in the order that ir/nest.py states.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import numpy as np
 
 from tilewright.errors import InternalError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import F32
-from tilewright.ir.dtypes import F64
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import F32, F64, DType
 from tilewright.ir.expr import Expr
-from tilewright.ir.nest import Contract
-from tilewright.ir.nest import Fill
-from tilewright.ir.nest import For
-from tilewright.ir.nest import Gather
-from tilewright.ir.nest import If
-from tilewright.ir.nest import Iota
-from tilewright.ir.nest import Limits
-from tilewright.ir.nest import Load
-from tilewright.ir.nest import LoopNest
-from tilewright.ir.nest import Map
-from tilewright.ir.nest import Node
-from tilewright.ir.nest import Position
-from tilewright.ir.nest import Prefetch
-from tilewright.ir.nest import Reduce
-from tilewright.ir.nest import Relayout
-from tilewright.ir.nest import Scan
-from tilewright.ir.nest import Scatter
-from tilewright.ir.nest import Store
-from tilewright.ir.nest import Strides
-from tilewright.ir.nest import TileType
+from tilewright.ir.nest import (
+    Contract,
+    Fill,
+    For,
+    Gather,
+    If,
+    Iota,
+    Limits,
+    Load,
+    LoopNest,
+    Map,
+    Node,
+    Position,
+    Prefetch,
+    Reduce,
+    Relayout,
+    Scan,
+    Scatter,
+    Store,
+    Strides,
+    TileType,
+)
 from tilewright.ir.scalar import evaluate
 
 __all__ = ["run_nest"]
@@ -48,7 +48,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def run_nest(nest: LoopNest, buffers: Mapping[str, Array], dims: Mapping[str, int]) -> None:
     """Run all phases. `buffers` maps arg, arena and const names to 1-d arrays, written in place.
 
-    Errors: InternalError L001 naming the node that touches memory outside its buffer or uses an undefined name.
+    Errors: InternalError L001 naming the node that touches memory outside its buffer, or an
+    undefined name.
     """
     _Run(nest, buffers, dims).run()
 
@@ -69,7 +70,9 @@ def _identity(monoid: str, dtype: DType) -> Any:
 
 
 class _Run:
-    def __init__(self, nest: LoopNest, buffers: Mapping[str, Array], dims: Mapping[str, int]) -> None:
+    def __init__(
+        self, nest: LoopNest, buffers: Mapping[str, Array], dims: Mapping[str, int]
+    ) -> None:
         self.nest = nest
         self.names: dict[str, int] = {**dims}
         self.memory: dict[str, Array] = {}
@@ -90,7 +93,7 @@ class _Run:
             for p in self.nest.phases:
                 self.body(p.body)
 
-    # ---- expressions -------------------------------------------------------------------------------------------------
+    # ---- expressions -----------------------------------------------------------------------------
 
     def expression(self, e: Expr) -> Any:
         """Value of a subscript, bound or condition."""
@@ -105,7 +108,9 @@ class _Run:
             at = int(self.expression(e.args[0]))
             memory = self.memory[e.attr[0]]
             if not 0 <= at < memory.size:
-                raise InternalError("L001", f"{e.attr[0]}[{at}] is outside the buffer", where=str(e))
+                raise InternalError(
+                    "L001", f"{e.attr[0]}[{at}] is outside the buffer", where=str(e)
+                )
             return memory[at].item()
         if op == "select":
             return self.expression(e.args[1] if self.expression(e.args[0]) else e.args[2])
@@ -115,7 +120,7 @@ class _Run:
     def integer(self, e: Expr) -> int:
         return int(self.expression(e))
 
-    # ---- control -----------------------------------------------------------------------------------------------------
+    # ---- control ---------------------------------------------------------------------------------
 
     def body(self, body: tuple[Node, ...]) -> None:
         for n in body:
@@ -145,11 +150,13 @@ class _Run:
         self.bind(n.results, names)
 
     def branch(self, n: If) -> None:
-        chosen, yields = (n.then, n.then_yields) if self.expression(n.condition) else (n.orelse, n.else_yields)
+        chosen, yields = (
+            (n.then, n.then_yields) if self.expression(n.condition) else (n.orelse, n.else_yields)
+        )
         self.body(chosen)
         self.bind(n.results, yields)
 
-    # ---- operands ----------------------------------------------------------------------------------------------------
+    # ---- operands --------------------------------------------------------------------------------
 
     def operand(self, name: str, t: TileType) -> Array:
         """A tile with its axes in the order of `t`, absent ones of extent 1."""
@@ -159,7 +166,9 @@ class _Run:
         value = value.transpose([have.index(a) for a in order])
         return value.reshape([value.shape[order.index(a)] if a in order else 1 for a in t.names])
 
-    def positions(self, t: TileType, base: Expr, strides: Strides, limits: Limits) -> tuple[Array, Array]:
+    def positions(
+        self, t: TileType, base: Expr, strides: Strides, limits: Limits
+    ) -> tuple[Array, Array]:
         """Element offsets of all positions of a tile, and which of them are within the limits."""
         shape = tuple(k for _, k in t.axes)
         at = np.full(shape, self.integer(base), np.int64)
@@ -183,11 +192,12 @@ class _Run:
         if used.size and (used.min() < 0 or used.max() >= self.memory[buffer].size):
             raise InternalError(
                 "L001",
-                f"{type(n).__name__} touches {buffer}[{used.min()} .. {used.max()}] of {self.memory[buffer].size}",
+                f"{type(n).__name__} touches {buffer}[{used.min()} .. {used.max()}] "
+                f"of {self.memory[buffer].size}",
                 where=str({k: v for k, v in self.names.items()}),
             )
 
-    # ---- nodes -------------------------------------------------------------------------------------------------------
+    # ---- nodes -----------------------------------------------------------------------------------
 
     def node(self, n: Node) -> None:
         match n:
@@ -202,7 +212,9 @@ class _Run:
             case _:
                 value = self.define(n)
                 shape = tuple(k for _, k in n.type.axes)
-                self.tiles[n.result] = np.broadcast_to(value, shape).astype(n.type.dtype.np, copy=False)
+                self.tiles[n.result] = np.broadcast_to(value, shape).astype(
+                    n.type.dtype.np, copy=False
+                )
                 self.types[n.result] = n.type
 
     def define(self, n: Node) -> Array:
@@ -254,11 +266,13 @@ class _Run:
             over |= {a: k for a, k in self.types[x].axes if a not in t.names}
         full = TileType(t.dtype, (*over.items(), *t.axes))
         shape = tuple(k for _, k in full.axes)
-        exact = F64 if t.dtype is F32 else F32 if t.dtype.is_float and t.dtype.bits == 16 else t.dtype
+        exact = (
+            F64 if t.dtype is F32 else F32 if t.dtype.is_float and t.dtype.bits == 16 else t.dtype
+        )
         a, b = (
-            np.broadcast_to(self.operand(x, full).astype(t.dtype.np).astype(exact.np), shape).reshape(
-                -1, *(k for _, k in t.axes)
-            )
+            np.broadcast_to(
+                self.operand(x, full).astype(t.dtype.np).astype(exact.np), shape
+            ).reshape(-1, *(k for _, k in t.axes))
             for x in (n.a, n.b)
         )
         acc = self.operand(n.acc, t)
@@ -272,7 +286,11 @@ class _Run:
         value = np.moveaxis(self.tiles[n.value], axis, 0)
         if n.axis == source.lane:
             size = 1 << (len(value) - 1).bit_length()
-            fill = np.full((size - len(value), *value.shape[1:]), _identity(n.monoid, source.dtype), value.dtype)
+            fill = np.full(
+                (size - len(value), *value.shape[1:]),
+                _identity(n.monoid, source.dtype),
+                value.dtype,
+            )
             value = np.concatenate([value, fill])
             while len(value) > 1:
                 half = len(value) // 2
@@ -283,7 +301,8 @@ class _Run:
             for row in value[1:]:
                 out = evaluate(n.monoid, [out, row], source.dtype)
         rest = [a for a in source.names if a != n.axis]
-        return out.transpose([rest.index(a) for a in n.type.names])
+        moved: Array = out.transpose([rest.index(a) for a in n.type.names])
+        return moved
 
     def store(self, n: Store) -> None:
         t = self.types[n.value]

@@ -1,43 +1,43 @@
 """Rules that every LoopNest obeys.
 
-In: a nest. Out: nothing, or UserError L001 that names the phase and the statement. Invariant: what passes has a meaning
-in nest_interpreter.py and code in codegen/ for every target.
+In: a nest. Out: nothing, or UserError L001 that names the phase and the statement. Invariant: what
+passes has a meaning in nest_interpreter.py and code in codegen/ for every target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import I64
+from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.expr import Expr
-from tilewright.ir.nest import PLACES
-from tilewright.ir.nest import Buffer
-from tilewright.ir.nest import Contract
-from tilewright.ir.nest import Fill
-from tilewright.ir.nest import For
-from tilewright.ir.nest import Gather
-from tilewright.ir.nest import If
-from tilewright.ir.nest import Iota
-from tilewright.ir.nest import Limits
-from tilewright.ir.nest import Load
-from tilewright.ir.nest import LoopNest
-from tilewright.ir.nest import Map
-from tilewright.ir.nest import Node
-from tilewright.ir.nest import Position
-from tilewright.ir.nest import Prefetch
-from tilewright.ir.nest import Reduce
-from tilewright.ir.nest import Relayout
-from tilewright.ir.nest import Scan
-from tilewright.ir.nest import Scatter
-from tilewright.ir.nest import Store
-from tilewright.ir.nest import Strides
-from tilewright.ir.nest import TileType
-from tilewright.ir.nest import _node_lines
+from tilewright.ir.nest import (
+    PLACES,
+    Buffer,
+    Contract,
+    Fill,
+    For,
+    Gather,
+    If,
+    Iota,
+    Limits,
+    Load,
+    LoopNest,
+    Map,
+    Node,
+    Position,
+    Prefetch,
+    Reduce,
+    Relayout,
+    Scan,
+    Scatter,
+    Store,
+    Strides,
+    TileType,
+    _node_lines,
+)
 
 __all__ = ["verify_nest"]
 
@@ -87,20 +87,25 @@ class _Verifier:
             self.require(b.place in PLACES, f"unknown place {b.place!r}")
             self.expression(b.size, dims, f"size of {b.name}", reads=False)
             self.buffers[b.name] = b
-        for self.phase, p in enumerate(self.nest.phases):
+        for number, p in enumerate(self.nest.phases):
+            self.phase = number
             self.defined = set()
             scope = _Scope({}, dims)
             loop = p.parallel
             for n in p.body:
                 self.node = n
                 if isinstance(n, For) and n.parallel:
-                    self.require(n is loop, "a parallel loop must be the last statement of its phase")
+                    self.require(
+                        n is loop, "a parallel loop must be the last statement of its phase"
+                    )
                 elif loop is not None:
                     effect = isinstance(n, For | If | Store | Scatter)
-                    self.require(not effect, "only tile definitions may stand before a parallel loop")
+                    self.require(
+                        not effect, "only tile definitions may stand before a parallel loop"
+                    )
             self.body(p.body, scope, top=True)
 
-    # ---- expressions -------------------------------------------------------------------------------------------------
+    # ---- expressions -----------------------------------------------------------------------------
 
     def expression(self, e: Expr, names: frozenset[str], what: str, reads: bool = True) -> None:
         for x in e.walk():
@@ -116,14 +121,16 @@ class _Verifier:
         self.require(e.dtype is I64, f"{what} must be i64, found {e.dtype}")
         self.expression(e, scope.variables, what)
 
-    # ---- control -----------------------------------------------------------------------------------------------------
+    # ---- control ---------------------------------------------------------------------------------
 
     def body(self, body: tuple[Node, ...], scope: _Scope, top: bool = False) -> None:
         for n in body:
             self.node = n
             match n:
                 case For():
-                    self.require(top or not n.parallel, "a parallel loop stands at the top of its phase")
+                    self.require(
+                        top or not n.parallel, "a parallel loop stands at the top of its phase"
+                    )
                     self.loop(n, scope)
                 case If():
                     self.branch(n, scope)
@@ -163,7 +170,9 @@ class _Verifier:
         reads = any(x.op == "read" for e in (n.lo, n.hi) for x in e.walk())
         self.require(not (n.parallel and reads), "bounds of a parallel loop depend on dims only")
         count = len(n.carries)
-        self.require(len(n.yields) == len(n.results) == count, "carries, yields and results differ in number")
+        self.require(
+            len(n.yields) == len(n.results) == count, "carries, yields and results differ in number"
+        )
         types = [self.use(b, scope) for _, b in n.carries]
         inner = _Scope(dict(scope.tiles), scope.variables | {n.var})
         for (name, _), t in zip(n.carries, types, strict=True):
@@ -179,7 +188,10 @@ class _Verifier:
         self.require(n.condition.dtype is BOOL, "a condition is a bool")
         self.expression(n.condition, scope.variables, "condition")
         count = len(n.results)
-        self.require(len(n.then_yields) == len(n.else_yields) == count, "the branches yield different numbers")
+        self.require(
+            len(n.then_yields) == len(n.else_yields) == count,
+            "the branches yield different numbers",
+        )
         types: list[list[TileType]] = []
         for body, yields in ((n.then, n.then_yields), (n.orelse, n.else_yields)):
             inner = _Scope(dict(scope.tiles), scope.variables)
@@ -190,7 +202,7 @@ class _Verifier:
             self.same(a, b, f"result {name}")
             self.define(name, a, scope)
 
-    # ---- tiles -------------------------------------------------------------------------------------------------------
+    # ---- tiles -----------------------------------------------------------------------------------
 
     def tile_type(self, t: TileType) -> None:
         self.require(len(set(t.names)) == len(t.axes), f"{t} names an axis twice")
@@ -202,20 +214,31 @@ class _Verifier:
             raise self.fail(f"buffer {name!r} is not declared")
         return self.buffers[name]
 
-    def broadcasts(self, operand: TileType, t: TileType, what: str, over: frozenset[str] = frozenset()) -> None:
-        """Axes of the operand are axes of the result with the same extents, and so is its lane axis."""
+    def broadcasts(
+        self, operand: TileType, t: TileType, what: str, over: frozenset[str] = frozenset()
+    ) -> None:
+        """Axes of the operand are axes of the result with the same extents, and so is its lane
+        axis.
+        """
         for a, n in operand.axes:
             if a not in over:
-                self.require(a in t.names and t.extent(a) == n, f"{what} has axis {a}:{n}, the result {t} has not")
+                self.require(
+                    a in t.names and t.extent(a) == n,
+                    f"{what} has axis {a}:{n}, the result {t} has not",
+                )
         lane = operand.lane
-        self.require(lane is None or lane == t.lane, f"the lane axis of {what} is {lane}, that of the result {t.lane}")
+        self.require(
+            lane is None or lane == t.lane,
+            f"the lane axis of {what} is {lane}, that of the result {t.lane}",
+        )
         ok = t.lane is None or t.lane not in operand.names or lane == t.lane
         self.require(ok, f"{what} has the result's lane axis {t.lane} in rows: relayout it first")
 
     def define_node(self, n: Node, scope: _Scope) -> None:
         rules: dict[type, Callable[[Node, _Scope], None]] = {
-            Fill: self._fill, Position: self._position, Iota: self._iota, Load: self._load, Gather: self._gather,
-            Map: self._map, Contract: self._contract, Reduce: self._reduce, Scan: self._scan, Relayout: self._relayout,
+            Fill: self._fill, Position: self._position, Iota: self._iota, Load: self._load,
+            Gather: self._gather, Map: self._map, Contract: self._contract, Reduce: self._reduce,
+            Scan: self._scan, Relayout: self._relayout,
         }  # fmt: skip
         rules[type(n)](n, scope)
 
@@ -232,11 +255,16 @@ class _Verifier:
         del scope
         self.require(n.type.dtype is I64 and len(n.type.axes) == 1, "iota gives i64 along one axis")
 
-    def _address(self, buffer: str, base: Expr, strides: Strides, limits: Limits, t: TileType, scope: _Scope) -> None:
+    def _address(
+        self, buffer: str, base: Expr, strides: Strides, limits: Limits, t: TileType, scope: _Scope
+    ) -> None:
         b = self.buffer(buffer)
         self.require(b.dtype is t.dtype, f"buffer {buffer} holds {b.dtype}, the tile {t.dtype}")
         self.integer(base, scope, "base")
-        for what, axes in (("stride", [a for a, _ in strides]), ("limit", [a for a, _, _ in limits])):
+        for what, axes in (
+            ("stride", [a for a, _ in strides]),
+            ("limit", [a for a, _, _ in limits]),
+        ):
             self.require(len(set(axes)) == len(axes), f"two {what}s for one axis")
             for a in axes:
                 self.require(a in t.names, f"{what} for axis {a!r}, which {t} has not")
@@ -257,13 +285,19 @@ class _Verifier:
         for a, k in t.axes:
             self.require(k == 1 or a in have, f"all positions of axis {a} are stored to one place")
 
-    def _offsets(self, buffer: str, base: Expr, names: tuple[str | None, ...], t: TileType, scope: _Scope) -> None:
-        self.require(self.buffer(buffer).dtype is t.dtype, f"buffer {buffer} does not hold {t.dtype}")
+    def _offsets(
+        self, buffer: str, base: Expr, names: tuple[str | None, ...], t: TileType, scope: _Scope
+    ) -> None:
+        self.require(
+            self.buffer(buffer).dtype is t.dtype, f"buffer {buffer} does not hold {t.dtype}"
+        )
         self.integer(base, scope, "base")
         for name, dtype in zip(names, (I64, BOOL), strict=True):
             if name is not None:
                 operand = self.use(name, scope)
-                self.require(operand.dtype is dtype, f"{name} must be {dtype}, found {operand.dtype}")
+                self.require(
+                    operand.dtype is dtype, f"{name} must be {dtype}, found {operand.dtype}"
+                )
                 self.broadcasts(operand, t, name)
 
     def _gather(self, n: Node, scope: _Scope) -> None:
@@ -290,7 +324,9 @@ class _Verifier:
         for name, t in zip(n.args, args, strict=True):
             self.broadcasts(t, n.type, name)
         counts = {"select": 3, "cast": 1}
-        wanted = counts.get(n.op, 1 if n.op in E.UNARY else 2 if n.op in E.BINARY | E.COMPARE else 0)
+        wanted = counts.get(
+            n.op, 1 if n.op in E.UNARY else 2 if n.op in E.BINARY | E.COMPARE else 0
+        )
         self.require(wanted > 0, f"unknown operation {n.op!r}")
         self.require(len(args) == wanted, f"{n.op} takes {wanted} operands, {len(args)} given")
         dtypes = [t.dtype for t in args]
@@ -301,7 +337,9 @@ class _Verifier:
         source = dtypes[0]
         if n.op != "cast":
             result = BOOL if n.op in E.COMPARE or n.op in ("isnan", "isinf") else source
-            self.require(n.type.dtype is result, f"{n.op} of {source} gives {result}, not {n.type.dtype}")
+            self.require(
+                n.type.dtype is result, f"{n.op} of {source} gives {result}, not {n.type.dtype}"
+            )
         fits = not (n.op in _FLOAT_ONLY or n.op == "atan2") or source.is_float
         fits &= not (n.op in _BITS or n.op == "not") or not source.is_float
         fits &= source is not BOOL or n.op not in (
@@ -316,14 +354,19 @@ class _Verifier:
         over = frozenset(x for t in (a, b) for x in t.names if x not in n.type.names)
         for name, t in ((n.a, a), (n.b, b)):
             self.broadcasts(t, n.type, name, over)
-            self.require(t.dtype is not BOOL and n.type.dtype is not BOOL, "contract has no meaning for bool")
+            self.require(
+                t.dtype is not BOOL and n.type.dtype is not BOOL, "contract has no meaning for bool"
+            )
         for x in over:
             extents = {t.extent(x) for t in (a, b) if x in t.names}
             self.require(len(extents) == 1, f"contracted axis {x} has two extents")
 
     def _monoid(self, monoid: str, t: TileType) -> None:
         self.require(monoid in MONOIDS, f"unknown monoid {monoid!r}")
-        self.require(monoid not in ("and", "or") or not t.dtype.is_float, f"{monoid} has no meaning for {t.dtype}")
+        self.require(
+            monoid not in ("and", "or") or not t.dtype.is_float,
+            f"{monoid} has no meaning for {t.dtype}",
+        )
 
     def _reduce(self, n: Node, scope: _Scope) -> None:
         assert isinstance(n, Reduce)

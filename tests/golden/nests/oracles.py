@@ -84,7 +84,12 @@ def cases() -> dict[str, Case]:
     out: dict[str, Case] = {}
     for M, N, K in ((29, 70, 37), (14, 32, 40)):
         data = _random(M, A=M * K, B=K * N)
-        out[f"matmul_{M}x{N}x{K}"] = (texts.matmul(M, N, K, MC=28, KC=32), data, _matmul(M, N, K), "C")
+        out[f"matmul_{M}x{N}x{K}"] = (
+            texts.matmul(M, N, K, MC=28, KC=32),
+            data,
+            _matmul(M, N, K),
+            "C",
+        )
     H, W, C, O = 5, 17, 3, 40
     data = _random(1, X=H * W * C, V=64 * 9 * C, b=O)
     out["convolution"] = (texts.convolution(H, W, C, O), data, _convolution(H, W, C, O), "Y")

@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import texts
-from native import assembly
-from native import run_native
+from native import assembly, run_native
 from oracles import CASES
 
-from tilewright.codegen.assembly import innermost_loops
-from tilewright.codegen.assembly import stack_references
+from tilewright.codegen.assembly import innermost_loops, stack_references
 from tilewright.codegen.llvm import emit_llvm
 from tilewright.ir.nest import parse_nest
 from tilewright.ir.nest_interpreter import run_nest
@@ -55,7 +53,14 @@ def test_values(name: str) -> None:
     assert np.abs(interpreted[output] - want).max() <= limit
     for target in ("native", "x86-avx512", "x86-avx2", "x86-sse42"):
         for at_start in (False, True):
-            got = run_native(nest, Target.named(target), buffers, {}, at_start, at_once=1 if at_start else 1 << 60)
+            got = run_native(
+                nest,
+                Target.named(target),
+                buffers,
+                {},
+                at_start,
+                at_once=1 if at_start else 1 << 60,
+            )
             assert np.abs(got[output] - want).max() <= limit, target
 
 

@@ -119,7 +119,8 @@ def softmax(R: int, N: int, U: int = 8, ahead: int = 1, nontemporal: bool = True
     S = 16 * U
     word = "store nt" if nontemporal else "store"
     prefetches = "\n".join(
-        f"        prefetch X[(i + {ahead})*{N} + {'k' if u == 0 else f'k + {16 * u}'}] bytes 64 level 1" for u in range(U)
+        f"        prefetch X[(i + {ahead})*{N} + {'k' if u == 0 else f'k + {16 * u}'}] bytes 64 level 1"
+        for u in range(U)
     )
     return f"""\
 nest softmax format 1:
@@ -161,7 +162,8 @@ def layer_norm(R: int, N: int, U: int = 8, nontemporal: bool = True) -> str:
     S = 16 * U
     word = "store nt" if nontemporal else "store"
     prefetches = "\n".join(
-        f"        prefetch X[(i + 1)*{N} + {'l' if u == 0 else f'l + {16 * u}'}] bytes 64 level 1" for u in range(U)
+        f"        prefetch X[(i + 1)*{N} + {'l' if u == 0 else f'l + {16 * u}'}] bytes 64 level 1"
+        for u in range(U)
     )
     return f"""\
 nest layer_norm format 1:
@@ -218,7 +220,9 @@ nest transpose format 1:
 """
 
 
-def attention(heads: int, T: int, QB: int = 64, KB: int = 128, QR: int = 8, causal: bool = True) -> str:
+def attention(
+    heads: int, T: int, QB: int = 64, KB: int = 128, QR: int = 8, causal: bool = True
+) -> str:
     """softmax(Q K^T / 8, causal) V for head width 64, streaming over blocks of keys.
 
     Keys of a block are packed with the key index in lanes once per chunk; scores stay in scratch between the passes.
@@ -268,8 +272,8 @@ nest attention format 1:
             for r3 in r2 .. r2 + {QR} step 1:
               low: f32[j:32*] = fill -inf
               lim: f32[] = fill 0.125
-              for j3 in jb .. min(jb + {KB}, {f"i + r3 + 1" if causal else T}) step 32 carry (t0 = low) -> (t1):
-                x0: f32[j:32*] = load SC[r3*{KB} + j3 - jb] by (j=1) within (j: 0 .. {f"i + r3 + 1" if causal else T} - j3) else -inf
+              for j3 in jb .. min(jb + {KB}, {"i + r3 + 1" if causal else T}) step 32 carry (t0 = low) -> (t1):
+                x0: f32[j:32*] = load SC[r3*{KB} + j3 - jb] by (j=1) within (j: 0 .. {"i + r3 + 1" if causal else T} - j3) else -inf
                 t2: f32[j:32*] = max t0, x0
                 yield t2
               t3: f32[] = reduce max j t1
@@ -284,7 +288,7 @@ nest attention format 1:
               fix: f32[] = exp dold
               z0: f32[j:32*] = fill 0.0
               for j4 in jb .. min(jb + {KB}, {f"i + r2 + {QR}" if causal else T}) step 32 carry (u0 = z0) -> (u1):
-                x1: f32[j:32*] = load SC[r3*{KB} + j4 - jb] by (j=1) within (j: 0 .. {f"i + r3 + 1" if causal else T} - j4) else -inf
+                x1: f32[j:32*] = load SC[r3*{KB} + j4 - jb] by (j=1) within (j: 0 .. {"i + r3 + 1" if causal else T} - j4) else -inf
                 x2: f32[j:32*] = mul x1, lim
                 x3: f32[j:32*] = sub x2, safe
                 x4: f32[j:32*] = exp x3
