@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tilewright.errors import InternalError
+from tilewright.errors import UserError
 from tilewright.ir.program import Attribute
 from tilewright.runtime.context import ArrayType, Binding, Memory, PhaseCall, Slot
 from tilewright.runtime.jit import LoadedObject, load_object
@@ -77,6 +78,12 @@ class Artifact:
     scratch_bytes: int
     fills: tuple[Fill, ...] = ()
     kept: list[Any] = field(default_factory=list, compare=False, repr=False)
+    failures: list[UserError] = field(default_factory=list, compare=False, repr=False)
+
+    @property
+    def has_callbacks(self) -> bool:
+        """Does it call back into Python?"""
+        return any(s.callback is not None for s in self.steps)
 
 
 class Placed(Protocol):
@@ -142,8 +149,15 @@ def _callback(c: CallBack, a: Artifact) -> int:
             raw = (ctypes.c_uint8 * max(1, count * dtype.itemsize)).from_address(address)
             arrays.append(np.frombuffer(memoryview(raw), dtype, count).reshape(shape))
         given, wanted = arrays[: len(arrays) - c.results], arrays[len(arrays) - c.results :]
-        for got, out in zip(meaning(given, dict(c.attributes)), wanted, strict=True):
-            out[...] = got
+        try:
+            with np.errstate(all="ignore"):
+                found = meaning(*given, **dict(c.attributes))
+            results = found if isinstance(found, tuple | list) else (found,)
+            for got, out in zip(results, wanted, strict=True):
+                out[...] = np.asarray(got).reshape(out.shape)
+        except (ValueError, TypeError, IndexError, ArithmeticError) as e:
+            # No exception passes through native code: the caller of the model raises it.
+            a.failures.append(UserError("P001", f"extern {c.function} failed: {e}"))
 
     function = _ABI(run)
     a.kept.append(function)

@@ -58,7 +58,7 @@ class StageSpace:
                 continue
             if axis in r.reduce and r.anchor.reduction is not None and r.anchor.reduction.monoid.startswith("arg"):
                 continue
-            fit = n / (ceil(n / self.lanes) * self.lanes)
+            fit = n / max(1, ceil(n / self.lanes) * self.lanes)
             score = fit * (2.0 + r.contiguous(axis))
             if r.b is not None and r.names[axis].startswith("n"):
                 score += fit * (2.0 + 6.0 * r.b.constant + 1.0 * (r.b.strides.get(axis) == 1))
