@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from tilewright import verify as verify
     from tilewright.api import CompiledModel as CompiledModel
     from tilewright.api import compile as compile
-    from tilewright.api import load as load
     from tilewright.api import program as program
     from tilewright.config import config as config
     from tilewright.errors import TilewrightError as TilewrightError
+    from tilewright.runtime.package import load as load
     from tilewright.runtime.pool import set_num_threads as set_num_threads
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 
 # Name -> module that holds it (None: the name is a module). Imported on first use, so that importing tilewright is quick.
 _HOME: dict[str, str | None] = {
-    "CompiledModel": "tilewright.api", "compile": "tilewright.api", "load": "tilewright.api",
+    "CompiledModel": "tilewright.api", "compile": "tilewright.api", "load": "tilewright.runtime.package",
     "program": "tilewright.api", "config": "tilewright.config", "TilewrightError": "tilewright.errors",
     "set_num_threads": "tilewright.runtime.pool", "onnx": None, "verify": None,
 }  # fmt: skip

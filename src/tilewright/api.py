@@ -1,4 +1,4 @@
-"""compile, load, program: the public verbs.
+"""compile, program: the public verbs. (`load` is in runtime/package.py, so that it imports no compiler.)
 
 In: a Program, index notation, an ONNX path, or what `onnx.load` returned. Out: `CompiledModel`. Invariants: nothing is
 compiled before sizes are known; each combination of sizes is compiled once and kept; a model that was given all its sizes
@@ -38,7 +38,7 @@ from tilewright.runtime.pool import num_threads
 from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.schedule import Schedule
 
-__all__ = ["CompiledModel", "compile", "load", "program"]
+__all__ = ["CompiledModel", "compile", "program"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Choose = Callable[[Kernel], Schedule]
@@ -318,13 +318,3 @@ def compile(
     if all(d.name in symbols for d in p.dims):
         compiled.variant(symbols)
     return compiled
-
-
-def load(path: Path | str, *, threads: int | None = None) -> Any:
-    """A saved model, ready to run; compiles nothing. An artifact is code: load only what you trust.
-
-    Errors: R011 for a damaged file or an unknown version, R012 where the CPU lacks a feature.
-    """
-    from tilewright.runtime.package import load_model
-
-    return load_model(path, threads=threads)

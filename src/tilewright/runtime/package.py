@@ -47,7 +47,7 @@ from tilewright.runtime.context import ArrayType, Binding, Memory
 from tilewright.runtime.model import CallableModel
 from tilewright.runtime.tensors import Entry, read_header, write_tensors
 
-__all__ = ["ARTIFACT_FORMAT", "LoadedModel", "load_model", "save_model"]
+__all__ = ["ARTIFACT_FORMAT", "LoadedModel", "load", "save_model"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -304,8 +304,8 @@ def _sizes_text(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{n}={v}" for n, v in sizes.items()) or "no sizes"
 
 
-def load_model(path: Path | str, threads: int | None = None) -> LoadedModel:
-    """Open a saved model. Its code is run when it is called: load only what you trust.
+def load(path: Path | str, *, threads: int | None = None) -> LoadedModel:
+    """A saved model, ready to run; compiles nothing. An artifact is code: load only what you trust.
 
     Errors: R011 for a damaged file or an unknown version; R012, R013 where the machine lacks
     something; U003 where the file cannot be read.
@@ -380,7 +380,13 @@ def _require_machine(manifest: Mapping[str, Any]) -> None:
         target = Target.parse(manifest["target"])
     except TargetError as error:
         raise UserError("R011", error.message) from None
-    target.require_runnable()
+    try:
+        target.require_runnable()
+    except TargetError as error:
+        raise TargetError(
+            error.code, error.message, where=f"an artifact made for {target.name} ({target.cpu})",
+            hint="compile and save the model for this machine, or for a target that both have",
+        ) from None  # fmt: skip
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, digest: str) -> bytes:
