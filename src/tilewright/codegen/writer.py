@@ -57,9 +57,14 @@ class Module:
             name = self.constants[initializer] = f"@c{len(self.constants)}"
         return name
 
+    @staticmethod
+    def _kind(body: str) -> str:
+        """Zeros are a variable, because only variables of zeros take no space in the object."""
+        return "global" if body.endswith("zeroinitializer") else "unnamed_addr constant"
+
     def text(self) -> str:
         lines = [
-            f"{name} = private unnamed_addr constant {body}, align 64"
+            f"{name} = private {self._kind(body)} {body}, align 64"
             for body, name in self.constants.items()
         ]
         return "\n".join([*lines, *(f"declare {d}" for d in self.declarations)])
