@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tilewright.codegen.mathlib import MATH, declarations, emit
 
 __all__ = ["LEVELS", "Level", "assembly", "compile_loop", "compile_reference"]
-__all__ += ["in_domain", "nanoseconds_per_element", "sample", "ulp_error"]
+__all__ += ["in_domain", "nanoseconds_per_element", "sample", "ulp_error", "worst_error"]
 
 Array = NDArray[Any]
 Loop = Callable[..., Array]
@@ -258,19 +258,39 @@ def ulp_error(y: Array, reference: Array, signed_zero: bool = True) -> Array:
 
     An infinite y counts as the first number beyond the largest: a rounded overflow is right.
     """
-    digits, low, high = (24, -125, 128) if y.dtype == np.float32 else (53, -1021, 1024)
+    digits, low, high = (24, -126, 127) if y.dtype == np.float32 else (53, -1022, 1023)
     wide = reference.dtype.type
-    top = np.ldexp(wide(1), high)
     with np.errstate(all="ignore"):
-        _, exponent = np.frexp(reference)
-        unit = np.ldexp(wide(1), np.clip(exponent, low, high) - digits)
+        top = np.ldexp(wide(1), high + 1)
         limited = np.clip(reference, -top, top)
-        error = np.abs(np.clip(y.astype(wide), -top, top) - limited) / unit
-        nan = np.isnan(y)
-        error = np.where(nan, np.where(np.isnan(reference), 0, np.inf), error)
-        error = np.where(~nan & np.isnan(reference), np.inf, error)
-        zeros = (y == 0) & (reference == 0) & (np.signbit(y) != np.signbit(reference))
-    return np.where(zeros & signed_zero, np.inf, error)
+        if wide is np.float64:
+            power = (limited.view(np.uint64) & np.uint64(0x7FF << 52)).view(np.float64)
+        else:
+            power = np.ldexp(wide(1), np.frexp(limited)[1] - 1)
+        power = np.clip(power, np.ldexp(wide(1), low), np.ldexp(wide(1), high))
+        error = np.abs(np.clip(y.astype(wide), -top, top) - limited) / power
+        error *= np.ldexp(wide(1), digits - 1)
+    nans = np.flatnonzero(np.isnan(error))
+    error[nans] = np.where(np.isnan(y[nans]) & np.isnan(reference[nans]), 0, np.inf)
+    if signed_zero:
+        zeros = np.flatnonzero((y == 0) & (reference == 0))
+        error[zeros[np.signbit(y[zeros]) != np.signbit(reference[zeros])]] = np.inf
+    return np.asarray(error)
+
+
+def worst_error(
+    name: str, dtype: str, loop: Loop, reference: Loop, arguments: tuple[Array, ...]
+) -> tuple[float, int]:
+    """(error, index) of the worst input in the domain, in pieces that stay in the cache."""
+    worst, where, piece = -1.0, 0, 1 << 14
+    for start in range(0, arguments[0].size, piece):
+        part = tuple(a[start : start + piece] for a in arguments)
+        error = ulp_error(loop(*part), reference(*part), name not in ("min", "max"))
+        error = np.where(in_domain(name, dtype, *part), error, 0)
+        index = int(np.argmax(error))
+        if error[index] > worst:
+            worst, where = float(error[index]), start + index
+    return worst, where
 
 
 # Where a function changes its formula or the kind of its result, besides powers of two.
@@ -310,7 +330,9 @@ def sample(dtype: str, count: int, arity: int, seed: int) -> tuple[Array, ...]:
     if arity == 1:
         columns[0][-special.size :] = special
         return (columns[0],)
-    few = np.array([0, 1, 2, 3, 0.5, 0.3, 2**24 + 1, info.tiny, info.max, np.inf, np.nan], real)
+    few: Any = np.array(
+        [0, 1, 2, 3, 0.5, 0.3, 2**24 + 1, info.tiny, info.max, np.inf, np.nan], real
+    )
     few = np.concatenate([few, -few, special[:: special.size // 200]])
     pairs = np.meshgrid(few, few)
     like = slice(0, count // 8)
