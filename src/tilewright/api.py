@@ -56,7 +56,7 @@ def seconds_of(budget: float | str | None) -> float:
     try:
         return 0.0 if budget is None else config.parse_duration_s(budget)
     except ValueError as e:
-        raise UserError("U003", f"{budget!r} is no length of time", hint=f"write {e}") from None
+        raise UserError("U003", f"{budget!r} is no length of time", hint=f"write {e}, such as 30s") from None
 
 
 def _target_of(name: str | Target | None) -> Target:
@@ -88,6 +88,7 @@ class CompiledModel(CallableModel):
         self._variants: dict[tuple[tuple[str, int], ...], _Variant] = {}
         self._latest: _Variant | None = None
         self._compiling = threading.Lock()
+        self.given: Mapping[str, int] = {}  # sizes that were told before any call
         tensors = program.tensors
         unique = list(dict.fromkeys(program.results))  # one array per distinct result
         super().__init__(
@@ -118,7 +119,7 @@ class CompiledModel(CallableModel):
     def latest(self) -> _Variant:
         """The variant compiled or used last. Errors: R004 where the sizes are not known yet."""
         if self._latest is None:
-            self.variant({})
+            self.variant(self.given)
         assert self._latest is not None
         return self._latest
 
@@ -209,21 +210,28 @@ def _array_type(t: Tensor) -> ArrayType:
 
 
 def _program_of(model: Any) -> tuple[Program, Mapping[str, str]]:
-    if isinstance(model, Program):
-        return model, {}
+    """The Program of anything that `compile` takes, and where its definitions come from."""
     if isinstance(model, Path) or (isinstance(model, str) and model.endswith(".onnx")):
         from tilewright import onnx
 
         model = onnx.load(model)
     if isinstance(model, str):
-        return program(model), {}
-    found = getattr(model, "program", None)
-    if isinstance(found, Program):
-        return found, getattr(model, "origins", {})
-    raise UserError(
-        "F005", f"cannot compile a {type(model).__name__}",
-        hint="give a Program, index notation, an ONNX path or tilewright.onnx.load(...)",
-    )  # fmt: skip
+        model = program(model)
+    found = model if isinstance(model, Program) else getattr(model, "program", None)
+    if not isinstance(found, Program):
+        raise UserError(
+            "F005", f"cannot compile a {type(model).__name__}",
+            hint="give a Program, index notation, an ONNX path or tilewright.onnx.load(...)",
+        )  # fmt: skip
+    missing = [t.name for t, key in found.constants if key not in found.values]
+    if missing:
+        raise UserError(
+            "F002", f"the program has no value for its constant {missing[0]!r}",
+            where=f"program {found.name}",
+            hint="give its values: dataclasses.replace(program, values={key: array}), or the file "
+            "of constants that `dump -o` writes beside the text",
+        )  # fmt: skip
+    return found, getattr(model, "origins", {})
 
 
 def _symbols_from(
@@ -314,7 +322,7 @@ def compile(
         frozen=bool(settings.frozen if frozen is None else frozen), reuse_outputs=reuse_outputs,
         on_event=on_event, origins=origins,
     )  # fmt: skip
-    symbols = _symbols_from(p, example_inputs, dims)
+    symbols = compiled.given = _symbols_from(p, example_inputs, dims)
     if all(d.name in symbols for d in p.dims):
         compiled.variant(symbols)
     return compiled

@@ -281,7 +281,9 @@ class ModelCall:
         if len(arrays) != len(self.inputs):
             names = ", ".join(array.name for array in self.inputs)
             raise UserError(
-                "R001", f"{len(arrays)} arrays given, the model takes {len(self.inputs)}: {names}"
+                "R001",
+                f"{len(arrays)} arrays given, the model takes {len(self.inputs)}",
+                hint=f"give, in this order: {names}" if names else "give none",
             )
         return [_as_input(k, a) for k, a in zip(self.inputs, arrays, strict=True)]
 
@@ -296,6 +298,7 @@ class ModelCall:
                             "R004",
                             f"{wanted} is {symbols[wanted]} but axis {axis} of input "
                             f"{kind.name!r} has size {size}",
+                            hint="give arrays whose sizes agree",
                         )
                 elif wanted is not None and wanted != size:
                     raise _wrong_shape(kind, array)
@@ -379,8 +382,14 @@ class ModelCall:
                 results.append(context.new_result(position) if array is None else array)
             return results
         arrays = (out,) if len(kinds) == 1 else out
+        names = ", ".join(kind.name for kind in kinds)
         if not isinstance(arrays, tuple | list) or len(arrays) != len(kinds):
-            raise UserError("R006", f"out= must be a tuple of {len(kinds)} arrays")
+            raise UserError(
+                "R006",
+                f"out= must be a tuple of {len(kinds)} arrays",
+                where=_describe(out),
+                hint=f"give one for each of {names}",
+            )
         for position, (kind, array) in enumerate(zip(kinds, arrays, strict=True)):
             wanted = f"a writable C-contiguous {kind.dtype} array of shape {list(kind.shape)}"
             if (
@@ -390,10 +399,17 @@ class ModelCall:
                 or not array.flags.carray
             ):
                 raise UserError(
-                    "R006", f"out= for {kind.name!r} must be {wanted}", where=_describe(array)
+                    "R006",
+                    f"out= for {kind.name!r} must be {wanted}",
+                    where=_describe(array),
+                    hint=f"make it with numpy.empty({list(kind.shape)}, {kind.dtype.name!r})",
                 )
             if any(np.may_share_memory(array, other) for other in arrays[:position]):
-                raise UserError("R006", f"out= for {kind.name!r} overlaps another output")
+                raise UserError(
+                    "R006",
+                    f"out= for {kind.name!r} overlaps another output",
+                    hint="give arrays that share no memory",
+                )
         return list(arrays)
 
 
@@ -418,6 +434,12 @@ def _as_input(kind: ArrayType, value: Any) -> NDArray[Any]:
             f"input {kind.name!r} is {_describe(value)}",
             hint="pass a NumPy array, or an object with a buffer or __dlpack__",
         )
+    if array.dtype.kind not in "biufcV" or array.dtype.names is not None:
+        raise UserError(
+            "R005",
+            f"input {kind.name!r} is an array of {array.dtype}, which holds no numbers",
+            hint=f"give numbers: numpy.array(values, {kind.dtype.name!r})",
+        )
     if array.dtype != kind.dtype:
         raise UserError(
             "R002",
@@ -434,7 +456,9 @@ def _as_input(kind: ArrayType, value: Any) -> NDArray[Any]:
 def _wrong_shape(kind: ArrayType, array: NDArray[Any]) -> UserError:
     wanted = ", ".join("?" if size is None else str(size) for size in kind.shape)
     return UserError(
-        "R003", f"input {kind.name!r} must have shape [{wanted}], got {list(array.shape)}"
+        "R003",
+        f"input {kind.name!r} must have shape [{wanted}], got {list(array.shape)}",
+        hint="reshape the array, or compile the model for other sizes",
     )
 
 

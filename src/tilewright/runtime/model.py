@@ -17,6 +17,7 @@ from tilewright.errors import UserError
 from tilewright.ir.program import Dim
 from tilewright.runtime.call import ModelCall
 from tilewright.runtime.context import ArrayType, Binding
+from tilewright.runtime.pool_text import MAX_THREADS
 
 __all__ = ["CallableModel", "nearest"]
 
@@ -46,6 +47,11 @@ class CallableModel:
         threads: int | None = None,
         reuse_outputs: bool = False,
     ) -> None:
+        if threads is not None and not (type(threads) is int and 1 <= threads < MAX_THREADS):
+            raise UserError(
+                "U003", f"{threads!r} is no number of threads",
+                hint=f"give threads=1 to {MAX_THREADS - 1}, or None for the setting",
+            )  # fmt: skip
         self.input_specs = inputs
         self.output_specs: tuple[ArrayType, ...] = tuple(results[k] for k in order)
         self.dims = dims
@@ -100,7 +106,11 @@ class CallableModel:
     def _into(self, arrays: tuple[Any, ...], out: Any) -> Any:
         """Write into `out` where some result is returned more than once, or in another order."""
         if not isinstance(out, tuple | list) or len(out) != len(self.order):
-            raise UserError("R006", f"out= must be a tuple of {len(self.order)} arrays")
+            names = ", ".join(s.name for s in self.output_specs)
+            raise UserError(
+                "R006", f"out= must be a tuple of {len(self.order)} arrays",
+                hint=f"give one for each of {names}",
+            )  # fmt: skip
         first = [self.order.index(k) for k in range(len(self.results))]
         wanted = tuple(out[i] for i in first)
         self._function(*arrays, out=wanted[0] if len(wanted) == 1 else wanted)
