@@ -1,0 +1,407 @@
+"""The search itself: which kernel gets the next batch, building, measuring, confirming.
+
+In: tasks without a schedule, a budget. Out: a chosen schedule and facts in every task; records
+through `keep`. Invariants: compiling and measuring alternate, so that nothing compiles while a
+candidate is timed; a task gets another batch where it promises the largest gain per second.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import Rejected, TilewrightError
+from tilewright.ir.interpreter import run_program
+from tilewright.runtime.build import build_many, stop_workers
+from tilewright.runtime.calibrate import hardware
+from tilewright.tune.bench import WRONG, Bench, Built, Job, Timing, default_tolerance
+from tilewright.tune.bench_worker import difference
+from tilewright.tune.database import Record
+from tilewright.tune.propose import Rows
+from tilewright.tune.task import Candidate, Clock, Task
+
+__all__ = ["Search", "TuningEvent", "gain_of", "is_gain"]
+
+log = logging.getLogger("tilewright.tune")
+Array = np.ndarray[Any, np.dtype[Any]]
+
+NOISE = 1.02  # a ratio below this is within noise
+_BATCH = 8
+_FRUITLESS = 9  # batches without a gain after which a task is left alone
+_CONFIRM_SHARE = 0.15  # of the budget
+_ORACLE_SHARE = 0.08
+_SLOW_FIRST = 1.5  # a first run this much slower than the default's is result enough
+
+
+@dataclass(frozen=True)
+class TuningEvent:
+    """State of the search, told once a second; the attributes that the display reads."""
+
+    task: str
+    done: int = 0
+    total: int | None = None
+    best_us: float | None = None
+    ratio: float | None = None
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    elapsed_s: float = 0.0
+    left_s: float | None = None
+    finished: bool = False
+    trials: int = 0
+    kernels_done: int = 0
+    kernels_total: int = 0
+
+
+def is_gain(timing: Timing) -> bool:
+    """Is it faster than the reference of the same rounds, beyond noise?
+
+    The median of the paired ratios must exceed `NOISE`, and the lower quartile 1.
+    """
+    pairs = [a / b for a, b in zip(timing.reference_ns, timing.samples_ns, strict=False)]
+    if len(pairs) < 3:
+        return False
+    return float(np.median(pairs)) >= NOISE and float(np.quantile(pairs, 0.25)) > 1.0
+
+
+def gain_of(results: Mapping[int, Timing | Rejected]) -> int | None:
+    """The number of the result that is a gain and has the best ratio; None where none is."""
+    fine = {k: r for k, r in results.items() if isinstance(r, Timing) and is_gain(r)}
+    return max(fine, key=lambda k: fine[k].ratio) if fine else None
+
+
+class Search:
+    """One run over several tasks."""
+
+    def __init__(
+        self, tasks: Sequence[Task], total: int, values: Mapping[str, Array], budget_s: float,
+        keep: Callable[[Sequence[Record]], None], on_event: Callable[[Any], None] | None,
+        bench: Bench | None = None,
+    ) -> None:  # fmt: skip
+        self.tasks, self.total, self.values, self.keep = list(tasks), total, values, keep
+        self.budget_s = budget_s
+        self.clock = Clock(budget_s)
+        self.on_event = on_event
+        self.bench = Bench() if bench is None else bench
+        self.trials = 0
+        self.finished = 0
+        self.interrupted = False
+        self._oracle_s = 0.0
+
+    def run(self) -> None:
+        """Search until the budget is spent or nothing promises a gain; Ctrl-C ends it early."""
+        if not self.tasks:
+            return
+        try:
+            self._baselines()
+            while (task := self._next()) is not None:
+                self._batch(task)
+                self.tell(task)
+            for task in sorted(self.tasks, key=lambda t: -t.calls * t.default_ns):
+                self._finish(task)
+                self.tell(task)
+            self.tell(None)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            stop_workers()  # the terminal sent them the signal, too
+            log.warning("tuning was interrupted; what was confirmed is kept")
+            for task in self.tasks:
+                if task.best_timing is not None:
+                    self._choose(task, task.best_timing, "interrupted")
+        except OSError as error:
+            log.warning("tuning stops: no measuring process could be started (%s)", error)
+        finally:
+            self.bench.close()
+
+    # -- progress
+    def tell(self, task: Task | None) -> None:
+        """Report once a second, and at the end."""
+        if self.on_event is None or (task is not None and not self.clock.is_second()):
+            return
+        known = [t for t in self.tasks if t.default_ns > 0]
+        before = sum(t.calls * t.default_ns for t in known)
+        now = sum(t.calls * t.default_ns / t.best_ratio for t in known)
+        rejected: dict[str, int] = {}
+        for t in self.tasks:
+            for code, n in t.facts.rejected.items():
+                rejected[code] = rejected.get(code, 0) + n
+        self.on_event(
+            TuningEvent(
+                task.label if task is not None else "all kernels", self.trials, None,
+                now / 1e3 if known else None, before / now if now else None, rejected,
+                self.clock.elapsed_s, max(0.0, self.clock.left_s), task is None, self.trials,
+                self.total - len(self.tasks) + self.finished, self.total,
+            )
+        )  # fmt: skip
+
+    # -- defaults
+    def _baselines(self) -> None:
+        """Build and time every default; check the small ones against the oracle."""
+        candidates: list[tuple[Task, Candidate]] = []
+        for t in self.tasks:
+            c = t.default_candidate()
+            if isinstance(c, Rejected):
+                self._fail(t, c)
+            else:
+                candidates.append((t, c))
+            if self.clock.left_s <= 0:
+                break
+        objects = build_many([c.text for _, c in candidates], self.tasks[0].target)
+        each = min(0.03, 0.1 * self.budget_s / max(1, len(candidates)))
+        for (t, c), data in zip(candidates, objects, strict=True):
+            if isinstance(data, Rejected):
+                self._fail(t, data)
+                continue
+            if self.clock.left_s <= 0:
+                continue
+            c.data = data
+            t.job = Job(t.kernel, t.threads, t.arrays(self.values), c.built)
+            refused = self.bench.start(t.job)
+            samples = self.bench.reference(each) if refused is None else refused
+            if isinstance(samples, Rejected):
+                self._fail(t, samples)
+                continue
+            t.default_ns = float(np.median(samples))
+            t.facts.default_us = t.default_ns / 1e3
+            t.batch_s = 0.3 + 8 * 4 * t.default_ns * 1e-9
+            bound = t.bound_ns(hardware(t.target))
+            t.headroom = min(1.0, max(0.08, 1.0 - bound / t.default_ns))
+            self.keep([t.record(t.default, Timing(samples, samples), ratio=1.0)])
+            self._check(t)
+            self._release(t)
+            self.tell(t)
+
+    def _fail(self, task: Task, why: Rejected) -> None:
+        """The default itself does not run: nothing can be compared with it."""
+        task.failed = f"{why.code}: {why.detail}"
+        task.facts.note = f"not tuned, its default schedule was refused ({task.failed})"
+        task.note_rejection(why.code)
+        self.keep([task.record(task.default, why)])
+        log.warning("%s is not tuned: its default was refused (%s)", task.label, task.failed)
+
+    def _release(self, task: Task) -> None:
+        """Drop large arrays; they are made again when the task is measured again."""
+        job = task.job
+        if job is not None and sum(a.nbytes for a in job.arrays.values()) > 32 << 20:
+            if len(self.tasks) > 1:
+                task.job = Job(task.kernel, task.threads, {}, job.reference)
+
+    def _check(self, task: Task) -> None:
+        """Compare the default's output with the oracle where that is cheap."""
+        work = oracle_s(task)
+        if self._oracle_s + work > _ORACLE_SHARE * self.budget_s:
+            return
+        self._oracle_s += work
+        job = task.job
+        assert job is not None
+        program = task.kernel.program
+        got = self.bench.outputs()
+        if isinstance(got, Rejected):
+            return
+        inputs = {t.name: job.arrays[t.name] for t in program.inputs}
+        try:
+            want = run_program(program, inputs, values=self.values)
+        except TilewrightError as error:  # random inputs that the program does not allow
+            log.debug("%s was not checked: %s", task.label, error)
+            return
+        task.facts.checked = True
+        for name, w in zip(program.results, want, strict=True):
+            flat = np.ascontiguousarray(got[name])
+            gap, scale, strange = difference(w.astype(flat.dtype), flat)
+            allowed = default_tolerance(task.kernel, name) * scale
+            if strange > flat.size * 1e-3 or gap > allowed:
+                task.facts.checked = False
+                why = f"{name} of the default is off by {gap:.3g}, allowed {allowed:.3g}"
+                task.facts.note = why
+                task.note_rejection(WRONG)
+                self.keep([task.record(task.default, Rejected(WRONG, why))])
+                log.warning("[%s] %s: %s", WRONG, task.label, why)
+
+    # -- search
+    def _reserve_s(self) -> float:
+        """Time to keep for the last confirmations."""
+        want = 0.0
+        for t in self.tasks:
+            if t.best_rows is not None:
+                want += 0.05 + 14 * t.default_ns * 1e-9
+        return max(want, 0.02 * self.budget_s) if want else 0.0
+
+    def _next(self) -> Task | None:
+        """The task whose next batch promises most per second; None when the search is over."""
+        left = self.clock.left_s - min(self._reserve_s(), 0.3 * self.budget_s)
+        if left <= 0:
+            return None
+        able = [
+            t for t in self.tasks
+            if t.is_searched and t.gain() > 0 and t.fruitless < _FRUITLESS and t.batch_s < 2 * left
+        ]  # fmt: skip
+        if not able:
+            return None
+        return max(able, key=lambda t: t.gain() / t.batch_s)
+
+    def _batch(self, task: Task) -> None:
+        """Propose, build, measure, and learn."""
+        at = self.clock.elapsed_s
+        count = max(2, min(_BATCH, int(0.15 * self.budget_s / (5e-9 * task.default_ns + 0.05))))
+        candidates, refused = self._build(task, task.proposer.ask(count))
+        results: list[Record] = [task.record(task.space.at(r), why) for r, why in refused]
+        for rows, why in refused:
+            task.proposer.tell(rows, None)
+            task.note_rejection(why.code)
+        best_before = task.best_ratio
+        if candidates:
+            results += self._measure(task, candidates)
+        self.keep(results)
+        task.batches += 1
+        task.fruitless = 0 if task.best_ratio > best_before * 1.005 else task.fruitless + 1
+        task.batch_s = 0.5 * task.batch_s + 0.5 * (self.clock.elapsed_s - at)
+
+    def _build(
+        self, task: Task, proposals: Sequence[Rows]
+    ) -> tuple[list[Candidate], list[tuple[Rows, Rejected]]]:
+        found: list[Candidate] = []
+        refused: list[tuple[Rows, Rejected]] = []
+        for rows in proposals:
+            task.proposer.skip(rows)
+            c = task.candidate(rows)
+            if isinstance(c, Rejected):
+                log.warning("a schedule of the Space was refused: %s", c.detail)
+                refused.append((rows, c))
+            elif c is not None:
+                found.append(c)
+            if self.clock.left_s <= 0:
+                break
+        limit = max(1.0, min(20.0, 0.3 * self.budget_s))
+        objects = build_many([c.text for c in found], task.target, timeout_s=limit)
+        for c, data in zip(found, objects, strict=True):
+            if isinstance(data, Rejected):
+                refused.append((c.rows, data))
+            else:
+                c.data = data
+        return [c for c in found if c.data is not None], refused
+
+    def _start(self, task: Task) -> Rejected | None:
+        job = task.job
+        assert job is not None
+        if not job.arrays and task.kernel.program.inputs + task.kernel.program.constants:
+            job = task.job = Job(task.kernel, task.threads, task.arrays(self.values), job.reference)
+        return self.bench.start(job)
+
+    def _measure(self, task: Task, candidates: Sequence[Candidate]) -> list[Record]:
+        records: list[Record] = []
+        if (why := self._start(task)) is not None:
+            self._fail(task, why)
+            return records
+        loaded: dict[int, Candidate] = {}
+        for c in candidates:
+            got = self.bench.load(c.built)
+            self.trials += 1
+            task.facts.trials += 1
+            if isinstance(got, Rejected):
+                log.info("%s: candidate refused (%s: %s)", task.label, got.code, got.detail)
+                task.proposer.tell(c.rows, None)
+                task.note_rejection(got.code)
+                records.append(task.record(c.schedule, got))
+                continue
+            if task.default_ns > 5e5 and self.bench.first_ns > _SLOW_FIRST * task.default_ns:
+                first = Timing((self.bench.first_ns,), (task.default_ns,))
+                task.proposer.tell(c.rows, first.ratio)
+                records.append(task.record(c.schedule, first))
+                self.bench.forget([got])
+                continue
+            loaded[got] = c
+        if loaded:
+            seconds = min(0.02 * (1 + len(loaded)), 0.05 * self.budget_s)
+            results = self.bench.rounds(list(loaded), seconds, least=2, most=200, drop=1.15)
+            for k, r in results.items():
+                c = loaded[k]
+                records.append(task.record(c.schedule, r))
+                if isinstance(r, Rejected):
+                    task.proposer.tell(c.rows, None)
+                    task.note_rejection(r.code)
+                else:
+                    task.proposer.tell(c.rows, r.ratio)
+            self._improve(task, loaded, results, records)
+            self.bench.forget(list(loaded))
+        return records
+
+    def _improve(
+        self, task: Task, loaded: Mapping[int, Candidate],
+        results: Mapping[int, Timing | Rejected], records: list[Record],
+    ) -> None:  # fmt: skip
+        """Time the best of a batch again before it counts as the best of the task."""
+        fine = {k: r for k, r in results.items() if isinstance(r, Timing)}
+        ranked = sorted(fine, key=lambda k: -fine[k].ratio)[:2]
+        bar = max(NOISE, task.best_ratio * 1.005)
+        again = [k for k in ranked if fine[k].ratio >= bar]
+        if not again:
+            return
+        seconds = min(0.05 * len(again), 0.05 * self.budget_s)
+        second = self.bench.rounds(again, seconds, least=4, most=200)
+        for k, r in second.items():
+            records.append(task.record(loaded[k].schedule, r))
+            if isinstance(r, Timing):
+                task.proposer.tell(loaded[k].rows, (r.ratio * fine[k].ratio) ** 0.5)
+        won = gain_of(second)
+        timing = None if won is None else second[won]
+        if won is not None and isinstance(timing, Timing) and timing.ratio > task.best_ratio:
+            task.best_rows, task.best_ratio = loaded[won].rows, timing.ratio
+            task.best_timing = timing
+
+    # -- the end of a task
+    def _finish(self, task: Task) -> None:
+        """Confirm the winner in a longer round; keep the default where it does not win."""
+        if not task.is_searched:
+            return
+        self.finished += 1
+        note = f"{task.facts.trials} trials"
+        if task.best_rows is None or self._start(task) is not None:
+            self._keep_default(task, note)
+            return
+        built = task.built_again(task.best_rows)
+        number = self.bench.load(built) if isinstance(built, Built) else built
+        if isinstance(number, Rejected):
+            self._keep_default(task, note)
+            return
+        improved = sum(t.best_rows is not None for t in self.tasks)
+        seconds = max(0.03, min(0.5, _CONFIRM_SHARE * self.budget_s / max(1, improved)))
+        result = self.bench.rounds([number], seconds, least=5, most=400)[number]
+        self.bench.forget([number])
+        if isinstance(result, Timing) and is_gain(result):
+            self._choose(task, result, note)
+        else:
+            self.keep([task.record(task.space.at(task.best_rows), result)])
+            self._keep_default(task, note + ", the best was not confirmed")
+
+    def _choose(self, task: Task, timing: Timing, note: str) -> None:
+        assert task.best_rows is not None
+        task.chosen = task.space.at(task.best_rows)
+        task.best_ratio = timing.ratio
+        f = task.facts
+        f.source, f.schedule, f.ratio = "search", str(task.chosen), timing.ratio
+        f.tuned_us, f.default_us = timing.ns / 1e3, timing.ns * timing.ratio / 1e3
+        self.keep([task.record(task.chosen, timing, confirmed=True, detail=note)])
+
+    def _keep_default(self, task: Task, note: str) -> None:
+        task.chosen, task.best_ratio = task.default, 1.0
+        f = task.facts
+        f.source, f.schedule, f.ratio, f.tuned_us = "search", str(task.default), 1.0, f.default_us
+        f.note = f.note or "the default was kept"
+        samples = (task.default_ns,)
+        timing = Timing(samples, samples)
+        self.keep([task.record(task.default, timing, confirmed=True, ratio=1.0, detail=note)])
+
+
+def oracle_s(task: Task) -> float:
+    """Seconds that the oracle takes for a kernel, roughly."""
+    total = 0.0
+    for k, stage in enumerate(task.kernel.stages):
+        for m in stage.members:
+            d = task.kernel.definitions[m]
+            points = prod(task.kernel.extents[a.name] for a in d.all_axes)
+            is_product = m == stage.anchor and task.cost.is_contraction(k)
+            total += points * (1.2e-10 if is_product else 4e-8)
+    return total + 1e-3

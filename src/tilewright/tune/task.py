@@ -1,0 +1,308 @@
+"""One kernel under the search, and what is known of it.
+
+In: a Kernel, its Target and number of threads. Out: `Task` (candidates, results, records) and
+`KernelFacts` for `explain`. Invariants: a task has one key in the database, whatever the weights
+hold; every candidate is lowered at most once, equal nests are one candidate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tilewright.codegen.llvm import emit_llvm
+from tilewright.errors import Rejected
+from tilewright.ir import expr as E
+from tilewright.ir.kernel import Kernel
+from tilewright.ir.program import Program
+from tilewright.lower.kernel import Lowered, lower
+from tilewright.machine.hardware import HardwareDescriptor, fingerprint
+from tilewright.machine.target import Target
+from tilewright.runtime.build import build_many
+from tilewright.runtime.calibrate import cpu_name
+from tilewright.schedule.schedule import Schedule
+from tilewright.schedule.space import SPACE_VERSION, Space
+from tilewright.tune.bench import Built, Job, Timing
+from tilewright.tune.database import Database, Record
+from tilewright.tune.features import KernelCost
+from tilewright.tune.propose import Proposer, Rows
+from tilewright.verify.generate import random_inputs
+
+__all__ = ["CODEGEN_EPOCH", "Candidate", "KernelFacts", "Task", "kernel_arrays"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+CODEGEN_EPOCH = "1"  # raise it when a schedule becomes other code: old timings are then priors
+MOST_TEXT = 400_000  # characters of LLVM text that are worth compiling
+_BIG = 1 << 20  # elements from which random inputs repeat a block
+_SAMPLES = 32  # of one timing that the database keeps
+
+
+@dataclass
+class KernelFacts:
+    """What `explain` says of one kernel. `source`: database, search, or default."""
+
+    task_key: str
+    label: str
+    calls: int
+    source: str = "default"
+    schedule: str = ""
+    default_us: float | None = None
+    tuned_us: float | None = None
+    ratio: float | None = None
+    trials: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    checked: bool | None = None  # default against the oracle; None: not tried
+    note: str = ""
+
+    def __str__(self) -> str:
+        times = ""
+        if self.default_us is not None and self.tuned_us is not None:
+            times = f", {self.default_us:.1f} us by default, {self.tuned_us:.1f} us tuned"
+        refused = ", ".join(f"{n} {code}" for code, n in sorted(self.rejected.items()))
+        tail = f", rejected {refused}" if refused else ""
+        tail += f" ({self.note})" if self.note else ""
+        return f"{self.label}: schedule from {self.source}{times}, {self.trials} trials{tail}"
+
+
+@dataclass
+class Candidate:
+    """A schedule on its way: rows of the Space, nest, text, object."""
+
+    rows: Rows
+    schedule: Schedule
+    lowered: Lowered
+    text: str
+    data: bytes | None = None
+
+    @property
+    def built(self) -> Built:
+        assert self.data is not None
+        return Built(self.lowered, self.data)
+
+
+class Task:
+    """A kernel to tune. `calls`: how often the plan runs it, and kernels equal to it."""
+
+    def __init__(
+        self, kernel: Kernel, space: Space, target: Target, threads: int, seed: int = 0
+    ) -> None:
+        self.kernel, self.space, self.target, self.threads = kernel, space, target, threads
+        self.calls = 0
+        self.label = ", ".join(kernel.program.results)
+        self.default = space.default()
+        self.chosen: Schedule = self.default
+        self.cost = KernelCost(kernel, space, target, threads)
+        self.proposer = Proposer(
+            space, self.cost.log_gain, np.random.default_rng([seed, threads]),
+            self.cost.canonical, self.cost.is_reasonable,
+        )  # fmt: skip
+        self.facts = KernelFacts(kernel.task_key, self.label, 0, schedule=str(self.default))
+        self.nests: dict[str, Rows] = {}
+        self.default_ns = 0.0
+        self.job: Job | None = None
+        self.best_rows: Rows | None = None  # re-measured and faster than the default
+        self.best_ratio = 1.0
+        self.best_timing: Timing | None = None
+        self.fruitless = 0  # batches in a row without a gain
+        self.batches = 0
+        self.batch_s = 0.4  # what a batch costs
+        self.headroom = 0.5
+        self.failed = ""  # why it cannot be tuned
+
+    @property
+    def key(self) -> str:
+        return self.kernel.task_key
+
+    def name(self, names: Sequence[str]) -> None:
+        """Call the task by what it computes in the plan."""
+        self.label = names[-1] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
+        self.facts.label = self.label
+
+    def seed(self, schedules: Sequence[Schedule]) -> None:
+        """Schedules that won elsewhere are proposed first, as far as this Space has their rows."""
+        for s in schedules:
+            rows = []
+            for g in self.space.groups:
+                row = g.index.get(tuple(s.values.get(n, "?missing") for n in g.names))
+                rows.append(g.start if row is None else row)
+            self.proposer.seed(tuple(rows))
+
+    @property
+    def is_searched(self) -> bool:
+        return self.default_ns > 0 and not self.failed
+
+    # -- the database
+    def identity(self) -> dict[str, Any]:
+        """The fields that a record of this task has."""
+        return {
+            "task_key": self.key,
+            "dims": {},
+            "target": self.target.name,
+            "threads": self.threads,
+            "space_version": SPACE_VERSION,
+            "codegen_epoch": CODEGEN_EPOCH,
+            "fingerprint": fingerprint(cpu_name(), self.target),
+        }
+
+    def look_up(self, db: Database | None) -> Record | None:
+        """The best confirmed record, where its schedule is still a point of the Space."""
+        if db is None:
+            return None
+        groups: dict[str, list[Record]] = {}
+        for r in db.records(**self.identity(), status="ok", confirmed=True):
+            if r.ratio is not None:
+                groups.setdefault(r.schedule, []).append(r)
+        found: tuple[float, Record] | None = None
+        for text, records in groups.items():
+            if self.space.contains(Schedule.parse(text)):
+                ratio = float(np.median([r.ratio or 0.0 for r in records]))
+                if found is None or ratio > found[0]:
+                    found = (ratio, records[-1])
+        return None if found is None else found[1]
+
+    def adopt(self, record: Record) -> None:
+        """Use what was found before."""
+        self.chosen = Schedule.parse(record.schedule)
+        self.facts.source = "database"
+        self.facts.schedule = record.schedule
+        self.facts.ratio = record.ratio
+        if record.time_ns is not None and record.ratio is not None:
+            self.facts.tuned_us = record.time_ns / 1e3
+            self.facts.default_us = record.time_ns * record.ratio / 1e3
+        self.facts.note = record.detail
+
+    def remember(self, records: Sequence[Record]) -> None:
+        """Results of an earlier search that did not end: they are not measured again."""
+        for r in records:
+            rows = self.space.rows_of(Schedule.parse(r.schedule))
+            if rows is None:
+                continue
+            self.proposer.tell(rows, None if r.status != "ok" else r.ratio)
+            self.facts.trials += 1
+            if r.status != "ok":
+                self.facts.rejected[r.code] = self.facts.rejected.get(r.code, 0) + 1
+
+    def record(
+        self, schedule: Schedule, result: Timing | Rejected, *, confirmed: bool = False,
+        ratio: float | None = None, detail: str = "",
+    ) -> Record:  # fmt: skip
+        """A line for the database."""
+        if isinstance(result, Rejected):
+            return Record(
+                **self.identity(), schedule=str(schedule), status="rejected", code=result.code,
+                detail=result.detail, label=self.label,
+            )  # fmt: skip
+        return Record(
+            **self.identity(), schedule=str(schedule), samples_ns=result.samples_ns[:_SAMPLES],
+            ratio=result.ratio if ratio is None else ratio, confirmed=confirmed, detail=detail,
+            label=self.label,
+        )  # fmt: skip
+
+    # -- candidates
+    def candidate(self, rows: Rows) -> Candidate | Rejected | None:
+        """Lower and emit; None where an equal nest was seen, or the code would be enormous."""
+        schedule = self.space.at(rows)
+        lowered = lower(self.kernel, schedule, self.target)
+        if isinstance(lowered, Rejected):
+            return lowered
+        key = lowered.nest.key
+        if key in self.nests:
+            self.proposer.same(rows, self.nests[key])
+            return None
+        self.nests[key] = rows
+        text = emit_llvm(lowered.nest, self.target)
+        if len(text) > MOST_TEXT and rows != self.proposer.default:
+            self.proposer.skip(rows)
+            return None
+        return Candidate(rows, schedule, lowered, text)
+
+    def default_candidate(self) -> Candidate | Rejected:
+        """The candidate that all others are compared with."""
+        found = self.candidate(self.proposer.default)
+        assert found is not None
+        return found
+
+    def built_again(self, rows: Rows) -> Built | Rejected:
+        """The candidate of rows that were built before, from the object cache."""
+        lowered = lower(self.kernel, self.space.at(rows), self.target)
+        if isinstance(lowered, Rejected):
+            return lowered
+        data = build_many([emit_llvm(lowered.nest, self.target)], self.target)[0]
+        return data if isinstance(data, Rejected) else Built(lowered, data)
+
+    def arrays(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        return kernel_arrays(self.kernel.program, values)
+
+    def bound_ns(self, hardware: HardwareDescriptor) -> float:
+        """Time that operations or bytes take at least."""
+        flops, size = 0.0, 0.0
+        for d in self.kernel.definitions.values():
+            points = prod(self.kernel.extents[a.name] for a in d.all_axes)
+            flops += points * (2 if d.reduction is not None else 1)
+        for name, layout in self.kernel.layouts:
+            size += layout.size * self.kernel.program.tensors[name].dtype.bytes
+        t, target = self.threads, self.target
+        fits = "l3_gbs" if size < target.l3_bytes / 2 else "read_gbs"
+        level = "l2_gbs" if size < target.l2_bytes else fits
+        return max(flops / hardware.rate("fma_gflops", t), size / hardware.rate(level, t))
+
+    def gain(self) -> float:
+        """Nanoseconds per run of the plan that another batch may win, roughly."""
+        if self.failed or self.proposer.is_exhausted:
+            return 0.0
+        now = self.default_ns / self.best_ratio
+        return self.calls * now * self.headroom * 0.15 * 0.75**self.fruitless
+
+    def note_rejection(self, code: str) -> None:
+        self.facts.rejected[code] = self.facts.rejected.get(code, 0) + 1
+
+
+def kernel_arrays(
+    program: Program, values: Mapping[str, Array], seed: int = 0
+) -> dict[str, Array]:
+    """Random inputs and the constants of a kernel's program, by tensor name."""
+    out: dict[str, Array] = {}
+    if all(t.dtype.is_float for t in program.inputs):
+        rng = np.random.default_rng(seed)
+        for t in program.inputs:
+            shape = tuple(E.int_value(e) or 0 for e in t.shape)
+            count = prod(shape)
+            # A period that is prime, so that a wrong address meets a wrong value.
+            block = rng.standard_normal(min(count, _BIG - 3), np.float32).astype(t.dtype.np)
+            out[t.name] = np.resize(block, shape) if count > block.size else block.reshape(shape)
+    else:
+        out |= random_inputs(program, {}, seed)
+    known = {**program.values, **values}
+    for t, key in program.constants:
+        out[t.name] = np.asarray(known[key])
+    return out
+
+
+class Clock:
+    """Wall clock of a search: what is left, and when to tell."""
+
+    def __init__(self, budget_s: float) -> None:
+        self.started = time.monotonic()
+        self.deadline = self.started + budget_s
+        self.told = self.started
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def left_s(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def is_second(self) -> bool:
+        """True about once a second."""
+        now = time.monotonic()
+        if now - self.told < 0.9:
+            return False
+        self.told = now
+        return True
