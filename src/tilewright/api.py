@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from tilewright.group.plan import plan_program
 from tilewright.ir import expr as E
 from tilewright.ir.kernel import Kernel
 from tilewright.ir.plan import Plan
+from tilewright.ir.program import Axis
+from tilewright.ir.program import Definition
 from tilewright.ir.program import Program
 from tilewright.ir.program import Tensor
 from tilewright.machine.target import Target
@@ -158,14 +161,14 @@ class _Variant:
     def __init__(self, model: CompiledModel, sizes: Mapping[str, int]) -> None:
         started = time.perf_counter()
         self.sizes = dict(sizes)
-        self.program = model.program.bind(sizes) if sizes else model.program
+        self.program = _own_results(model.program.bind(sizes) if sizes else model.program)
         self.plan: Plan
         self.decisions: list[Decision]
         self.plan, self.decisions = plan_program(self.program, model.target)
         self.threads = model.threads or num_threads()
         self.inputs = tuple(_array_type(t) for t in self.program.inputs)
         tensors = self.program.tensors
-        self.outputs = tuple(_array_type(tensors[n]) for n in dict.fromkeys(model.program.results))
+        self.outputs = tuple(_array_type(tensors[n]) for n in dict.fromkeys(self.program.results))
         self.tuning: Any = None
         choose: Choose = self._default(model.target)
         tune_s = 0.0
@@ -201,6 +204,24 @@ class _Variant:
 
     def _default(self, target: Target) -> Choose:
         return lambda kernel: space_of(kernel, target, self.threads).default()
+
+
+def _own_results(p: Program) -> Program:
+    """The Program with a copy of every input or constant that it returns: a result has its own memory."""
+    given = [n for n in dict.fromkeys(p.results) if any(t.name == n for t in (*p.inputs, *(t for t, _ in p.constants)))]
+    if not given:
+        return p
+    taken, names, copies = set(p.tensors), {}, []
+    for n in given:
+        t = p.tensors[n]
+        name = f"{n}_returned"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        axes = tuple(Axis(f"i{k}", size) for k, size in enumerate(t.shape))
+        copies.append(Definition(name, t.dtype, axes, E.read(n, [a.index for a in axes], t.dtype)))
+        names[n] = name
+    return replace(p, body=(*p.body, *copies), results=tuple(names.get(n, n) for n in p.results))
 
 
 def _array_type(t: Tensor) -> ArrayType:
