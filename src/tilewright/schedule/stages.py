@@ -160,11 +160,11 @@ class StageSpace:
         for a in axes:
             n = r.extents[a]
             if not r.is_contraction and r.anchor.reduction is None:
-                choices.append(sorted({1, min(n, self.lanes)}))
+                choices.append(sorted({1, max(1, min(n, self.lanes))}))
             elif a is axes[-1]:
-                choices.append([x for x in range(1, min(n, most) + 1) if x <= 8 or x % 2 == 0 or x == n or x == most])
+                choices.append([x for x in range(1, min(n, most) + 1) if x <= 8 or x % 2 == 0 or x == n or x == most] or [1])
             else:
-                choices.append([x for x in (1, 2, 3, 4, 6, 7) if x <= n])
+                choices.append([x for x in (1, 2, 3, 4, 6, 7) if x <= n] or [1])
         return [dict(zip(axes, c, strict=True)) for c in product(*choices) if prod(c) <= most]
 
     def _estimate(self, lane: str | None, sizes: dict[str, int]) -> float:
@@ -317,7 +317,7 @@ class StageSpace:
             depth = prod(r.extents[k] for k in r.reduce if r.a.uses(k)) * r.a.dtype_bytes
             guess = max(32, min(512, self.target.l2_bytes // 2 // max(1, depth)))
             # Equal blocks, a whole number of them for each thread.
-            blocks = ceil(ceil(n / guess) / self.threads) * self.threads
+            blocks = max(1, ceil(ceil(n / guess) / self.threads) * self.threads)
             rows = max(1, int(self.first.get(f"{self.p}reg.{r.names[axis]}", 1)))
             guess = min(n, ceil(ceil(n / blocks) / rows) * rows)
         rows = list(dict.fromkeys([guess, *sizes]))
