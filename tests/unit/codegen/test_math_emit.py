@@ -7,6 +7,7 @@ import pytest
 
 from tilewright.codegen.mathlib import MATH, declarations, define, emit
 from tilewright.codegen.mathlib.harness import LEVELS, assembly
+from tilewright.errors import InternalError
 
 # Intrinsics that are one instruction, or a few, on every level.
 ALLOWED = {"fma", "fabs", "copysign", "sqrt", "floor", "ceil", "trunc", "roundeven"}
@@ -60,9 +61,10 @@ def test_arguments_may_be_constants_and_repeat() -> None:
     assert any("splat (float 2.0)" in line for line in lines)
 
 
-def test_unknown_function_is_a_key_error() -> None:
-    with pytest.raises(KeyError):
-        _lines("softsign", "f32", 4, fma=True)
+@pytest.mark.parametrize(("name", "dtype"), [("softsign", "f32"), ("exp", "f16")])
+def test_unknown_function_or_type_is_an_internal_error(name: str, dtype: str) -> None:
+    with pytest.raises(InternalError, match=f"no math function {name} of {dtype}"):
+        emit(name, dtype, 4, ["%x"], lambda: "%m", lambda line: None, fma=True)
 
 
 def test_define_and_declarations() -> None:

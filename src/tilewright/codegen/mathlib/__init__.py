@@ -18,6 +18,7 @@ from functools import cache
 
 from tilewright.codegen.mathlib import elementary, exponential, logarithm, trigonometric
 from tilewright.codegen.mathlib.tape import Isa, Tape, Value
+from tilewright.errors import InternalError
 
 __all__ = ["MATH", "Isa", "MathFunction", "declarations", "define", "emit"]
 
@@ -122,7 +123,9 @@ MATH: dict[str, MathFunction] = dict(
 @cache
 def _template(name: str, dtype: str, lanes: int, isa: Isa) -> tuple[str, str]:
     """The recorded lines and the result's name, with the tape's marks for names and arguments."""
-    function = MATH[name]
+    function = MATH.get(name)
+    if function is None or dtype not in _LLVM:
+        raise InternalError("X001", f"there is no math function {name} of {dtype}")
     tape = Tape(dtype, lanes, isa)
     result = function.body(tape, *(tape.argument(i) for i in range(function.arity)))
     return "\n".join(tape.lines), result.text
@@ -146,7 +149,7 @@ def emit(
     `fma`: the target has fused multiply-add for this type. `avx512`: it has AVX-512 F and VL.
     `nan_max`: its min and max instructions propagate NaN (aarch64, wasm). A flag that is off costs
     speed, and for `fma` a little accuracy within the same bound.
-    Errors: KeyError for an unknown `name`.
+    Errors: InternalError X001 for an unknown `name` or a `dtype` other than f32 and f64.
     """
     text, result = _template(name, dtype, lanes, Isa(fma, avx512, nan_max))
     prefix = fresh() + "."

@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 from tilewright.codegen.mathlib import MATH, declarations, emit
 
 __all__ = ["LEVELS", "Level", "assembly", "compile_loop", "compile_reference"]
-__all__ += ["in_domain", "nanoseconds_per_element", "sample", "ulp_error", "worst_error"]
+__all__ += [
+    "in_domain",
+    "loop_object",
+    "nanoseconds_per_element",
+    "sample",
+    "ulp_error",
+    "worst_error",
+]
 
 Array = NDArray[Any]
 Loop = Callable[..., Array]
@@ -112,6 +119,16 @@ def assembly(name: str, dtype: str, lanes: int, level: Level) -> str:
     machine = _machine(level)
     machine.emit_object(module)
     return str(machine.emit_assembly(module))
+
+
+def loop_object(name: str, dtype: str, lanes: int, level: Level, more: str) -> bytes:
+    """A static object with `loop` and the IR text `more`, for programs without a C library."""
+    module = llvm.parse_assembly(_loop_text(name, dtype, lanes, level) + more)
+    module.verify()
+    _machine(level)
+    target = llvm.Target.from_triple(level.triple)
+    machine = target.create_target_machine(cpu=level.cpu, opt=2, reloc="static", codemodel="small")
+    return bytes(machine.emit_object(module))
 
 
 def _load(text: str, machine: Any, argument_count: int) -> tuple[Any, Any]:
