@@ -1,41 +1,110 @@
 """Scalars, subscripts and sizes: one immutable, hash-consed node type.
 
-In: nothing. Out: `Expr` and its constructors. Invariants: structurally equal expressions are the same object, so `is`
-is equality; integer (i64) sums and products are kept as polynomials in a canonical order, so two spellings of one
-subscript are one object; constructors fold constants, nothing else.
+In: nothing. Out: `Expr` and its constructors. Invariants: structurally equal expressions are the
+same object, so `is` is equality; integer (i64) sums and products are kept as polynomials in a
+canonical order, so two spellings of one subscript are one object; constructors fold constants,
+nothing else.
 """
 
 from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from tilewright.errors import InternalError
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import F32
-from tilewright.ir.dtypes import I64
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import BOOL, F32, I64, DType
 
 __all__ = [
-    "BINARY", "COMPARE", "Expr", "UNARY", "add", "binary", "cast", "compare", "const", "dim", "floordiv", "index",
-    "int_value", "logical", "maximum", "minimum", "mod", "mul", "neg", "polynomial", "read", "select", "sub",
-    "substitute", "unary",
-]  # fmt: skip
+    "BINARY",
+    "COMPARE",
+    "Expr",
+    "UNARY",
+    "add",
+    "binary",
+    "cast",
+    "compare",
+    "const",
+    "dim",
+    "floordiv",
+    "index",
+    "int_value",
+    "logical",
+    "maximum",
+    "minimum",
+    "mod",
+    "mul",
+    "neg",
+    "polynomial",
+    "read",
+    "select",
+    "sub",
+    "substitute",
+    "unary",
+]
 
-# Unary operations on floats, except where the comment says otherwise. Their NumPy meaning is in ir/scalar.py.
+# Unary operations on floats, except where the comment says otherwise. Their NumPy meaning is in
+# ir/scalar.py.
 UNARY: frozenset[str] = frozenset(
-    "neg abs sign floor ceil round trunc sqrt rsqrt exp exp2 expm1 log log2 log1p sin cos tan asin acos atan "
-    "sinh cosh tanh asinh acosh atanh erf sigmoid isnan isinf not".split()  # neg abs sign: any; not: bool, ints
+    [
+        "neg",
+        "abs",
+        "sign",
+        "floor",
+        "ceil",
+        "round",
+        "trunc",
+        "sqrt",
+        "rsqrt",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log1p",
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "asinh",
+        "acosh",
+        "atanh",
+        "erf",
+        "sigmoid",
+        "isnan",
+        "isinf",
+        "not",
+    ]  # neg abs sign: any; not: bool, ints
 )
-BINARY: frozenset[str] = frozenset("add sub mul div floordiv mod min max pow atan2 fmod and or xor shl shr".split())
-COMPARE: frozenset[str] = frozenset("lt le eq ne".split())
+BINARY: frozenset[str] = frozenset(
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "floordiv",
+        "mod",
+        "min",
+        "max",
+        "pow",
+        "atan2",
+        "fmod",
+        "and",
+        "or",
+        "xor",
+        "shl",
+        "shr",
+    ]
+)
+COMPARE: frozenset[str] = frozenset(["lt", "le", "eq", "ne"])
 
 Polynomial = dict[tuple["Expr", ...], int]
 
@@ -43,9 +112,10 @@ Polynomial = dict[tuple["Expr", ...], int]
 class Expr:
     """One node `op(args; attr): dtype`.
 
-    op       leaf forms: const (attr: Python value), index (attr: iteration variable), dim (attr: symbolic size);
-             read (attr: (tensor, has_else); args: subscripts, then the else value); a unary, binary or compare name;
-             select (condition, then, else); cast.
+    op       leaf forms: const (attr: Python value), index (attr: iteration variable), dim (attr:
+    symbolic size);
+             read (attr: (tensor, has_else); args: subscripts, then the else value); a unary, binary
+             or compare name; select (condition, then, else); cast.
     Source: tinygrad UOp, Halide Expr.
     """
 
@@ -127,13 +197,17 @@ class Expr:
 
 
 _TABLE: weakref.WeakValueDictionary[tuple[Any, ...], Expr] = weakref.WeakValueDictionary()
+_REFERENCES: dict[tuple[Any, ...], Any] = _TABLE.data  # type: ignore[attr-defined]  # a faster get
+_INTEGERS: dict[int, Expr] = {}  # i64 constants, which would be made and dropped all the time
+_MOST_INTEGERS = 1 << 14
 
 
 def _make(op: str, args: tuple[Expr, ...], attr: Any, dtype: DType) -> Expr:
-    # 1, 1.0 and True, and 0.0 and -0.0, are different constants but equal dictionary keys: repr tells them apart.
+    # 1, 1.0 and True, and 0.0 and -0.0, are different constants but equal dictionary keys: repr
+    # tells them apart.
     key = (op, tuple(map(id, args)), repr(attr) if op == "const" else attr, dtype)
-    found = _TABLE.get(key)
-    if found is not None:
+    known = _REFERENCES.get(key)
+    if known is not None and (found := known()) is not None:
         return found
     node = object.__new__(Expr)
     node.op, node.args, node.attr, node.dtype = op, args, attr, dtype
@@ -146,11 +220,18 @@ def _lift(x: Expr | int) -> Expr:
     return x if isinstance(x, Expr) else const(x)
 
 
-# ---- leaves ----------------------------------------------------------------------------------------------------------
+# ---- leaves --------------------------------------------------------------------------------------
 
 
 def const(value: float | int | bool | np.generic, dtype: DType | None = None) -> Expr:
     """A constant, rounded to `dtype` (default: bool, i64 or f32 after the Python type)."""
+    if type(value) is int and (dtype is None or dtype is I64):
+        known = _INTEGERS.get(value)
+        if known is None:
+            known = _make("const", (), (value + (1 << 63)) % (1 << 64) - (1 << 63), I64)
+            if len(_INTEGERS) < _MOST_INTEGERS:
+                _INTEGERS[value] = known
+        return known
     if dtype is None:
         kind = type(value)
         dtype = BOOL if kind is bool else I64 if kind is int else F32
@@ -189,11 +270,14 @@ def int_value(e: Expr) -> int | None:
     return e.attr if e.op == "const" and type(e.attr) is int else None
 
 
-# ---- integer polynomials ---------------------------------------------------------------------------------------------
+# ---- integer polynomials -------------------------------------------------------------------------
 
 
 def polynomial(e: Expr) -> Polynomial:
-    """An i64 expression as {sorted atoms: coefficient}; the empty tuple holds the constant. Do not mutate it."""
+    """An i64 expression as {sorted atoms: coefficient}; the empty tuple holds the constant.
+
+    Do not mutate it.
+    """
     if e._poly is None:
         if e.op == "const":
             e._poly = {(): e.attr} if e.attr else {}
@@ -229,7 +313,7 @@ def _order(item: tuple[tuple[Expr, ...], int]) -> tuple[int, list[str]]:
 def from_polynomial(p: Polynomial) -> Expr:
     """The canonical expression of a polynomial: terms sorted, constant last."""
     terms = []
-    for atoms, c in sorted(p.items(), key=_order):
+    for atoms, c in sorted(p.items(), key=_order) if len(p) > 1 else p.items():
         if not atoms:
             terms.append(const(c))
             continue
@@ -245,14 +329,19 @@ def from_polynomial(p: Polynomial) -> Expr:
     return total
 
 
-# ---- arithmetic ------------------------------------------------------------------------------------------------------
+# ---- arithmetic ----------------------------------------------------------------------------------
 
 
 def add(a: Expr, b: Expr) -> Expr:
     """a + b (integers wrap)."""
     if a.dtype is I64 and b.dtype is I64:
-        if a.op == "const" and b.op == "const":
-            return const(a.attr + b.attr)
+        if b.op == "const":
+            if a.op == "const":
+                return const(a.attr + b.attr)
+            if b.attr == 0:
+                return a
+        elif a.op == "const" and a.attr == 0:
+            return b
         total = dict(polynomial(a))
         for k, v in polynomial(b).items():
             total[k] = total.get(k, 0) + v
@@ -268,6 +357,10 @@ def sub(a: Expr, b: Expr) -> Expr:
 def mul(a: Expr, b: Expr) -> Expr:
     """a * b (integers wrap)."""
     if a.dtype is I64 and b.dtype is I64:
+        if b.op == "const" and b.attr == 1:
+            return a
+        if a.op == "const" and a.attr == 1:
+            return b
         return from_polynomial(_poly_mul(polynomial(a), polynomial(b)))
     return binary("mul", a, b)
 
@@ -391,7 +484,9 @@ def unary(op: str, a: Expr) -> Expr:
 
 
 def binary(op: str, a: Expr, b: Expr) -> Expr:
-    """A binary operation of `BINARY`, for any dtype; both operands have the same one (X001 otherwise)."""
+    """A binary operation of `BINARY`, for any dtype; both operands have the same one (X001
+    otherwise).
+    """
     if a.dtype is not b.dtype:
         raise InternalError("X001", f"{op} of {a.dtype} and {b.dtype}", where=f"{a} {op} {b}")
     if a.dtype is I64 and op in ("add", "sub", "mul"):
@@ -432,13 +527,15 @@ def select(condition: Expr, then: Expr, orelse: Expr) -> Expr:
 
 
 def cast(a: Expr, dtype: DType) -> Expr:
-    """Value conversion; float to integer truncates and saturates, NaN gives 0; integers wrap; to bool is `!= 0`."""
+    """Value conversion; float to integer truncates and saturates, NaN gives 0; integers wrap; to
+    bool is `!= 0`.
+    """
     if a.dtype is dtype:
         return a
     return _fold("cast", (a,), dtype) or _make("cast", (a,), None, dtype)
 
 
-# ---- rewriting -------------------------------------------------------------------------------------------------------
+# ---- rewriting -----------------------------------------------------------------------------------
 
 
 def rebuild(e: Expr, args: tuple[Expr, ...]) -> Expr:
@@ -466,14 +563,22 @@ def rebuild(e: Expr, args: tuple[Expr, ...]) -> Expr:
 
 
 def substitute(e: Expr, mapping: Mapping[Expr, Expr]) -> Expr:
-    """Replace every node that is a key of `mapping` (top down), rebuilding and folding what stands above it."""
+    """Replace every node that is a key of `mapping` (top down), rebuilding and folding what stands
+    above it.
+    """
     memo: dict[int, Expr] = {}
 
     def go(node: Expr) -> Expr:
         hit = memo.get(id(node))
         if hit is None:
             found = mapping.get(node)
-            hit = found if found is not None else rebuild(node, tuple(map(go, node.args))) if node.args else node
+            hit = (
+                found
+                if found is not None
+                else rebuild(node, tuple(map(go, node.args)))
+                if node.args
+                else node
+            )
             memo[id(node)] = hit
         return hit
 
