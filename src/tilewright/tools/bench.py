@@ -31,7 +31,8 @@ from tilewright.tools.progress import Display, TuningState, format_time_us
 from tilewright.tools.sides import Side, SideFailed, SideSkipped
 from tilewright.tools.suite import Suite, Workload, choose, jitter, load_suite
 
-__all__ = ["Options", "machine", "measure_row", "prepared_oracle", "run", "table"]
+__all__ = ["Options", "empty_row", "line", "machine", "measure_row", "prepared_oracle", "run"]
+__all__ += ["table"]
 
 PREPARE_S = 600.0
 ORACLE_S = 900.0
@@ -82,7 +83,8 @@ def _nanoseconds(side: Side, entry: str) -> float:
 # ---- one row -----------------------------------------------------------------------------------
 
 
-def _empty_row(workload: Workload, threads: int) -> dict[str, Any]:
+def empty_row(workload: Workload, threads: int) -> dict[str, Any]:
+    """A row before anything is known about it."""
     return {
         "suite": workload.suite,
         "workload": workload.name,
@@ -120,7 +122,7 @@ def measure_row(
 
     oracle: a side that has this workload prepared already, to be used again by the caller.
     """
-    row = _empty_row(workload, options.threads)
+    row = empty_row(workload, options.threads)
     with ExitStack() as stack:
         ours = stack.enter_context(Side("ours", options.threads))
         try:
@@ -423,14 +425,14 @@ def run(options: Options, display: Display) -> dict[str, Any]:
                     try:
                         row = measure_row(workload, options, budget_s, database, display)
                     except SideFailed as error:  # a side that died while it was timed
-                        row = _empty_row(workload, options.threads)
+                        row = empty_row(workload, options.threads)
                         row["detail"]["error"] = str(error)
                     if options.peers_from is not None:
                         _borrow_peers(row, options.peers_from)
                     partial.add(row)
                 left_s = max(0.0, left_s - float(row["tune_s"] or 0.0))
                 rows.append(row)
-                display.note(_line(row))
+                display.note(line(row))
     found = figure.figures(rows, suite.figures)
     if "candidate" in suite.figures or "import" in suite.figures:
         found.update(_own_figures(suite.figures))
@@ -500,7 +502,8 @@ def machine(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return facts
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def line(row: Mapping[str, Any]) -> str:
+    """A finished row in one line."""
     if not row["verified"]:
         return f"{row['workload']}: UNVERIFIED, {row['detail'].get('error', 'no reason given')}"
     parts = [f"{row['workload']}: {format_time_us(row['ours_us'])}"]

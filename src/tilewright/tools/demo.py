@@ -7,8 +7,10 @@ whose outputs agreed with the oracle, beside onnxruntime in the same window.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from tilewright.errors import TilewrightError
 from tilewright.tools import bench, figures, filetypes, logs, outcome, pictures, wheels, wiring
 from tilewright.tools.lock import timing_lock
 from tilewright.tools.progress import Display, console, display, format_time_us
-from tilewright.tools.sides import SideFailed
+from tilewright.tools.sides import Side, SideFailed
 from tilewright.tools.suite import Workload
 
 if TYPE_CHECKING:
@@ -108,37 +110,65 @@ def show_results(runners: Runners, output: Console) -> None:
     output.print(f"    safe for work with probability {float(scores[0]):.3f}")
 
 
-def measure(shown: Display, peers: Sequence[str], budget_s: float) -> list[dict[str, Any]]:
-    """Tune, verify and time every model for each number of threads; one oracle per model."""
+class Oracles:
+    """One oracle per model, computing on one core while this process compiles on the other.
+
+    `wait` before anything is timed.
+    """
+
+    def __init__(self) -> None:
+        # The processes are started here, in the main thread, whose end they follow.
+        self.sides = {workload.name: Side("oracle", 1) for workload in WORKLOADS}
+        self.failed: dict[str, str] = {}
+        self._thread = threading.Thread(target=self._compute, daemon=True)
+        self._thread.start()
+
+    def _compute(self) -> None:
+        for workload in WORKLOADS:
+            side = self.sides[workload.name]
+            try:
+                side.ask("prepare", bench.ORACLE_S, workload=workload.to_json())
+                side.ask("judge", bench.ORACLE_S, seed=bench.CHECKED_SEED, candidates={})
+            except SideFailed as error:
+                self.failed[workload.name] = str(error)
+
+    def wait(self) -> None:
+        """Until every reference is there."""
+        while self._thread.is_alive():
+            self._thread.join(0.2)  # in slices, so that Ctrl-C gets through
+
+    def close(self) -> None:
+        for side in self.sides.values():
+            side.close()
+
+
+def measure(
+    shown: Display, peers: Sequence[str], budget_s: float, oracles: Oracles
+) -> list[dict[str, Any]]:
+    """Tune, verify and time every model for each number of threads."""
     rows = []
     left_s = budget_s
-    pending = [workload.weight for workload in WORKLOADS for _ in THREADS]
-    for workload in WORKLOADS:
+    pending = [(workload, threads) for workload in WORKLOADS for threads in THREADS]
+    while pending:
+        workload, threads = pending[0]
+        share_s = left_s * workload.weight / sum(waiting.weight for waiting, _ in pending)
+        pending.pop(0)
+        options = bench.Options(
+            suite="demo", peers=tuple(peers), threads=threads, rounds=11, burst_s=0.03
+        )
+        oracle = oracles.sides[workload.name]
         try:
-            oracle = bench.prepared_oracle(workload)
+            if workload.name in oracles.failed:
+                raise SideFailed(f"the oracle failed: {oracles.failed[workload.name]}")
+            row = bench.measure_row(
+                workload, options, share_s, current().database_path, shown, oracle
+            )
         except SideFailed as error:
-            shown.note(f"{workload.name}: the oracle failed: {error}")
-            oracle = None
-        try:
-            for threads in THREADS:
-                share_s = left_s * pending[0] / sum(pending)
-                pending.pop(0)
-                options = bench.Options(
-                    suite="demo", peers=tuple(peers), threads=threads, rounds=11, burst_s=0.03
-                )
-                try:
-                    row = bench.measure_row(
-                        workload, options, share_s, current().database_path, shown, oracle
-                    )
-                except SideFailed as error:
-                    row = bench._empty_row(workload, threads)
-                    row["detail"]["error"] = str(error)
-                left_s = max(0.0, left_s - float(row["tune_s"] or 0.0))
-                shown.note(f"{threads} threads, {bench._line(row)}")
-                rows.append(row)
-        finally:
-            if oracle is not None:
-                oracle.close()
+            row = bench.empty_row(workload, threads)
+            row["detail"]["error"] = str(error)
+        left_s = max(0.0, left_s - float(row["tune_s"] or 0.0))
+        shown.note(f"{threads} threads, {bench.line(row)}")
+        rows.append(row)
     return rows
 
 
@@ -177,8 +207,7 @@ def _count(rows: Sequence[dict[str, Any]], runners: Runners, name: str) -> int:
     total = runners.count(name)
     for row in rows:
         for stats in ("stats", "untuned_stats"):
-            if row["detail"].get(stats) is not row["detail"].get("stats") or stats == "stats":
-                total += int(row["detail"].get(stats, {}).get(name) or 0)
+            total += int(row["detail"].get(stats, {}).get(name) or 0)
     return total
 
 
@@ -188,12 +217,15 @@ def run(output: Console, target: Path) -> int:
     for model in wheels.MODELS.values():
         wheel = wheels.find_wheel(model.distribution)
         output.print(f"model {model.name}: from {wheel.name}, {model.licence}", markup=False)
-    runners = Runners(max(THREADS))
-    output.print(f"four models compiled in {time.monotonic() - started:.1f} s", markup=False)
-    show_results(runners, output)
-    output.print(f"\nTuning for {TUNING_S:.0f} s at most, verifying, and timing:", style="bold")
-    with display("demo") as shown, timing_lock("demo", say=shown.note):
-        rows = measure(shown, ("onnxruntime",), TUNING_S)
+    with contextlib.closing(Oracles()) as oracles:
+        runners = Runners(max(THREADS))
+        output.print(f"four models compiled in {time.monotonic() - started:.1f} s", markup=False)
+        show_results(runners, output)
+        output.print("\ncomputing what the models mean, in float64, to verify them ...")
+        oracles.wait()
+        output.print(f"\nTuning for {TUNING_S:.0f} s at most, and timing:", style="bold")
+        with display("demo") as shown, timing_lock("demo", say=shown.note):
+            rows = measure(shown, ("onnxruntime",), TUNING_S, oracles)
     for threads in THREADS:
         output.print(table(rows, threads))
     output.print("\nratio: time of onnxruntime over ours, tuned; above 1 ours is faster")

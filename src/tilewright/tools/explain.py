@@ -6,7 +6,7 @@ In: a `CompiledModel`. Out: text. Invariant: everything said is read from what t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from tilewright.tools.progress import format_time_us
@@ -34,12 +34,23 @@ def _bound(work: Any, rates: Any, threads: int) -> str:
     )
 
 
-def _source(tuning: Any, number: int) -> str:
-    """Where the kernel's schedule comes from."""
-    sources: Sequence[str] | Mapping[int, str] | None = getattr(tuning, "sources", None)
-    if sources is None:
-        return "default"
-    return sources[number]
+def _measured(tuning: Any, task_key: str) -> tuple[str, str]:
+    """Where the kernel's schedule comes from, and what was measured of it."""
+    facts = None if tuning is None else tuning.facts.get(task_key)
+    if facts is None:
+        return "default", ""
+    parts = []
+    if facts.default_us is not None:
+        parts.append(f"default {format_time_us(facts.default_us)}")
+    if facts.tuned_us is not None:
+        parts.append(f"tuned {format_time_us(facts.tuned_us)}")
+    if facts.ratio is not None:
+        parts.append(f"{facts.ratio:.2f}x of default")
+    if facts.trials:
+        parts.append(f"{facts.trials} candidates tried")
+    parts += [f"{count} rejected as {code}" for code, count in sorted(facts.rejected.items())]
+    parts += [facts.note] if facts.note else []
+    return facts.source, ", ".join(parts)
 
 
 def explain(model: Any, *, kernel: str | None = None, memory: bool = False) -> str:
@@ -74,7 +85,10 @@ def explain(model: Any, *, kernel: str | None = None, memory: bool = False) -> s
         times = "" if calls == 1 else f", called {calls} times"
         lines.append(f"\nkernel {number}: {computed}{times}")
         lines.append(f"  {_bound(work_of(plan.kernels[number].program), rates, variant.threads)}")
-        lines.append(f"  schedule ({_source(variant.tuning, number)}): {linked.schedules[number]}")
+        source, measured = _measured(variant.tuning, plan.kernels[number].task_key)
+        lines.append(f"  schedule ({source}): {linked.schedules[number]}")
+        if measured:
+            lines.append(f"  measured: {measured}")
         shown.update(names.get(number, ()))
     decisions = [
         decision

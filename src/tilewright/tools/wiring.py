@@ -149,6 +149,17 @@ def program(text: str) -> Any:
     return _public().program(text)
 
 
+def needs_program(model: Any) -> None:
+    """Errors: U003 for a stage below the program, which carries too little to compile or check."""
+    if is_printed(model):
+        raise UserError(
+            "U003",
+            f"a printed {model.stage} can be dumped further, and not be run",
+            where="MODEL",
+            hint="give the model, or its program with the constants beside it",
+        )
+
+
 def compile_model(
     model: Any,
     *,
@@ -165,13 +176,7 @@ def compile_model(
 
     Errors: U003 for a stage that carries no program; those of `tilewright.compile`.
     """
-    if is_printed(model):
-        raise UserError(
-            "U003",
-            f"a printed {model.stage} can be dumped further, and not be run",
-            where="MODEL",
-            hint="give the model, or its program with the constants beside it",
-        )
+    needs_program(model)
     tw = _public()
     extra: dict[str, Any] = {} if on_event is None else {"on_event": on_event}
     compiled: CompiledModel = tw.compile(
@@ -257,6 +262,7 @@ def check_model(
     """Compile, and compare every output with the oracle for `seeds` inputs."""
     verify = importlib.import_module("tilewright.verify.oracle")
     generate = importlib.import_module("tilewright.verify.generate")
+    needs_program(model)
     program = program_of(model)
     sizes = {**generate.default_sizes(program), **(dims or {})}
     compiled = compile_model(model, dims=sizes, tune=0.0, threads=threads, target=target, db=db)

@@ -126,7 +126,9 @@ def test_what_the_file_holds(saved: tuple[Path, Any]) -> None:
     assert names[0] == "constants.safetensors" and all(n.endswith(".o") for n in names[1:-1])
 
 
-def test_nothing_is_compiled_or_unpickled_when_loading(saved: tuple[Path, Any], tmp_path: Path) -> None:
+def test_nothing_is_compiled_or_unpickled_when_loading(
+    saved: tuple[Path, Any], tmp_path: Path
+) -> None:
     path, model = saved
     x = random(3, 3, 24)
     np.save(tmp_path / "x.npy", x)
@@ -328,7 +330,9 @@ def test_halos_that_hold_something_else_than_zero(tmp_path: Path) -> None:
 def test_a_model_without_constants_or_sizes(tmp_path: Path) -> None:
     model = tw.compile("y[i] = 2.0 * x[i]", dims={"I": 5})
     model.save(tmp_path / "m.twa")
-    np.testing.assert_array_equal(tw.load(tmp_path / "m.twa")(np.ones(5, "f4")), np.full(5, 2, "f4"))
+    np.testing.assert_array_equal(
+        tw.load(tmp_path / "m.twa")(np.ones(5, "f4")), np.full(5, 2, "f4")
+    )
     unknown = tw.compile("y[i] = 2.0 * x[i]")
     with pytest.raises(UserError) as caught:
         unknown.save(tmp_path / "n.twa")
@@ -338,7 +342,9 @@ def test_a_model_without_constants_or_sizes(tmp_path: Path) -> None:
     assert caught.value.code == "U003" and caught.value.hint
 
 
-def test_a_file_may_be_replaced_while_its_model_is_used(saved: tuple[Path, Any], tmp_path: Path) -> None:
+def test_a_file_may_be_replaced_while_its_model_is_used(
+    saved: tuple[Path, Any], tmp_path: Path
+) -> None:
     path, model = saved
     copy = tmp_path / "net.twa"
     copy.write_bytes(path.read_bytes())
@@ -428,7 +434,21 @@ def test_arrays_of_every_dtype(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     arrays = {
         f"{dtype}{list(shape)}": rng.integers(0, 2, shape).astype(dtype)
-        for dtype in (bool, "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", ml_dtypes.bfloat16)
+        for dtype in (
+            bool,
+            "i1",
+            "u1",
+            "i2",
+            "u2",
+            "i4",
+            "u4",
+            "i8",
+            "u8",
+            "f2",
+            "f4",
+            "f8",
+            ml_dtypes.bfloat16,
+        )
         for shape in ((), (3,), (2, 0), (5, 7))
     }
     path = tmp_path / "a.safetensors"
@@ -449,7 +469,14 @@ def test_damaged_arrays(tmp_path: Path) -> None:
     with path.open("wb") as file:
         write_tensors(file, {"a": np.ones(100, np.float32)})
     data = path.read_bytes()
-    for broken in (b"", data[:7], data[:50], data[:-1], b"\xff" * 8 + data[8:], data.replace(b"F32", b"Q99")):
+    for broken in (
+        b"",
+        data[:7],
+        data[:50],
+        data[:-1],
+        b"\xff" * 8 + data[8:],
+        data.replace(b"F32", b"Q99"),
+    ):
         path.write_bytes(broken)
         with pytest.raises(UserError) as caught:
             read_tensors(path)

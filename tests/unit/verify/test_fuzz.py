@@ -38,7 +38,7 @@ def plain(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
 
 def test_cases_are_valid_and_round_trip() -> None:
     seen: set[str] = set()
-    for seed in range(150):
+    for seed in range(60):
         case = generate(seed)
         seen |= set(case.kinds)
         text = str(case)
@@ -63,10 +63,10 @@ def work(case: Case) -> int:
     return total
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(2))
 def test_reference_and_fast_agree(block: int) -> None:
     compared = 0
-    for seed in range(1000 + 100 * block, 1100 + 100 * block):
+    for seed in range(1000 + 60 * block, 1060 + 60 * block):
         case = generate(seed, statements=2)
         if work(case) > 4000:
             continue
@@ -83,14 +83,14 @@ def test_reference_and_fast_agree(block: int) -> None:
             else:
                 np.testing.assert_array_equal(a, b, err_msg=f"{name} of\n{case}")
         compared += 1
-    assert compared > 30
+    assert compared > 18
 
 
 def test_right_code_passes() -> None:
-    report = fuzz(plain, count=60, seed=7)
+    report = fuzz(plain, count=30, seed=7)
     assert report.ok, str(report)
-    assert report.programs == 60 and str(report).startswith("60 programs in ")
-    assert sum(report.definitions.values()) == 60
+    assert report.programs == 30 and str(report).startswith("30 programs in ")
+    assert sum(report.definitions.values()) == 30
 
 
 def wrong_max(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
@@ -149,7 +149,7 @@ def raises(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
 def test_planted_bugs_are_found_and_reduced(
     run: Any, kind: str, lines: int, tmp_path: Path
 ) -> None:
-    report = fuzz(run, count=120, seed=1, reduce_s=6, most_failures=1, folder=tmp_path)
+    report = fuzz(run, count=60, seed=1, reduce_s=3, most_failures=1, folder=tmp_path)
     assert not report.ok and report.failures
     failure = report.failures[0]
     assert failure.kind == kind

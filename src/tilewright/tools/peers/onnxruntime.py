@@ -64,7 +64,7 @@ class Adapter:
 
     def available(self) -> str:
         try:
-            import onnxruntime  # noqa: F401
+            import onnxruntime
         except ImportError as error:
             raise Unavailable(f"not installed: pip install 'tilewright[peers]' ({error})") from None
         return metadata.version("onnxruntime")

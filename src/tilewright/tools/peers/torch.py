@@ -67,7 +67,7 @@ class Adapter:
 
     def available(self) -> str:
         try:
-            import torch  # noqa: F401
+            import torch
         except ImportError as error:
             raise Unavailable(f"not installed: pip install 'tilewright[peers]' ({error})") from None
         return metadata.version("torch")
