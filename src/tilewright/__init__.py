@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tilewright import onnx as onnx
@@ -18,22 +17,41 @@ if TYPE_CHECKING:
     from tilewright.runtime.pool import set_num_threads as set_num_threads
 
 __all__ = [
-    "CompiledModel", "TilewrightError", "compile", "config", "load", "onnx", "program", "set_num_threads", "verify",
-]  # fmt: skip
+    "CompiledModel",
+    "TilewrightError",
+    "compile",
+    "config",
+    "load",
+    "onnx",
+    "program",
+    "set_num_threads",
+    "verify",
+]
 
-# Name -> module that holds it (None: the name is a module). Imported on first use, so that importing tilewright is quick.
+# Name -> module that holds it (None: the name is a module). Imported on first use, so that
+# importing tilewright is quick.
 _HOME: dict[str, str | None] = {
-    "CompiledModel": "tilewright.api", "compile": "tilewright.api", "load": "tilewright.runtime.package",
-    "program": "tilewright.api", "config": "tilewright.config", "TilewrightError": "tilewright.errors",
-    "set_num_threads": "tilewright.runtime.pool", "onnx": None, "verify": None,
-}  # fmt: skip
+    "CompiledModel": "tilewright.api",
+    "compile": "tilewright.api",
+    "load": "tilewright.runtime.package",
+    "program": "tilewright.api",
+    "config": "tilewright.config",
+    "TilewrightError": "tilewright.errors",
+    "set_num_threads": "tilewright.runtime.pool",
+    "onnx": None,
+    "verify": None,
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'tilewright' has no attribute {name!r}")
     home = _HOME[name]
-    value = importlib.import_module(f"tilewright.{name}") if home is None else getattr(importlib.import_module(home), name)
+    value = (
+        importlib.import_module(f"tilewright.{name}")
+        if home is None
+        else getattr(importlib.import_module(home), name)
+    )
     globals()[name] = value
     return value
 

@@ -1,8 +1,10 @@
-"""compile, program: the public verbs. (`load` is in runtime/package.py, so that it imports no compiler.)
+"""compile, program: the public verbs. (`load` is in runtime/package.py, so that it imports no
+compiler.)
 
-In: a Program, index notation, an ONNX path, or what `onnx.load` returned. Out: `CompiledModel`. Invariants: nothing is
-compiled before sizes are known; each combination of sizes is compiled once and kept; a model that was given all its sizes
-(by example inputs or `dims`) is ready when `compile` returns.
+In: a Program, index notation, an ONNX path, or what `onnx.load` returned. Out: `CompiledModel`.
+Invariants: nothing is compiled before sizes are known; each combination of sizes is compiled once
+and kept; a model that was given all its sizes (by example inputs or `dims`) is ready when `compile`
+returns.
 """
 
 from __future__ import annotations
@@ -10,8 +12,7 @@ from __future__ import annotations
 import operator
 import threading
 import time
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,12 @@ from tilewright.group.plan import plan_program
 from tilewright.ir import expr as E
 from tilewright.ir.kernel import Kernel
 from tilewright.ir.plan import Plan
-from tilewright.ir.program import Axis
-from tilewright.ir.program import Definition
-from tilewright.ir.program import Program
-from tilewright.ir.program import Tensor
+from tilewright.ir.program import Axis, Definition, Program, Tensor
 from tilewright.machine.target import Target
 from tilewright.runtime.artifact import bind_artifact
-from tilewright.runtime.context import ArrayType
-from tilewright.runtime.context import Binding
-from tilewright.runtime.link import Linked
-from tilewright.runtime.link import link_plan
-from tilewright.runtime.model import CallableModel
-from tilewright.runtime.model import nearest
+from tilewright.runtime.context import ArrayType, Binding
+from tilewright.runtime.link import Linked, link_plan
+from tilewright.runtime.model import CallableModel, nearest
 from tilewright.runtime.pool import num_threads
 from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.schedule import Schedule
@@ -48,7 +43,10 @@ Choose = Callable[[Kernel], Schedule]
 
 
 def program(text: str) -> Program:
-    """Index notation, or the printed form of a Program, as a Program. Errors: F010 to F012, P001 to P004."""
+    """Index notation, or the printed form of a Program, as a Program.
+
+    Errors: F010 to F012, P001 to P004.
+    """
     from tilewright.frontend.notation import parse_notation
 
     return parse_notation(text)
@@ -59,7 +57,9 @@ def seconds_of(budget: float | str | None) -> float:
     try:
         return 0.0 if budget is None else config.parse_duration_s(budget)
     except ValueError as e:
-        raise UserError("U003", f"{budget!r} is no length of time", hint=f"write {e}, such as 30s") from None
+        raise UserError(
+            "U003", f"{budget!r} is no length of time", hint=f"write {e}, such as 30s"
+        ) from None
 
 
 def _target_of(name: str | Target | None) -> Target:
@@ -71,15 +71,24 @@ def _target_of(name: str | Target | None) -> Target:
 class CompiledModel(CallableModel):
     """A Program ready to run on this machine, for any sizes within its dims.
 
-    `threads`: how many a call may use; None follows the settings. `tune`: seconds of search for each new combination of
-    sizes. Arrays that a call returns belong to the caller; `reuse_outputs=True` hands out the same ones every time.
+    `threads`: how many a call may use; None follows the settings. `tune`: seconds of search for
+    each new combination of sizes. Arrays that a call returns belong to the caller;
+    `reuse_outputs=True` hands out the same ones every time.
     """
 
     def __init__(
-        self, program: Program, *, target: Target, threads: int | None, tune: float = 0.0,
-        db: Path | str | None = None, frozen: bool = False, reuse_outputs: bool = False,
-        on_event: Callable[[Any], None] | None = None, origins: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        program: Program,
+        *,
+        target: Target,
+        threads: int | None,
+        tune: float = 0.0,
+        db: Path | str | None = None,
+        frozen: bool = False,
+        reuse_outputs: bool = False,
+        on_event: Callable[[Any], None] | None = None,
+        origins: Mapping[str, str] | None = None,
+    ) -> None:
         self.program = program
         self.target = target
         self.threads = threads
@@ -110,7 +119,9 @@ class CompiledModel(CallableModel):
         """The compiled form for these sizes; compiled now where it was not before. Errors: R004."""
         sizes = self.sizes(symbols)
         key = tuple(sorted(sizes.items()))
-        with self._compiling:  # a variant that lost a race would take its code away from a call that uses it
+        with (
+            self._compiling
+        ):  # a variant that lost a race would take its code away from a call that uses it
             found = self._variants.get(key)
             if found is None:
                 found = self._variants[key] = _Variant(self, sizes)
@@ -128,7 +139,10 @@ class CompiledModel(CallableModel):
 
     @property
     def variants(self) -> tuple[_Variant, ...]:
-        """Every variant compiled so far, at least one. Errors: R004 where the sizes are not known yet."""
+        """Every variant compiled so far, at least one.
+
+        Errors: R004 where the sizes are not known yet.
+        """
         return tuple(self._variants.values()) or (self.latest,)
 
     @property
@@ -178,14 +192,25 @@ class _Variant:
 
             at = time.perf_counter()
             self.tuning = tune_plan(
-                self.plan, self.program.values, model.target, self.threads, budget_s=model.tune_s, db=model.db,
-                frozen=model.frozen, on_event=model.on_event,
-            )  # fmt: skip
+                self.plan,
+                self.program.values,
+                model.target,
+                self.threads,
+                budget_s=model.tune_s,
+                db=model.db,
+                frozen=model.frozen,
+                on_event=model.on_event,
+            )
             choose = self.tuning.choose
             kernels_tuned = self.tuning.kernels_tuned
             tune_s = time.perf_counter() - at
         self.linked: Linked = link_plan(
-            self.plan, choose, self.program.values, model.target, self.inputs, self.outputs,
+            self.plan,
+            choose,
+            self.program.values,
+            model.target,
+            self.inputs,
+            self.outputs,
             strict=config.current().numerics == "strict",
         )
         self.binding = bind_artifact(self.linked.artifact)
@@ -196,7 +221,9 @@ class _Variant:
             "kernels": len(self.plan.kernels),
             "kernels_compiled": self.linked.kernels_compiled,
             "kernels_tuned": kernels_tuned,
-            "peak_bytes": self.binding.arena_bytes + self.binding.scratch_bytes * self.threads + constants,
+            "peak_bytes": self.binding.arena_bytes
+            + self.binding.scratch_bytes * self.threads
+            + constants,
             "arena_bytes": self.binding.arena_bytes,
             "constant_bytes": constants,
             "seconds": dict(self.linked.seconds),
@@ -207,8 +234,14 @@ class _Variant:
 
 
 def _own_results(p: Program) -> Program:
-    """The Program with a copy of every input or constant that it returns: a result has its own memory."""
-    given = [n for n in dict.fromkeys(p.results) if any(t.name == n for t in (*p.inputs, *(t for t, _ in p.constants)))]
+    """The Program with a copy of every input or constant that it returns: a result has its own
+    memory.
+    """
+    given = [
+        n
+        for n in dict.fromkeys(p.results)
+        if any(t.name == n for t in (*p.inputs, *(t for t, _ in p.constants)))
+    ]
     if not given:
         return p
     taken, names, copies = set(p.tensors), {}, []
@@ -241,17 +274,19 @@ def _program_of(model: Any) -> tuple[Program, Mapping[str, str]]:
     found = model if isinstance(model, Program) else getattr(model, "program", None)
     if not isinstance(found, Program):
         raise UserError(
-            "F005", f"cannot compile a {type(model).__name__}",
+            "F005",
+            f"cannot compile a {type(model).__name__}",
             hint="give a Program, index notation, an ONNX path or tilewright.onnx.load(...)",
-        )  # fmt: skip
+        )
     missing = [t.name for t, key in found.constants if key not in found.values]
     if missing:
         raise UserError(
-            "F002", f"the program has no value for its constant {missing[0]!r}",
+            "F002",
+            f"the program has no value for its constant {missing[0]!r}",
             where=f"program {found.name}",
             hint="give its values: dataclasses.replace(program, values={key: array}), or the file "
             "of constants that `dump -o` writes beside the text",
-        )  # fmt: skip
+        )
     return found, getattr(model, "origins", {})
 
 
@@ -265,34 +300,44 @@ def _symbols_from(
         if name not in names:
             known = f"its sizes are {', '.join(names)}" if names else "all its sizes are fixed"
             raise UserError(
-                "R004", f"the model has no size {name!r}", where="dims",
+                "R004",
+                f"the model has no size {name!r}",
+                where="dims",
                 hint=nearest(str(name), names, known),
-            )  # fmt: skip
+            )
         try:
             out[name] = operator.index(size)
         except TypeError:
             raise UserError(
-                "R004", f"the size {name!r} is {size!r}, which is no whole number", where="dims",
+                "R004",
+                f"the size {name!r} is {size!r}, which is no whole number",
+                where="dims",
                 hint=f"pass dims={{{name!r}: 8}}, say",
-            ) from None  # fmt: skip
+            ) from None
     for t, shape in _example_shapes(p, example_inputs):
         if len(shape) != len(t.shape):
             raise UserError(
-                "R003", f"input {t.name!r} has {len(t.shape)} axes, the example {len(shape)}",
-                where="example_inputs", hint=f"give an array of shape [{_text(t.shape)}]",
-            )  # fmt: skip
+                "R003",
+                f"input {t.name!r} has {len(t.shape)} axes, the example {len(shape)}",
+                where="example_inputs",
+                hint=f"give an array of shape [{_text(t.shape)}]",
+            )
         for e, n in zip(t.shape, shape, strict=True):
             if e.op == "dim" and out.setdefault(e.attr, n) != n:
                 raise UserError(
-                    "R004", f"{e.attr} is {out[e.attr]} and {n} in what is given",
-                    where=f"example input {t.name!r}", hint="give sizes that agree",
-                )  # fmt: skip
+                    "R004",
+                    f"{e.attr} is {out[e.attr]} and {n} in what is given",
+                    where=f"example input {t.name!r}",
+                    hint="give sizes that agree",
+                )
             fixed = E.int_value(e)
             if fixed is not None and fixed != n:
                 raise UserError(
-                    "R003", f"input {t.name!r} has size {fixed} where the example has {n}",
-                    where="example_inputs", hint=f"give an array of shape [{_text(t.shape)}]",
-                )  # fmt: skip
+                    "R003",
+                    f"input {t.name!r} has size {fixed} where the example has {n}",
+                    where="example_inputs",
+                    hint=f"give an array of shape [{_text(t.shape)}]",
+                )
     return out
 
 
@@ -310,39 +355,57 @@ def _example_shapes(p: Program, examples: Any) -> list[tuple[Tensor, tuple[int, 
         arrays = list(examples) if isinstance(examples, list | tuple) else [examples]
         if len(arrays) > len(names):
             raise UserError(
-                "R001", f"{len(arrays)} example inputs for {len(names)} inputs",
-                where="example_inputs", hint=known,
-            )  # fmt: skip
+                "R001",
+                f"{len(arrays)} example inputs for {len(names)} inputs",
+                where="example_inputs",
+                hint=known,
+            )
         examples = dict(zip(names, arrays, strict=False))
     for name in examples:
         if name not in names:
             raise UserError(
-                "R001", f"the model has no input {name!r}", where="example_inputs",
+                "R001",
+                f"the model has no input {name!r}",
+                where="example_inputs",
                 hint=nearest(str(name), names, known),
-            )  # fmt: skip
+            )
     return [(t, np.shape(examples[t.name])) for t in p.inputs if t.name in examples]
 
 
 def compile(
-    model: Any, example_inputs: Any = None, *, dims: Mapping[str, int] | None = None,
-    tune: float | str | None = None, threads: int | None = None, target: str | Target | None = None,
-    db: Path | str | None = None, frozen: bool | None = None, reuse_outputs: bool = False,
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    dims: Mapping[str, int] | None = None,
+    tune: float | str | None = None,
+    threads: int | None = None,
+    target: str | Target | None = None,
+    db: Path | str | None = None,
+    frozen: bool | None = None,
+    reuse_outputs: bool = False,
     on_event: Callable[[Any], None] | None = None,
-) -> CompiledModel:  # fmt: skip
+) -> CompiledModel:
     """Compile a model.
 
-    model: Program, index notation, ONNX path, or `onnx.load(...)`. example_inputs (by position or name) or `dims` fix
-    symbolic sizes now; without them compiling waits for the first call. tune: seconds, or "30s"; 0 and None (unless the
-    settings say otherwise) use default schedules and the database's records. frozen: time nothing.
-    Errors: F and P codes of the front ends, R003 and R004 for sizes, U003 for options, R012 and R013 for the machine.
+    model: Program, index notation, ONNX path, or `onnx.load(...)`. example_inputs (by position or
+    name) or `dims` fix symbolic sizes now; without them compiling waits for the first call. tune:
+    seconds, or "30s"; 0 and None (unless the settings say otherwise) use default schedules and the
+    database's records. frozen: time nothing. Errors: F and P codes of the front ends, R003 and R004
+    for sizes, U003 for options, R012 and R013 for the machine.
     """
     p, origins = _program_of(model)
     settings = config.current()
     compiled = CompiledModel(
-        p, target=_target_of(target), threads=threads, tune=seconds_of(tune), db=db,
-        frozen=bool(settings.frozen if frozen is None else frozen), reuse_outputs=reuse_outputs,
-        on_event=on_event, origins=origins,
-    )  # fmt: skip
+        p,
+        target=_target_of(target),
+        threads=threads,
+        tune=seconds_of(tune),
+        db=db,
+        frozen=bool(settings.frozen if frozen is None else frozen),
+        reuse_outputs=reuse_outputs,
+        on_event=on_event,
+        origins=origins,
+    )
     symbols = compiled.given = _symbols_from(p, example_inputs, dims)
     if all(d.name in symbols for d in p.dims):
         compiled.variant(symbols)

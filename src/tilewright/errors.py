@@ -1,7 +1,8 @@
 """Every exception type and the table of error codes.
 
-In: nothing. Out: `TilewrightError` and its three kinds, `Rejected` (a value, not an exception), `CODES`.
-Invariant: every error that reaches a user carries a code of `CODES`, one sentence, and a next step.
+In: nothing. Out: `TilewrightError` and its three kinds, `Rejected` (a value, not an exception),
+`CODES`. Invariant: every error that reaches a user carries a code of `CODES`, one sentence, and a
+next step.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 
 __all__ = ["CODES", "InternalError", "Rejected", "TargetError", "TilewrightError", "UserError"]
 
-# Code -> one-line meaning. F front end, P program, G grouping, S schedule, L lowering, C code generation,
-# R runtime, T tuning, V verification, U command line and settings. docs/errors.md is generated from this table.
+# Code -> one-line meaning. F front end, P program, G grouping, S schedule, L lowering, C code
+# generation, R runtime, T tuning, V verification, U command line and settings. docs/errors.md is
+# generated from this table.
 CODES: dict[str, str] = {
     "F001": "the file is not a readable ONNX model",
     "F002": "an external data file is missing, too short, or outside the model's folder",
@@ -76,7 +78,9 @@ class TilewrightError(Exception):
         return (_rebuild, (type(self), self.code, self.message, self.where, self.hint))
 
 
-def _rebuild(kind: type[TilewrightError], code: str, message: str, where: str, hint: str) -> TilewrightError:
+def _rebuild(
+    kind: type[TilewrightError], code: str, message: str, where: str, hint: str
+) -> TilewrightError:
     return kind(code, message, where=where, hint=hint)
 
 

@@ -1,7 +1,7 @@
 """The ONNX door: `load` a model, then run or compile it.
 
-In: a path or bytes. Out: `OnnxModel`. Invariant: importing this module needs the extra `onnx`; nothing of a model is
-executed or unpickled.
+In: a path or bytes. Out: `OnnxModel`. Invariant: importing this module needs the extra `onnx`;
+nothing of a model is executed or unpickled.
 """
 
 from __future__ import annotations

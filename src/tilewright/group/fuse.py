@@ -1,44 +1,64 @@
 """Partition a normalized Program into groups of definitions, each of which becomes one kernel.
 
-In: a normalized Program and a Target. Out: `Group`s in execution order, with the reason of every decision. Invariants:
-each definition is in exactly one group or inlined into its readers; the groups are topologically ordered; a group's
-internal reads use its shared axes with one meaning.
+In: a normalized Program and a Target. Out: `Group`s in execution order, with the reason of every
+decision. Invariants: each definition is in exactly one group or inlined into its readers; the
+groups are topologically ordered; a group's internal reads use its shared axes with one meaning.
 
-Three moves, in order: absorb pointwise readers into the stage that produces what they read (epilogue); inline cheap
-pointwise producers into their readers (prologue); stack stages that share outer axes, so that what flows between them
-stays in cache (row groups: normalizations, softmax, attention).
+Three moves, in order: absorb pointwise readers into the stage that produces what they read
+(epilogue); inline cheap pointwise producers into their readers (prologue); stack stages that share
+outer axes, so that what flows between them stays in cache (row groups: normalizations, softmax,
+attention).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from collections.abc import Set
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
+from collections.abc import Iterable, Set
+from dataclasses import dataclass, field, replace
 from math import prod
 
-from tilewright.group.normalize import axis_ranges
-from tilewright.group.normalize import inline_reads
-from tilewright.group.normalize import is_plain_read
-from tilewright.group.normalize import statement_reads
-from tilewright.group.normalize import tidy
+from tilewright.group.normalize import (
+    axis_ranges,
+    inline_reads,
+    is_plain_read,
+    statement_reads,
+    tidy,
+)
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 from tilewright.ir.kernel import int_extent
-from tilewright.ir.program import Definition
-from tilewright.ir.program import Program
-from tilewright.ir.program import Statement
-from tilewright.ir.program import defined_by
+from tilewright.ir.program import Definition, Program, Statement, defined_by
 from tilewright.machine.target import Target
 
 __all__ = ["Decision", "Group", "StageGroup", "group_program"]
 
 # Operations that cost tens of instructions a vector; everything else counts as one.
 _HEAVY = frozenset(
-    "exp exp2 expm1 log log2 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf sigmoid pow atan2 fmod"
-    .split()
-)  # fmt: skip
+    [
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log1p",
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "asinh",
+        "acosh",
+        "atanh",
+        "erf",
+        "sigmoid",
+        "pow",
+        "atan2",
+        "fmod",
+    ]
+)
 CHEAP = 4
 
 
@@ -52,7 +72,9 @@ class StageGroup:
 
 @dataclass
 class Group:
-    """Stages over `shared` axes (names of the first stage's axes), or one statement that stands alone."""
+    """Stages over `shared` axes (names of the first stage's axes), or one statement that stands
+    alone.
+    """
 
     stages: list[StageGroup]
     shared: tuple[str, ...] = ()
@@ -144,7 +166,13 @@ def cost(e: Expr) -> int:
                 total += 1
             total += sum(1 for s in n.args for _ in s.reads())
             continue
-        total += 12 if n.op in _HEAVY else 3 if n.op in ("div", "sqrt", "rsqrt", "floordiv", "mod") else 1
+        total += (
+            12
+            if n.op in _HEAVY
+            else 3
+            if n.op in ("div", "sqrt", "rsqrt", "floordiv", "mod")
+            else 1
+        )
         stack.extend(n.args)
     return total
 
@@ -154,7 +182,9 @@ def _is_pointwise(d: Definition) -> bool:
 
 
 def is_contraction(d: Definition) -> bool:
-    """Is it a reduction in which some operand is reused along an output axis (so that it is worth blocking)?"""
+    """Is it a reduction in which some operand is reused along an output axis (so that it is worth
+    blocking)?
+    """
     if d.reduction is None:
         return False
     outs = {a.name for a in d.axes if int_extent(a.extent) > 1}
@@ -168,7 +198,7 @@ def _extents(d: Definition) -> dict[str, int]:
     return {a.name: int_extent(a.extent) for a in d.all_axes}
 
 
-# ---- epilogues -------------------------------------------------------------------------------------------------------
+# ---- epilogues -----------------------------------------------------------------------------------
 
 
 def _descendants(st: _State, g: Group) -> set[int]:
@@ -185,7 +215,9 @@ def _descendants(st: _State, g: Group) -> set[int]:
 
 
 def _aligned(d: Definition, tail: Definition, shape: tuple[int, ...]) -> dict[str, str] | None:
-    """d's axis -> tail's axis where d reads `tail` element by element over the whole of both, else None."""
+    """d's axis -> tail's axis where d reads `tail` element by element over the whole of both, else
+    None.
+    """
     reads = [r for r in d.reads() if r.attr[0] == tail.name]
     extents = _extents(d)
     mapping: dict[str, str] | None = None
@@ -201,7 +233,9 @@ def _aligned(d: Definition, tail: Definition, shape: tuple[int, ...]) -> dict[st
     missing = [a.name for a in d.axes if a.name not in mapping]
     if any(extents[a] != 1 for a in missing):
         return None
-    spare = [a.name for a in tail.axes if a.name not in mapping.values() and int_extent(a.extent) == 1]
+    spare = [
+        a.name for a in tail.axes if a.name not in mapping.values() and int_extent(a.extent) == 1
+    ]
     for a in missing:
         if not spare:
             return None
@@ -219,15 +253,16 @@ def _rename(d: Definition, mapping: dict[str, str]) -> Definition:
         fresh = {a: f"{a}_r" for a in clash}
         swap.update({E.index(a): E.index(b) for a, b in fresh.items() if a not in mapping})
         r = replace(
-            r, axes=tuple(replace(a, name=fresh.get(a.name, a.name)) for a in r.axes),
+            r,
+            axes=tuple(replace(a, name=fresh.get(a.name, a.name)) for a in r.axes),
             guard=None if r.guard is None else E.substitute(r.guard, swap),
-        )  # fmt: skip
+        )
     scan = None if d.scan is None else (d.scan[0], mapping.get(d.scan[1], d.scan[1]))
     return replace(d, axes=axes, body=E.substitute(d.body, swap), reduction=r, scan=scan)
 
 
 def _absorb_epilogues(st: _State, onto_reductions: bool) -> None:
-    """Move each pointwise definition into the stage that produces what it reads element by element."""
+    """Move pointwise definitions into the stages whose results they read element by element."""
     for name in list(st.definitions):
         d = st.definitions[name]
         home = st.group_of[name]
@@ -249,15 +284,22 @@ def _absorb_epilogues(st: _State, onto_reductions: bool) -> None:
                 continue
             if anchor.scan is not None or (anchor.reduction is not None) != onto_reductions:
                 continue
-            if st.readers(source) != [name] and not st.other_readers(source) and anchor.reduction is None:
-                # Several readers of a pointwise tensor: they are siblings only while the work is small.
+            if (
+                st.readers(source) != [name]
+                and not st.other_readers(source)
+                and anchor.reduction is None
+            ):
+                # Several readers of a pointwise tensor: they are siblings only while the work is
+                # small.
                 if len(st.readers(source)) > 2:
                     st.note(source, name, False, "read by several others; stored once instead")
                     continue
             later = _descendants(st, g)
             blocked = [s for s in sources if s in st.group_of and id(st.group_of[s]) in later]
             if blocked:
-                st.note(source, name, False, f"{blocked[0]} depends on {source} and must come between")
+                st.note(
+                    source, name, False, f"{blocked[0]} depends on {source} and must come between"
+                )
                 continue
             weight = (anchor.reduction is not None) * 2 + is_contraction(anchor)
             if best is None or weight > best[0]:
@@ -293,11 +335,13 @@ def _sort(st: _State) -> None:
     st.groups = out
 
 
-# ---- prologues -------------------------------------------------------------------------------------------------------
+# ---- prologues -----------------------------------------------------------------------------------
 
 
 def _inline_prologues(st: _State) -> None:
-    """Inline pointwise definitions that stand alone into their readers where recomputing is cheaper than storing."""
+    """Inline pointwise definitions that stand alone into their readers where recomputing is cheaper
+    than storing.
+    """
     for name in reversed(list(st.definitions)):
         d = st.definitions[name]
         g = st.group_of[name]
@@ -322,7 +366,9 @@ def _inline_prologues(st: _State) -> None:
                 reduction = replace(reduction, guard=guard)
             if body is None:
                 break
-            new[r] = replace(e, body=tidy(body, axis_ranges(e.all_axes), st.shapes), reduction=reduction)
+            new[r] = replace(
+                e, body=tidy(body, axis_ranges(e.all_axes), st.shapes), reduction=reduction
+            )
         else:
             st.definitions.update(new)
             st.groups.remove(g)
@@ -330,7 +376,9 @@ def _inline_prologues(st: _State) -> None:
             st._index = None
             for r in readers:
                 st.touch(st.group_of[r])
-                st.note(name, r, True, "recomputed where it is read: cheaper than a trip through memory")
+                st.note(
+                    name, r, True, "recomputed where it is read: cheaper than a trip through memory"
+                )
 
 
 def _refusal(st: _State, d: Definition, readers: list[str], weight: int) -> str:
@@ -357,11 +405,15 @@ def _refusal(st: _State, d: Definition, readers: list[str], weight: int) -> str:
     return ""
 
 
-# ---- row groups ------------------------------------------------------------------------------------------------------
+# ---- row groups ----------------------------------------------------------------------------------
 
 
-def _share(st: _State, first: Group, second: Group) -> tuple[dict[str, dict[str, str]], tuple[str, ...]] | None:
-    """How `second` can be stacked on `first`: renamings of second's axes, and the shared axes; None where it cannot."""
+def _share(
+    st: _State, first: Group, second: Group
+) -> tuple[dict[str, dict[str, str]], tuple[str, ...]] | None:
+    """How `second` can be stacked on `first`: renamings of second's axes, and the shared axes; None
+    where it cannot.
+    """
     own = set(first.names())
     anchor = st.definitions[first.stages[0].anchor]
     candidates = list(first.shared) if first.shared else [a.name for a in anchor.axes]
@@ -389,15 +441,19 @@ def _share(st: _State, first: Group, second: Group) -> tuple[dict[str, dict[str,
             shared = here if shared is None else shared & here
     if not shared:
         return None
-    extents = _extents(anchor) | {}
-    for m, a in mapping.items():
-        if a in shared and _extents(head).get(m) != extents.get(a):
-            shared.discard(a)
+    extents = _extents(anchor)
+    for mine, theirs in mapping.items():
+        if theirs in shared and _extents(head).get(mine) != extents.get(theirs):
+            shared.discard(theirs)
     ones = {a for a in shared if extents.get(a) == 1}
     inverse = {a: m for m, a in mapping.items()}
     # A prefix runs along its whole axis: rows cannot be cut there.
     scanned = {d.scan[1] for n in own if (d := st.definitions[n]).scan is not None}
-    scanned |= {mapping.get(d.scan[1], "") for n in second.names() if (d := st.definitions[n]).scan is not None}
+    scanned |= {
+        mapping.get(d.scan[1], "")
+        for n in second.names()
+        if (d := st.definitions[n]).scan is not None
+    }
     shared -= scanned
     shared = {a for a in shared if a in inverse and a not in ones}
     if not shared:
@@ -426,21 +482,29 @@ def _operand_bytes(st: _State, names: list[str], shared: set[str]) -> int:
             if r.attr[0] in own:
                 continue
             used = {x for s in r.args for x in s.names("index")}
-            if used & {a for a in shared if ext.get(a, 1) > 1} == {a for a in shared if a in ext and ext[a] > 1}:
+            if used & {a for a in shared if ext.get(a, 1) > 1} == {
+                a for a in shared if a in ext and ext[a] > 1
+            }:
                 continue
             total += prod(ext[a] for a in used if a not in shared) * r.dtype.bytes
     return total
 
 
 def _stack_rows(st: _State) -> None:
-    """Stack a group on the group that produces what it reads where they share outer axes and a row fits in cache."""
+    """Stack a group on the group that produces what it reads where they share outer axes and a row
+    fits in cache.
+    """
     changed = True
     while changed:
         changed = False
         for second in list(st.groups):
             if second.statement is not None:
                 continue
-            near = {id(g): g for n in sorted(st.group_reads(second)) if (g := st.group_of.get(n)) is not None}
+            near = {
+                id(g): g
+                for n in sorted(st.group_reads(second))
+                if (g := st.group_of.get(n)) is not None
+            }
             producers = [g for g in near.values() if g is not second and g.statement is None]
             for first in producers:
                 if _try_stack(st, first, second):
@@ -452,7 +516,9 @@ def _stack_rows(st: _State) -> None:
 
 def _try_stack(st: _State, first: Group, second: Group) -> bool:
     a, b = first.stages[0].anchor, second.stages[0].anchor
-    if not any(st.definitions[s.anchor].reduction is not None for g in (first, second) for s in g.stages):
+    if not any(
+        st.definitions[s.anchor].reduction is not None for g in (first, second) for s in g.stages
+    ):
         return False
     found = _share(st, first, second)
     if found is None:
@@ -472,11 +538,15 @@ def _try_stack(st: _State, first: Group, second: Group) -> bool:
         st.note(a, b, False, f"it shares fewer axes than {', '.join(first.shared)}")
         return False
     for n in names:
-        if is_contraction(st.definitions[n]) and {r.attr[0] for r in st.definitions[n].body.reads()} & constants(st):
+        if is_contraction(st.definitions[n]) and {
+            r.attr[0] for r in st.definitions[n].body.reads()
+        } & constants(st):
             st.note(a, b, False, f"{n} is blocked over rows to reuse its constant operand")
             return False
     if any(
-        (d := st.definitions[s.anchor]).reduction is None and d.scan is None and not (set(first.names()) & statement_reads(d))
+        (d := st.definitions[s.anchor]).reduction is None
+        and d.scan is None
+        and not (set(first.names()) & statement_reads(d))
         for s in second.stages
     ):
         return False
@@ -520,20 +590,30 @@ def constants(st: _State) -> set[str]:
 
 
 def _feed_reductions(st: _State, g: Group) -> None:
-    """Compute a pointwise stage on the register tiles of the reduction that follows and reads it element by element."""
+    """Compute a pointwise stage on the register tiles of the reduction that follows and reads it
+    element by element.
+    """
     k = 0
     while k + 1 < len(g.stages):
         first, second = g.stages[k], g.stages[k + 1]
         tail, anchor = st.definitions[first.members[-1]], st.definitions[second.anchor]
         k += 1
-        if st.definitions[first.anchor].reduction is not None or anchor.reduction is None or is_contraction(anchor):
+        if (
+            st.definitions[first.anchor].reduction is not None
+            or anchor.reduction is None
+            or is_contraction(anchor)
+        ):
             continue
         if second.members[0] != second.anchor or anchor.reduction.guard is not None:
             continue
         extents, mapping = _extents(anchor), {}
         for r in (r for r in anchor.body.reads() if r.attr[0] == tail.name):
             if not r.attr[1] and is_plain_read(r, extents, st.shapes[tail.name]):
-                mapping = {a.name: s.attr for s, a in zip(r.args, tail.axes, strict=True) if s.op == "index"}
+                mapping = {
+                    a.name: s.attr
+                    for s, a in zip(r.args, tail.axes, strict=True)
+                    if s.op == "index"
+                }
         if not set(mapping.values()) >= {n for n, x in extents.items() if x > 1}:
             continue
         rest = [a for a in tail.axes if a.name not in mapping]
@@ -548,10 +628,12 @@ def _feed_reductions(st: _State, g: Group) -> None:
         k -= 1
 
 
-# ---- entry -----------------------------------------------------------------------------------------------------------
+# ---- entry ---------------------------------------------------------------------------------------
 
 
-def group_program(p: Program, target: Target) -> tuple[list[Group], dict[str, Definition], list[Decision]]:
+def group_program(
+    p: Program, target: Target
+) -> tuple[list[Group], dict[str, Definition], list[Decision]]:
     """Groups in order, the (rewritten) definitions they name, and the decisions."""
     definitions = {s.name: s for s in p.body if isinstance(s, Definition)}
     shapes = {t.name: tuple(int_extent(n) for n in t.shape) for t in p.tensors.values()}

@@ -1,11 +1,13 @@
 """Choose one layout per tensor that kernels exchange.
 
-In: groups and definitions of a normalized Program. Out: tensor -> `Layout`, and which tensors share one buffer. Invariants:
-inputs and results are row-major; constants are row-major here (a schedule may pack them); a halo is added only to tensors
-that kernels write, and holds the one value that padded readers expect.
+In: groups and definitions of a normalized Program. Out: tensor -> `Layout`, and which tensors share
+one buffer. Invariants: inputs and results are row-major; constants are row-major here (a schedule
+may pack them); a halo is added only to tensors that kernels write, and holds the one value that
+padded readers expect.
 
-The rule is structural: what a contraction with a constant operand produces is stored with its n-like axes innermost (they
-are the lanes), and everything that only moves or combines elements follows the order of its largest operand.
+The rule is structural: what a contraction with a constant operand produces is stored with its
+n-like axes innermost (they are the lanes), and everything that only moves or combines elements
+follows the order of its largest operand.
 """
 
 from __future__ import annotations
@@ -15,17 +17,12 @@ from math import prod
 
 import numpy as np
 
-from tilewright.group.fuse import Group
-from tilewright.group.fuse import is_contraction
+from tilewright.group.fuse import Group, is_contraction
 from tilewright.group.normalize import axis_ranges
-from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 from tilewright.ir.kernel import int_extent
-from tilewright.ir.layout import Layout
-from tilewright.ir.layout import dense
-from tilewright.ir.layout import ordered
-from tilewright.ir.program import Definition
-from tilewright.ir.program import Program
+from tilewright.ir.layout import Layout, dense, ordered
+from tilewright.ir.program import Definition, Program
 from tilewright.ir.ranges import interval
 from tilewright.ir.scalar import evaluate
 
@@ -37,7 +34,9 @@ VIEW_LIMIT = 1 << 22  # elements up to which a view is searched for
 def choose_layouts(
     p: Program, groups: Sequence[Group], definitions: dict[str, Definition]
 ) -> tuple[dict[str, Layout], dict[str, str]]:
-    """Layouts of all border tensors, and `alias`: tensors that are stored in another tensor's buffer."""
+    """Layouts of all border tensors, and `alias`: tensors that are stored in another tensor's
+    buffer.
+    """
     shapes = {t.name: tuple(int_extent(n) for n in t.shape) for t in p.tensors.values()}
     fixed = {t.name for t in p.inputs} | {t.name for t, _ in p.constants} | set(p.results)
     layouts = {n: dense(shapes[n]) for n in fixed}
@@ -84,9 +83,13 @@ def _readers(groups: Sequence[Group], definitions: dict[str, Definition]) -> dic
 
 
 def _order(
-    d: Definition, g: Group, definitions: dict[str, Definition], constants: set[str],
-    layouts: dict[str, Layout], shapes: dict[str, tuple[int, ...]],
-) -> list[int]:  # fmt: skip
+    d: Definition,
+    g: Group,
+    definitions: dict[str, Definition],
+    constants: set[str],
+    layouts: dict[str, Layout],
+    shapes: dict[str, tuple[int, ...]],
+) -> list[int]:
     """Axes of d's tensor, outermost first."""
     axes = [a.name for a in d.axes]
     anchor = next(definitions[s.anchor] for s in g.stages if d.name in s.members)
@@ -105,7 +108,9 @@ def _order(
                 continue
             size = prod(shapes[name])
             found = _follow(r, layouts[name], axes)
-            if len(found) == len([a for a in axes if _extent(d, a) > 1]) and (best is None or size > best[0]):
+            if len(found) == len([a for a in axes if _extent(d, a) > 1]) and (
+                best is None or size > best[0]
+            ):
                 best = (size, found)
     if best is None:
         return list(range(len(axes)))
@@ -127,7 +132,11 @@ def _constant_axes(anchor: Definition, constants: set[str]) -> list[str]:
             mine |= used
         else:
             others |= used
-    return [a.name for a in anchor.axes if a.name in mine and a.name not in others and int_extent(a.extent) > 1]
+    return [
+        a.name
+        for a in anchor.axes
+        if a.name in mine and a.name not in others and int_extent(a.extent) > 1
+    ]
 
 
 def _follow(r: Expr, layout: Layout, axes: list[str]) -> list[int]:
@@ -136,20 +145,29 @@ def _follow(r: Expr, layout: Layout, axes: list[str]) -> list[int]:
     terms = sorted(layout.terms, key=lambda t: -t.stride)
     out: list[int] = []
     for t in terms:
-        for a in sorted(subs[t.axis].names("index"), key=lambda a: axes.index(a) if a in axes else -1):
+        for a in sorted(
+            subs[t.axis].names("index"), key=lambda a: axes.index(a) if a in axes else -1
+        ):
             if a in axes and axes.index(a) not in out:
                 out.append(axes.index(a))
     return out
 
 
-# ---- views -----------------------------------------------------------------------------------------------------------
+# ---- views ---------------------------------------------------------------------------------------
 
 
 def _views(
-    p: Program, groups: Sequence[Group], definitions: dict[str, Definition], layouts: dict[str, Layout],
-    readers: dict[str, list[Group]], fixed: set[str], shapes: dict[str, tuple[int, ...]],
-) -> dict[str, str]:  # fmt: skip
-    """Tensors that can be written straight into the place of the definition that only rearranges them."""
+    p: Program,
+    groups: Sequence[Group],
+    definitions: dict[str, Definition],
+    layouts: dict[str, Layout],
+    readers: dict[str, list[Group]],
+    fixed: set[str],
+    shapes: dict[str, tuple[int, ...]],
+) -> dict[str, str]:
+    """Tensors that can be written straight into the place of the definition that only rearranges
+    them.
+    """
     alias: dict[str, str] = {}
     for g in reversed(list(groups)):
         if g.statement is not None or len(g.names()) != 1:
@@ -159,7 +177,12 @@ def _views(
             continue
         source = d.body.attr[0]
         home = _home(groups, source)
-        if source in fixed or home is None or home.statement is not None or len(readers[source]) != 1:
+        if (
+            source in fixed
+            or home is None
+            or home.statement is not None
+            or len(readers[source]) != 1
+        ):
             continue
         if prod(shapes[source]) != prod(shapes[d.name]) or prod(shapes[source]) > VIEW_LIMIT:
             continue
@@ -180,10 +203,12 @@ def _inverse(d: Definition, layout: Layout, shape: tuple[int, ...]) -> Layout | 
     """The strided layout of the read tensor under which writing it is writing `d` in `layout`."""
     if layout.halo or prod(shape) == 0:
         return None
-    grids = np.meshgrid(*[np.arange(int_extent(a.extent)) for a in d.axes], indexing="ij", sparse=True)
+    grids = np.meshgrid(
+        *[np.arange(int_extent(a.extent)) for a in d.axes], indexing="ij", sparse=True
+    )
     env = {a.name: g for a, g in zip(d.axes, grids, strict=True)}
 
-    def go(e: Expr) -> np.ndarray:  # type: ignore[type-arg]
+    def go(e: Expr) -> np.ndarray:
         if e.op == "const":
             return np.asarray(e.attr, np.int64)
         if e.op == "index":
@@ -214,13 +239,15 @@ def d_shape(d: Definition) -> tuple[int, ...]:
     return tuple(int_extent(a.extent) for a in d.axes)
 
 
-# ---- halos -----------------------------------------------------------------------------------------------------------
+# ---- halos ---------------------------------------------------------------------------------------
 
 
 def _halo(
     name: str, groups: Sequence[Group], definitions: dict[str, Definition], shape: tuple[int, ...]
 ) -> tuple[list[tuple[int, int]], float | int | bool] | None:
-    """How far padded readers reach past the tensor, and the value they expect there; None where nothing is gained."""
+    """How far padded readers reach past the tensor, and the value they expect there; None where
+    nothing is gained.
+    """
     found: dict[float | int | bool, list[tuple[int, int]]] = {}
     weights: dict[float | int | bool, int] = {}
     for g in groups:

@@ -1,8 +1,9 @@
-"""Reshape the axes of a kernel: split those that subscripts divide, merge those that every access walks as one.
+"""Reshape the axes of a kernel: split those that subscripts divide, merge those that every access
+walks as one.
 
-In: a Kernel. Out: an equal Kernel. Invariants: splitting axis v at c gives v = c*outer + inner, so `v // c` and `v % c` become
-bare axes; after merging a (outer, extent A) and b (inner, extent B) into one axis of extent A*B, every address is the same
-linear function of it.
+In: a Kernel. Out: an equal Kernel. Invariants: splitting axis v at c gives v = c*outer + inner, so
+`v // c` and `v % c` become bare axes; after merging a (outer, extent A) and b (inner, extent B)
+into one axis of extent A*B, every address is the same linear function of it.
 """
 
 from __future__ import annotations
@@ -11,20 +12,16 @@ from dataclasses import replace
 
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
-from tilewright.ir.kernel import Kernel
-from tilewright.ir.kernel import int_extent
-from tilewright.ir.layout import Layout
-from tilewright.ir.layout import Term
-from tilewright.ir.program import Axis
-from tilewright.ir.program import Definition
-from tilewright.ir.ranges import coefficient
-from tilewright.ir.ranges import simplify
+from tilewright.ir.kernel import Kernel, int_extent
+from tilewright.ir.layout import Layout, Term
+from tilewright.ir.program import Axis, Definition
+from tilewright.ir.ranges import coefficient, simplify
 
 __all__ = ["merge_axes", "split_axes"]
 
 
 def split_axes(kernel: Kernel) -> Kernel:
-    """Split axes whose quotient and remainder by one constant occur in subscripts of a reduction."""
+    """Split axes whose quotient or remainder by a constant occurs in a reduction's subscripts."""
     if not any(d.reduction is not None for d in kernel.definitions.values()):
         return kernel
     for _ in range(8):
@@ -57,7 +54,11 @@ def _splittable(kernel: Kernel, axis: str, c: int) -> bool:
         out = [x.name for x in d.axes]
         if d.scan is not None and d.scan[1] == axis:
             return False
-        if d.reduction is not None and d.reduction.monoid.startswith("arg") and axis in {x.name for x in d.reduction.axes}:
+        if (
+            d.reduction is not None
+            and d.reduction.monoid.startswith("arg")
+            and axis in {x.name for x in d.reduction.axes}
+        ):
             return False
         layout = kernel.layout_of.get(d.name)
         if axis in out and layout is not None and layout.stride(out.index(axis)) is None:
@@ -91,8 +92,13 @@ def _split(kernel: Kernel, axis: str, c: int) -> Kernel:
         if axis not in {x.name for x in d.all_axes}:
             return d
         new_axes = axes(d.axes)
-        reduction = replace(d.reduction, axes=axes(d.reduction.axes)) if d.reduction is not None else None
-        ranges = {x.name: (0, max(0, int_extent(x.extent) - 1)) for x in (*new_axes, *(reduction.axes if reduction else ()))}
+        reduction = (
+            replace(d.reduction, axes=axes(d.reduction.axes)) if d.reduction is not None else None
+        )
+        ranges = {
+            x.name: (0, max(0, int_extent(x.extent) - 1))
+            for x in (*new_axes, *(reduction.axes if reduction else ()))
+        }
 
         def go(e: Expr) -> Expr:
             memo: dict[Expr, Expr] = {}
@@ -103,7 +109,8 @@ def _split(kernel: Kernel, axis: str, c: int) -> Kernel:
                     for x in args[: len(args) - r.attr[1]]:
                         subs += [E.index(axis), E.index(inner)] if x is E.index(axis) else [x]
                     memo[r] = E.read(r.attr[0], subs, r.dtype, args[-1] if r.attr[1] else None)
-            # Reads that are done must not be substituted again: their subscripts name the new axes already.
+            # Reads that are done must not be substituted again: their subscripts name the new axes
+            # already.
             done = {v: E.index(f"?{i}") for i, v in enumerate(memo.values())}
             hidden = {k: done[v] for k, v in memo.items()}
             out = E.substitute(_with_placeholders(e, hidden), swap)
@@ -128,7 +135,9 @@ def _split(kernel: Kernel, axis: str, c: int) -> Kernel:
 
     body = tuple(definition(s) if isinstance(s, Definition) else s for s in kernel.program.body)
     return replace(
-        kernel, program=replace(kernel.program, body=body), layouts=tuple((n, layout(n, x)) for n, x in kernel.layouts)
+        kernel,
+        program=replace(kernel.program, body=body),
+        layouts=tuple((n, layout(n, x)) for n, x in kernel.layouts),
     )
 
 
@@ -182,7 +191,9 @@ def _mergeable(kernel: Kernel, a: str, b: str) -> bool:
             continue
         if d.scan is not None and d.scan[1] in (a, b):
             return False
-        if d.reduction is not None and (d.reduction.guard is not None or d.reduction.monoid.startswith("arg")):
+        if d.reduction is not None and (
+            d.reduction.guard is not None or d.reduction.monoid.startswith("arg")
+        ):
             return False
         if _outside_reads(d.body, {a, b}):
             return False
@@ -210,7 +221,9 @@ def _outside_reads(e: Expr, names: set[str]) -> bool:
     return any(_outside_reads(x, names) for x in e.args)
 
 
-def _walks(kernel: Kernel, r: Expr, a: str, b: str, ext: int, ranges: dict[str, tuple[int, int]]) -> bool:
+def _walks(
+    kernel: Kernel, r: Expr, a: str, b: str, ext: int, ranges: dict[str, tuple[int, int]]
+) -> bool:
     subs = r.args[:-1] if r.attr[1] else r.args
     used = {x for s in subs for x in s.names("index")}
     if not {a, b} & used:
@@ -257,7 +270,11 @@ def _merge(kernel: Kernel, a: str, b: str) -> Kernel:
             subs = args[:-1] if has_else else args
             if name in narrowed:  # written in this kernel: its tensor has lost axis a
                 own = [x.name for x in kernel.definitions[name].axes]
-                subs = tuple(merged if n == b else E.substitute(s, swap) for n, s in zip(own, subs, strict=True) if n != a)
+                subs = tuple(
+                    merged if n == b else E.substitute(s, swap)
+                    for n, s in zip(own, subs, strict=True)
+                    if n != a
+                )
             else:
                 subs = tuple(E.substitute(s, swap) for s in subs)
             memo[r] = E.read(name, subs, r.dtype, args[-1] if has_else else None)
@@ -280,7 +297,9 @@ def _merge(kernel: Kernel, a: str, b: str) -> Kernel:
         shape[to] *= shape[at]
         del shape[at]
         terms = tuple(
-            Term(t.axis - (t.axis > at), t.divisor, t.modulus, t.stride) for t in old.terms if t.axis != at
+            Term(t.axis - (t.axis > at), t.divisor, t.modulus, t.stride)
+            for t in old.terms
+            if t.axis != at
         )
         return replace(old, shape=tuple(shape), terms=terms)
 
@@ -288,6 +307,8 @@ def _merge(kernel: Kernel, a: str, b: str) -> Kernel:
     body = tuple(definition(s) if isinstance(s, Definition) else s for s in kernel.program.body)
     program = replace(kernel.program, body=body)
     return replace(
-        kernel, program=program, layouts=tuple((n, layout(n, x)) for n, x in kernel.layouts),
+        kernel,
+        program=program,
+        layouts=tuple((n, layout(n, x)) for n, x in kernel.layouts),
         shared=tuple(x for x in kernel.shared if not (x == a and b in kernel.shared)),
-    )  # fmt: skip
+    )

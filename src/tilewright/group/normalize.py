@@ -1,8 +1,9 @@
 """Bring a bound Program into the form that grouping works on.
 
-In: a Program whose dims are all bound. Out: an equal Program. Invariants afterwards: extents are constants; no read has
-an `else` that interval arithmetic shows to be dead; a log-sum-exp is its three definitions; definitions that nothing
-needs are gone; definitions that only move elements are inlined into their readers where the subscripts stay quasi-affine.
+In: a Program whose dims are all bound. Out: an equal Program. Invariants afterwards: extents are
+constants; no read has an `else` that interval arithmetic shows to be dead; a log-sum-exp is its
+three definitions; definitions that nothing needs are gone; definitions that only move elements are
+inlined into their readers where the subscripts stay quasi-affine.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ from dataclasses import replace
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import I64
 from tilewright.ir.expr import Expr
-from tilewright.ir.program import Axis
-from tilewright.ir.program import Definition
-from tilewright.ir.program import Extern
-from tilewright.ir.program import Program
-from tilewright.ir.program import Recurrence
-from tilewright.ir.program import Reduction
-from tilewright.ir.program import Scatter
-from tilewright.ir.program import Statement
-from tilewright.ir.program import defined_by
-from tilewright.ir.ranges import Ranges
-from tilewright.ir.ranges import interval
-from tilewright.ir.ranges import simplify
+from tilewright.ir.program import (
+    Axis,
+    Definition,
+    Extern,
+    Program,
+    Recurrence,
+    Reduction,
+    Scatter,
+    Statement,
+    defined_by,
+)
+from tilewright.ir.ranges import Ranges, interval, simplify
 
 __all__ = ["axis_ranges", "inline_reads", "is_plain_read", "normalize", "statement_reads", "tidy"]
 
 
 def axis_ranges(axes: Iterable[Axis]) -> dict[str, tuple[int, int]]:
-    """Inclusive ranges of axes; an empty axis counts as one point so that intervals stay defined."""
+    """Inclusive ranges of axes; an empty axis counts as one point, so intervals are defined."""
     return {a.name: (0, max(0, (E.int_value(a.extent) or 1) - 1)) for a in axes}
 
 
@@ -105,7 +106,9 @@ def _expand_logsumexp(d: Definition, taken: set[str]) -> list[Definition]:
 
 
 def is_plain_read(r: Expr, extents: dict[str, int], shape: tuple[int, ...]) -> bool:
-    """Are the subscripts distinct bare index variables (0 for axes of extent 1) that cover the whole tensor?"""
+    """Are the subscripts distinct bare index variables (0 for axes of extent 1) that cover the
+    whole tensor?
+    """
     seen: set[str] = set()
     for s, n in zip(r.args, shape, strict=False):
         if s.op == "index" and s.attr not in seen and extents.get(s.attr) == n:
@@ -116,7 +119,9 @@ def is_plain_read(r: Expr, extents: dict[str, int], shape: tuple[int, ...]) -> b
 
 
 def inline_reads(e: Expr, d: Definition, shape: tuple[int, ...]) -> Expr | None:
-    """`e` with every read of pointwise `d` replaced by d's body; None where an `else` stands in the way."""
+    """`e` with every read of pointwise `d` replaced by d's body; None where an `else` stands in the
+    way.
+    """
     swap: dict[Expr, Expr] = {}
     for r in e.reads():
         if r.attr[0] != d.name:
@@ -126,11 +131,14 @@ def inline_reads(e: Expr, d: Definition, shape: tuple[int, ...]) -> Expr | None:
         if r.attr[1]:
             inner = d.body
             extents = {a.name: E.int_value(a.extent) or 0 for a in d.axes}
-            if not (inner.op == "read" and not inner.attr[1] and is_plain_read(inner, extents, shape)):
+            if not (
+                inner.op == "read" and not inner.attr[1] and is_plain_read(inner, extents, shape)
+            ):
                 return None
             body = E.read(body.attr[0], body.args, body.dtype, r.args[-1])
         swap[r] = body
-    # A replaced read may sit inside another replaced read's subscripts: substitution is top down, so repeat.
+    # A replaced read may sit inside another replaced read's subscripts: substitution is top down,
+    # so repeat.
     out = E.substitute(e, swap)
     return out if not any(r.attr[0] == d.name for r in out.reads()) else inline_reads(out, d, shape)
 
@@ -149,7 +157,9 @@ def _divides(e: Expr) -> int:
     return sum(n.op in ("floordiv", "mod") and n.dtype is I64 for n in e.walk())
 
 
-def _inline_movement(body: list[Statement], keep: set[str], shapes: dict[str, tuple[int, ...]]) -> list[Statement]:
+def _inline_movement(
+    body: list[Statement], keep: set[str], shapes: dict[str, tuple[int, ...]]
+) -> list[Statement]:
     """Replace reads of moving definitions by reads of what they move."""
     moving: dict[str, Definition] = {}
     out: list[Statement] = []
@@ -173,7 +183,11 @@ def _inline_movement(body: list[Statement], keep: set[str], shapes: dict[str, tu
 
 
 def _inline_expr(
-    e: Expr, moving: dict[str, Definition], ranges: Ranges, shapes: dict[str, tuple[int, ...]], allowed: int
+    e: Expr,
+    moving: dict[str, Definition],
+    ranges: Ranges,
+    shapes: dict[str, tuple[int, ...]],
+    allowed: int,
 ) -> Expr:
     for name in dict.fromkeys(r.attr[0] for r in e.reads()):
         d = moving.get(name)
@@ -189,10 +203,13 @@ def _inline_expr(
     return e
 
 
-def _inline_into(d: Definition, moving: dict[str, Definition], shapes: dict[str, tuple[int, ...]]) -> Definition:
+def _inline_into(
+    d: Definition, moving: dict[str, Definition], shapes: dict[str, tuple[int, ...]]
+) -> Definition:
     ranges = axis_ranges(d.all_axes)
-    # A reduction reads each element many times, so divisions in its subscripts are paid many times over; so are they in
-    # a definition that computes. One that only moves data itself may collect them.
+    # A reduction reads each element many times, so divisions in its subscripts are paid many times
+    # over; so are they in a definition that computes. One that only moves data itself may collect
+    # them.
     allowed = 99 if _is_movement(d) else 0
     body = _inline_expr(d.body, moving, ranges, shapes, allowed)
     r = d.reduction
@@ -224,7 +241,9 @@ def normalize(p: Program) -> Program:
                 shapes.update((d.name, shapes[s.name]) for d in parts)
             body += [_tidy_definition(d, shapes) for d in parts]
         elif isinstance(s, Recurrence):
-            body.append(Recurrence(s.axis, tuple(_tidy_definition(d, shapes) for d in s.definitions)))
+            body.append(
+                Recurrence(s.axis, tuple(_tidy_definition(d, shapes) for d in s.definitions))
+            )
         else:
             body.append(s)
     body = _live(body, p.results)

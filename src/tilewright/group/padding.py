@@ -1,7 +1,8 @@
 """Give padded readers of a model's inputs a copy with a halo.
 
-In: a normalized Program. Out: the same with a moving definition put before each input that a reduction reads with `else`
-many times over, so that its inner loops need no guards. Invariant: the value of every definition is unchanged.
+In: a normalized Program. Out: the same with a moving definition put before each input that a
+reduction reads with `else` many times over, so that its inner loops need no guards. Invariant: the
+value of every definition is unchanged.
 """
 
 from __future__ import annotations
@@ -11,10 +12,7 @@ from math import prod
 
 from tilewright.ir import expr as E
 from tilewright.ir.kernel import int_extent
-from tilewright.ir.program import Axis
-from tilewright.ir.program import Definition
-from tilewright.ir.program import Program
-from tilewright.ir.program import Statement
+from tilewright.ir.program import Axis, Definition, Program, Statement
 
 __all__ = ["pad_inputs"]
 
@@ -33,7 +31,9 @@ def pad_inputs(p: Program) -> Program:
                 t = inputs.get(name)
                 if r.attr[1] and r.args[-1].op == "const" and t is not None:
                     points = prod(int_extent(a.extent) for a in s.all_axes)
-                    reuse[name] = max(reuse.get(name, 0), points // max(1, prod(int_extent(n) for n in t.shape)))
+                    reuse[name] = max(
+                        reuse.get(name, 0), points // max(1, prod(int_extent(n) for n in t.shape))
+                    )
     chosen = {n for n, k in reuse.items() if k >= REUSE}
     if not chosen:
         return p
@@ -53,8 +53,9 @@ def pad_inputs(p: Program) -> Program:
         if isinstance(s, Definition) and s.reduction is not None:
             swap = {
                 r: E.read(swap_name[r.attr[0]], r.args[:-1], r.dtype, r.args[-1])
-                for r in s.body.reads() if r.attr[1] and r.attr[0] in swap_name
-            }  # fmt: skip
+                for r in s.body.reads()
+                if r.attr[1] and r.attr[0] in swap_name
+            }
             s = replace(s, body=E.substitute(s.body, swap))
         body.append(s)
     return replace(p, body=tuple(copies + body))

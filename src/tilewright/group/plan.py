@@ -1,7 +1,8 @@
 """From a bound Program to a Plan: normalized, grouped, laid out, each group a canonical Kernel.
 
-In: a Program without symbolic dims, a Target. Out: the `Plan` and the grouping decisions. Invariants: equal kernels are one
-kernel in the Plan; axes that every access walks as one are one axis.
+In: a Program without symbolic dims, a Target. Out: the `Plan` and the grouping decisions.
+Invariants: equal kernels are one kernel in the Plan; axes that every access walks as one are one
+axis.
 """
 
 from __future__ import annotations
@@ -9,32 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tilewright.group.fuse import Decision
-from tilewright.group.fuse import Group
-from tilewright.group.fuse import group_program
+from tilewright.group.fuse import Decision, Group, group_program
 from tilewright.group.layouts import choose_layouts
-from tilewright.group.merge import merge_axes
-from tilewright.group.merge import split_axes
+from tilewright.group.merge import merge_axes, split_axes
 from tilewright.group.normalize import normalize
 from tilewright.group.padding import pad_inputs
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
-from tilewright.ir.kernel import Kernel
-from tilewright.ir.kernel import Stage
+from tilewright.ir.kernel import Kernel, Stage
 from tilewright.ir.layout import Layout
-from tilewright.ir.plan import ExternCall
-from tilewright.ir.plan import KernelCall
-from tilewright.ir.plan import Plan
-from tilewright.ir.plan import PlanBuffer
-from tilewright.ir.program import Axis
-from tilewright.ir.program import Definition
-from tilewright.ir.program import Extern
-from tilewright.ir.program import Program
-from tilewright.ir.program import Recurrence
-from tilewright.ir.program import Scatter
-from tilewright.ir.program import Statement
-from tilewright.ir.program import Tensor
-from tilewright.ir.program import map_statement
+from tilewright.ir.plan import ExternCall, KernelCall, Plan, PlanBuffer
+from tilewright.ir.program import (
+    Axis,
+    Definition,
+    Extern,
+    Program,
+    Recurrence,
+    Scatter,
+    Statement,
+    Tensor,
+    map_statement,
+)
 from tilewright.machine.target import Target
 
 __all__ = ["plan_program"]
@@ -45,8 +41,15 @@ def plan_program(program: Program, target: Target) -> tuple[Plan, list[Decision]
     p = pad_inputs(normalize(program))
     groups, definitions, decisions = group_program(p, target)
     layouts, alias = choose_layouts(p, groups, definitions)
-    groups = [g for g in groups if not (g.statement is None and set(g.names()) <= set(alias.values()) - set(alias)
-              and _is_view(g, definitions, alias))]  # fmt: skip
+    groups = [
+        g
+        for g in groups
+        if not (
+            g.statement is None
+            and set(g.names()) <= set(alias.values()) - set(alias)
+            and _is_view(g, definitions, alias)
+        )
+    ]
     kernels: dict[str, int] = {}
     found: list[Kernel] = []
     steps: list[KernelCall | ExternCall] = []
@@ -93,7 +96,15 @@ def _buffers(
         if n in alias:
             continue
         t = p.tensors[n]
-        place = "input" if n in inputs else "const" if n in constants else "output" if n in results else "arena"
+        place = (
+            "input"
+            if n in inputs
+            else "const"
+            if n in constants
+            else "output"
+            if n in results
+            else "arena"
+        )
         layout = used.get(n, layouts[n])
         out.append(PlanBuffer(n, t.dtype, layout, place, constants.get(n, "")))
     known = {b.name for b in out}
@@ -105,13 +116,15 @@ def _buffers(
     return out
 
 
-# ---- canonical kernels -----------------------------------------------------------------------------------------------
+# ---- canonical kernels ---------------------------------------------------------------------------
 
 
 def _kernel(
     g: Group, p: Program, definitions: dict[str, Definition], layouts: dict[str, Layout]
 ) -> tuple[Kernel, tuple[str, ...]]:
-    """The canonical kernel of a group, and the model's tensors in the order of the kernel's layouts."""
+    """The canonical kernel of a group, and the model's tensors in the order of the kernel's
+    layouts.
+    """
     body: list[Statement]
     if g.statement is not None:
         body = [g.statement]
@@ -196,7 +209,10 @@ def canonical(kernel: Kernel) -> Kernel:
         for r in reads:  # operands first, so inner reads are renamed already
             args = tuple(E.substitute(a, memo) for a in r.args)
             memo[r] = E.read(
-                tensors[r.attr[0]], args[:-1] if r.attr[1] else args, r.dtype, args[-1] if r.attr[1] else None
+                tensors[r.attr[0]],
+                args[:-1] if r.attr[1] else args,
+                r.dtype,
+                args[-1] if r.attr[1] else None,
             )
         return E.substitute(e, memo)
 
@@ -211,10 +227,19 @@ def canonical(kernel: Kernel) -> Kernel:
                 if reduction is not None:
                     reduction = replace(reduction, axes=_renamed(reduction.axes, axes))
                 scan = (s.scan[0], axes[s.scan[1]]) if s.scan else None
-                return replace(s, name=tensors[s.name], axes=_renamed(s.axes, axes), reduction=reduction, scan=scan)
+                return replace(
+                    s,
+                    name=tensors[s.name],
+                    axes=_renamed(s.axes, axes),
+                    reduction=reduction,
+                    scan=scan,
+                )
             case Scatter():
                 return replace(
-                    s, name=tensors[s.name], axes=_renamed(s.axes, axes), source=_renamed(s.source, axes)
+                    s,
+                    name=tensors[s.name],
+                    axes=_renamed(s.axes, axes),
+                    source=_renamed(s.source, axes),
                 )
         return s
 
@@ -224,14 +249,22 @@ def canonical(kernel: Kernel) -> Kernel:
         return replace(t, name=tensors[t.name])
 
     program = Program(
-        "k", tuple(map(tensor, p.inputs)), tuple(map(rename, p.body)), tuple(tensors[n] for n in p.results), (),
+        "k",
+        tuple(map(tensor, p.inputs)),
+        tuple(map(rename, p.body)),
+        tuple(tensors[n] for n in p.results),
+        (),
         tuple((tensor(t), key) for t, key in p.constants),
-    )  # fmt: skip
+    )
     return Kernel(
-        program, tuple(Stage(tensors[s.anchor], tuple(tensors[m] for m in s.members)) for s in kernel.stages),
-        tuple((tensors[n], layout) for n, layout in kernel.layouts), tuple(axes[a] for a in kernel.shared),
+        program,
+        tuple(
+            Stage(tensors[s.anchor], tuple(tensors[m] for m in s.members)) for s in kernel.stages
+        ),
+        tuple((tensors[n], layout) for n, layout in kernel.layouts),
+        tuple(axes[a] for a in kernel.shared),
         axes[kernel.sequence] if kernel.sequence else "",
-    )  # fmt: skip
+    )
 
 
 def _axes(s: Statement | Definition) -> tuple[Axis, ...]:

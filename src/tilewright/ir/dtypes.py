@@ -1,7 +1,7 @@
 """Element types.
 
-In: nothing. Out: `DType` values, one per supported element type, and lookups by name or NumPy dtype.
-Invariant: there is exactly one `DType` object per name, so identity is equality.
+In: nothing. Out: `DType` values, one per supported element type, and lookups by name or NumPy
+dtype. Invariant: there is exactly one `DType` object per name, so identity is equality.
 """
 
 from __future__ import annotations
@@ -12,14 +12,30 @@ import ml_dtypes
 import numpy as np
 
 __all__ = [
-    "BF16", "BOOL", "DTYPES", "DType", "F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64",
+    "BF16",
+    "BOOL",
+    "DTYPES",
+    "DType",
+    "F16",
+    "F32",
+    "F64",
+    "I8",
+    "I16",
+    "I32",
+    "I64",
+    "U8",
+    "U16",
+    "U32",
+    "U64",
     "dtype_of",
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True, eq=False)
 class DType:
-    """One element type: `kind` is 'f' float, 'i' signed, 'u' unsigned, 'b' bool; `bits` is the storage width."""
+    """One element type: `kind` is 'f' float, 'i' signed, 'u' unsigned, 'b' bool; `bits` is the
+    storage width.
+    """
 
     name: str
     kind: str
@@ -70,12 +86,20 @@ DTYPES: dict[str, DType] = {
     d.name: d for d in (BOOL, I8, U8, I16, U16, I32, U32, I64, U64, F16, BF16, F32, F64)
 }
 _NUMPY: dict[str, np.dtype[np.generic]] = {
-    "bool": np.dtype(np.bool_), "i8": np.dtype(np.int8), "u8": np.dtype(np.uint8),
-    "i16": np.dtype(np.int16), "u16": np.dtype(np.uint16), "i32": np.dtype(np.int32),
-    "u32": np.dtype(np.uint32), "i64": np.dtype(np.int64), "u64": np.dtype(np.uint64),
-    "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16),
-    "f32": np.dtype(np.float32), "f64": np.dtype(np.float64),
-}  # fmt: skip
+    "bool": np.dtype(np.bool_),
+    "i8": np.dtype(np.int8),
+    "u8": np.dtype(np.uint8),
+    "i16": np.dtype(np.int16),
+    "u16": np.dtype(np.uint16),
+    "i32": np.dtype(np.int32),
+    "u32": np.dtype(np.uint32),
+    "i64": np.dtype(np.int64),
+    "u64": np.dtype(np.uint64),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f32": np.dtype(np.float32),
+    "f64": np.dtype(np.float64),
+}
 _FROM_NUMPY = {v: DTYPES[k] for k, v in _NUMPY.items()}
 
 

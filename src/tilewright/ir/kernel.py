@@ -1,13 +1,15 @@
 """Kernel: the unit that is scheduled, lowered, built and timed.
 
-In: nothing. Out: `Stage`, `Kernel`, its printer and parser. Invariants: all extents are constants; names are canonical
-(t0, t1, ... for tensors in order of use, a0, a1, ... for axes), so equal work has equal text; every stage's definitions
-share their output axes' names; the `shared` axes are output axes of every stage, with one meaning in all of them.
+In: nothing. Out: `Stage`, `Kernel`, its printer and parser. Invariants: all extents are constants;
+names are canonical (t0, t1, ... for tensors in order of use, a0, a1, ... for axes), so equal work
+has equal text; every stage's definitions share their output axes' names; the `shared` axes are
+output axes of every stage, with one meaning in all of them.
 
-A kernel runs its stages in order, for each point (or block) of the shared axes. A stage is one loop nest: its anchor is
-the reduction (or the first definition where there is none), `members` are computed tile by tile along with it: those
-before the anchor feed it, those after it are its epilogue. A tensor that only members of its own stage read stays in
-registers; one that other stages read, and the kernel does not return, lives in scratch.
+A kernel runs its stages in order, for each point (or block) of the shared axes. A stage is one loop
+nest: its anchor is the reduction (or the first definition where there is none), `members` are
+computed tile by tile along with it: those before the anchor feed it, those after it are its
+epilogue. A tensor that only members of its own stage read stays in registers; one that other stages
+read, and the kernel does not return, lives in scratch.
 """
 
 from __future__ import annotations
@@ -21,11 +23,7 @@ from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 from tilewright.ir.layout import Layout
-from tilewright.ir.program import Definition
-from tilewright.ir.program import Program
-from tilewright.ir.program import Scatter
-from tilewright.ir.program import Statement
-from tilewright.ir.program import parse_program
+from tilewright.ir.program import Definition, Program, Scatter, Statement, parse_program
 
 __all__ = ["KERNEL_FORMAT", "Kernel", "Stage", "parse_kernel"]
 
@@ -45,9 +43,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Definitions, how they are staged, and the layouts of every tensor that crosses the kernel's border.
+    """Definitions, how they are staged, and the layouts of every tensor that crosses the kernel's
+    border.
 
-    sequence: the axis of a recurrence around all stages, or "" (then stages may read earlier steps of each other).
+    sequence: the axis of a recurrence around all stages, or "" (then stages may read earlier steps
+    of each other).
     """
 
     program: Program
@@ -140,7 +140,9 @@ def parse_kernel(text: str) -> Kernel:
     head, _, rest = text.partition("\nprogram ")
     lines = [line.strip() for line in head.strip().splitlines()]
     if lines[0] != f"kernel format {KERNEL_FORMAT}:":
-        raise UserError("S002", f"this is not kernel text of format {KERNEL_FORMAT}", where=lines[0])
+        raise UserError(
+            "S002", f"this is not kernel text of format {KERNEL_FORMAT}", where=lines[0]
+        )
     shared: tuple[str, ...] = ()
     sequence = ""
     stages, layouts = [], []

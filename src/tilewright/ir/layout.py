@@ -1,7 +1,8 @@
 """Layouts: from a tensor's logical index to an element offset in a flat buffer.
 
-In: logical shapes. Out: `Layout`, its address expressions, packing of NumPy arrays, text. Invariants: a layout is an
-injection over the tensor's index box widened by its halo; the addresses lie in 0 .. size-1.
+In: logical shapes. Out: `Layout`, its address expressions, packing of NumPy arrays, text.
+Invariants: a layout is an injection over the tensor's index box widened by its halo; the addresses
+lie in 0 .. size-1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of an address: ((subscript[axis] // divisor) % modulus) * stride; modulus 0 is none."""
+    """One summand of an address: ((subscript[axis] // divisor) % modulus) * stride; modulus 0 is
+    none.
+    """
 
     axis: int
     divisor: int
@@ -35,7 +38,8 @@ class Term:
 class Layout:
     """Sum of terms plus `offset`; `size` elements in all.
 
-    halo: per axis, how far before 0 and past the end the addresses stay valid; those elements hold `fill`.
+    halo: per axis, how far before 0 and past the end the addresses stay valid; those elements hold
+    `fill`.
     """
 
     shape: tuple[int, ...]
@@ -67,7 +71,11 @@ class Layout:
         mine = [t for t in self.terms if t.axis == axis]
         if not mine:
             return 0
-        return mine[0].stride if len(mine) == 1 and mine[0].divisor == 1 and not mine[0].modulus else None
+        return (
+            mine[0].stride
+            if len(mine) == 1 and mine[0].divisor == 1 and not mine[0].modulus
+            else None
+        )
 
     @cached_property
     def is_row_major(self) -> bool:
@@ -82,7 +90,9 @@ class Layout:
             n = np.arange(self.shape[t.axis]) // t.divisor
             if t.modulus:
                 n = n % t.modulus
-            total = total + (n * t.stride).reshape([-1 if k == t.axis else 1 for k in range(len(self.shape))])
+            total = total + (n * t.stride).reshape(
+                [-1 if k == t.axis else 1 for k in range(len(self.shape))]
+            )
         return np.broadcast_to(total, self.shape)
 
     def pack(self, array: Array) -> Array:
@@ -98,7 +108,11 @@ class Layout:
     def __str__(self) -> str:
         terms = []
         for t in self.terms:
-            s = f"a{t.axis}" + (f"//{t.divisor}" if t.divisor != 1 else "") + (f"%{t.modulus}" if t.modulus else "")
+            s = (
+                f"a{t.axis}"
+                + (f"//{t.divisor}" if t.divisor != 1 else "")
+                + (f"%{t.modulus}" if t.modulus else "")
+            )
             terms.append(f"{s}*{t.stride}")
         text = f"[{','.join(map(str, self.shape))}] {'+'.join(terms) or '0'} size {self.size}"
         if self.offset:
@@ -125,8 +139,12 @@ class Layout:
             pairs = [p.split(":") for p in fields["halo"].split(",")]
             halo = tuple((int(a), int(b)) for a, b in pairs)
         word = fields.get("fill", "0")
-        fill = float(word) if any(c in word for c in ".ein") else int(word)
-        return Layout(shape, tuple(terms), int(fields["size"]), int(fields.get("offset", "0")), halo, fill)
+        fill: float | int | bool = word == "True"
+        if word not in ("True", "False"):
+            fill = float(word) if any(c in word for c in ".ein") else int(word)
+        return Layout(
+            shape, tuple(terms), int(fields["size"]), int(fields.get("offset", "0")), halo, fill
+        )
 
 
 def dense(shape: Sequence[int]) -> Layout:
@@ -140,7 +158,9 @@ def ordered(
     halo: Sequence[tuple[int, int]] = (),
     fill: float | int | bool = 0,
 ) -> Layout:
-    """Dense over the axes in `order`, outermost first, widened by `halo` (per axis, in logical order)."""
+    """Dense over the axes in `order`, outermost first, widened by `halo` (per axis, in logical
+    order).
+    """
     n = len(shape)
     pads = tuple(halo) if halo else ((0, 0),) * n
     stride, offset, terms = 1, 0, []
@@ -151,11 +171,15 @@ def ordered(
         offset += lo * stride
         stride *= max(0, shape[axis] + lo + hi)
     keep = tuple(pads) if any(lo or hi for lo, hi in pads) else ()
-    return Layout(tuple(shape), tuple(sorted(terms, key=lambda t: t.axis)), max(stride, 1), offset, keep, fill)
+    fill = fill if keep else 0  # without a halo nothing holds it
+    return Layout(
+        tuple(shape), tuple(sorted(terms, key=lambda t: t.axis)), max(stride, 1), offset, keep, fill
+    )
 
 
 def panels(shape: Sequence[int], axis: int, width: int, inner: Sequence[int]) -> Layout:
-    """Panels of `width` along `axis`: address order (other axes, axis // width, inner axes in order, axis % width).
+    """Panels of `width` along `axis`: address order (other axes, axis // width, inner axes in
+    order, axis % width).
 
     The last panel is padded to full width.
     """
@@ -170,17 +194,23 @@ def panels(shape: Sequence[int], axis: int, width: int, inner: Sequence[int]) ->
         if a != axis and a not in inner:
             terms.append(Term(a, 1, 0, stride))
             stride *= shape[a]
-    return Layout(tuple(shape), tuple(sorted(terms, key=lambda t: (t.axis, t.divisor))), max(stride, 1))
+    return Layout(
+        tuple(shape), tuple(sorted(terms, key=lambda t: (t.axis, t.divisor))), max(stride, 1)
+    )
 
 
 def row_blocks(shape: Sequence[int], rows: int, height: int, columns: int, width: int) -> Layout:
-    """Blocks of `height` x `width` of the axes `rows` and `columns`; order (rows // height, columns // width,
-    rows % height, columns % width), padded to whole blocks. All other axes have extent 1.
+    """Blocks of `height` x `width` of the axes `rows` and `columns`; order (rows // height, columns
+    // width, rows % height, columns % width), padded to whole blocks. All other axes have extent 1.
     """
     across = -(-shape[columns] // width)
     terms = (
-        Term(rows, height, 0, across * height * width), Term(rows, 1, height, width),
-        Term(columns, width, 0, height * width), Term(columns, 1, width, 1),
-    )  # fmt: skip
+        Term(rows, height, 0, across * height * width),
+        Term(rows, 1, height, width),
+        Term(columns, width, 0, height * width),
+        Term(columns, 1, width, 1),
+    )
     size = -(-shape[rows] // height) * across * height * width
-    return Layout(tuple(shape), tuple(sorted(terms, key=lambda t: (t.axis, t.divisor))), max(size, 1))
+    return Layout(
+        tuple(shape), tuple(sorted(terms, key=lambda t: (t.axis, t.divisor))), max(size, 1)
+    )

@@ -1,49 +1,70 @@
 """LoopNest: structured loops outside, operations on immutable register tiles inside.
 
-In: nothing. Out: the node types, `LoopNest`, its printer and parser. Invariants: every tile value is defined once, before
-its use and in an enclosing body; a tile has a static shape with *named* register axes, at most one of them the lane axis
-(split into native vectors); addresses are element offsets into flat buffers.
+In: nothing. Out: the node types, `LoopNest`, its printer and parser. Invariants: every tile value
+is defined once, before its use and in an enclosing body; a tile has a static shape with *named*
+register axes, at most one of them the lane axis (split into native vectors); addresses are element
+offsets into flat buffers.
 
 Semantics in one place (the interpreter in nest_interpreter.py is the executable form):
-* Operands of `Map`, `Contract` and `Store` broadcast by axis name. The lane axis of a result is the lane of its operands.
-* `Load` reads `buffer[base + sum(stride[axis] * position[axis])]`; an axis without a stride entry has stride 0. `limits`
-  (axis -> lo..hi, in tile positions) restrict the element positions that are touched; the others take `orelse`.
-* `Store` writes likewise; positions outside the limits are not touched. A value without one of the store's strided axes
-  is broadcast along it.
-* `Gather` reads `buffer[base + offset]` where `offset` is an i64 tile; `Scatter` writes or combines, in position order.
-* `Contract(acc, a, b)` is acc + sum of a * b over the axes of a and b that acc lacks, in axis order, fused
-  multiply-add where the Target has it. Integer operands are widened to acc's dtype first.
-* `Reduce` folds one axis by a monoid, in position order for non-lane axes and by halving for the lane axis.
+* Operands of `Map`, `Contract` and `Store` broadcast by axis name. The lane axis of a result is the
+  lane of its operands.
+* `Load` reads `buffer[base + sum(stride[axis] * position[axis])]`; an axis without a stride entry
+  has stride 0. `limits` (axis -> lo..hi, in tile positions) restrict the element positions that are
+  touched; the others take `orelse`.
+* `Store` writes likewise; positions outside the limits are not touched. A value without one of the
+  store's strided axes is broadcast along it.
+* `Gather` reads `buffer[base + offset]` where `offset` is an i64 tile; `Scatter` writes or
+  combines, in position order.
+* `Contract(acc, a, b)` is acc + sum of a * b over the axes of a and b that acc lacks, in axis
+  order, fused multiply-add where the Target has it. Integer operands are widened to acc's dtype
+  first.
+* `Reduce` folds one axis by a monoid, in position order for non-lane axes and by halving for the
+  lane axis.
 * `Scan` is the inclusive prefix along one axis.
 * `Relayout` changes which axis is the lane axis (None: no lane).
-* `For` runs `lo, lo+step, ... < hi`; `carries` bind names in the body to tiles that each trip replaces by `yields`;
-  `results` are the final values (the initial ones if there was no trip). A parallel loop has no carries, stands alone at
-  the top of its phase, and hands out its trips as chunks.
+* `For` runs `lo, lo+step, ... < hi`; `carries` bind names in the body to tiles that each trip
+  replaces by `yields`; `results` are the final values (the initial ones if there was no trip). A
+  parallel loop has no carries, stands alone at the top of its phase, and hands out its trips as
+  chunks.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import DTYPES
-from tilewright.ir.dtypes import F32
-from tilewright.ir.dtypes import I64
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import DTYPES, F32, I64, DType
 from tilewright.ir.expr import Expr
-from tilewright.ir.text import Parser
-from tilewright.ir.text import Scope
-from tilewright.ir.text import _literal
+from tilewright.ir.text import Parser, Scope, _literal
 
 __all__ = [
-    "Buffer", "Contract", "Fill", "For", "Gather", "If", "Iota", "Load", "LoopNest", "Map", "NEST_FORMAT", "Node",
-    "Phase", "Position", "Prefetch", "Reduce", "Relayout", "Scan", "Scatter", "Store", "TileType", "parse_nest",
-]  # fmt: skip
+    "Buffer",
+    "Contract",
+    "Fill",
+    "For",
+    "Gather",
+    "If",
+    "Iota",
+    "Load",
+    "LoopNest",
+    "Map",
+    "NEST_FORMAT",
+    "Node",
+    "Phase",
+    "Position",
+    "Prefetch",
+    "Reduce",
+    "Relayout",
+    "Scan",
+    "Scatter",
+    "Store",
+    "TileType",
+    "parse_nest",
+]
 
 NEST_FORMAT = 1
 PLACES = ("arg", "arena", "const", "scratch")
@@ -54,7 +75,9 @@ Limits = tuple[tuple[str, Expr, Expr], ...]
 
 @dataclass(frozen=True)
 class Buffer:
-    """Flat memory of `size` elements. place: arg (user's or another kernel's), arena, const, scratch (per thread)."""
+    """Flat memory of `size` elements. place: arg (user's or another kernel's), arena, const,
+    scratch (per thread).
+    """
 
     name: str
     dtype: DType
@@ -69,7 +92,9 @@ class Buffer:
 
 @dataclass(frozen=True)
 class TileType:
-    """dtype and named register axes with static extents, outermost first; `lane` names the lane axis or is None."""
+    """dtype and named register axes with static extents, outermost first; `lane` names the lane
+    axis or is None.
+    """
 
     dtype: DType
     axes: tuple[tuple[str, int], ...] = ()
@@ -139,7 +164,9 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """`mask` names a bool tile (or is None); where it is false the result is `orelse` and nothing is read."""
+    """`mask` names a bool tile (or is None); where it is false the result is `orelse` and nothing
+    is read.
+    """
 
     result: str
     type: TileType
@@ -222,7 +249,9 @@ class Relayout:
 
 @dataclass(frozen=True, slots=True)
 class For:
-    """carries: (name in the body, initial tile); yields: tiles of the last statement; results: names after the loop."""
+    """carries: (name in the body, initial tile); yields: tiles of the last statement; results:
+    names after the loop.
+    """
 
     var: str
     lo: Expr
@@ -238,7 +267,7 @@ class For:
 
 @dataclass(frozen=True, slots=True)
 class If:
-    """Scalar condition over loop variables and dims; without results both bodies only have effects."""
+    """Scalar condition over loop variables and dims; without results, bodies only have effects."""
 
     condition: Expr
     then: tuple[Node, ...]
@@ -249,14 +278,30 @@ class If:
 
 
 Node = (
-    Fill | Position | Iota | Load | Store | Gather | Scatter | Prefetch | Map | Contract | Reduce | Scan | Relayout
-    | For | If
-)  # fmt: skip
+    Fill
+    | Position
+    | Iota
+    | Load
+    | Store
+    | Gather
+    | Scatter
+    | Prefetch
+    | Map
+    | Contract
+    | Reduce
+    | Scan
+    | Relayout
+    | For
+    | If
+)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Straight body; a barrier stands between phases. If its last node is a parallel `For`, that is its chunk grid."""
+    """Straight body; a barrier stands between phases.
+
+    If its last node is a parallel `For`, that is its chunk grid.
+    """
 
     body: tuple[Node, ...]
 
@@ -269,7 +314,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class LoopNest:
-    """One kernel: buffers in slot order, symbolic dims (slots after the pointers), phases in order."""
+    """One kernel: buffers in slot order, dims (slots after the pointers), phases in order."""
 
     name: str
     buffers: tuple[Buffer, ...]
@@ -307,7 +352,7 @@ class LoopNest:
             yield from go(p.body)
 
 
-# ---- printer ---------------------------------------------------------------------------------------------------------
+# ---- printer -------------------------------------------------------------------------------------
 
 
 def _address(buffer: str, base: Expr, strides: Strides, limits: Limits) -> str:
@@ -320,7 +365,9 @@ def _address(buffer: str, base: Expr, strides: Strides, limits: Limits) -> str:
 
 
 def _value(v: float | int | bool, dtype: DType) -> str:
-    return _literal(E.const(v, dtype).attr, I64 if dtype.is_int else F32 if dtype.is_float else dtype)
+    return _literal(
+        E.const(v, dtype).attr, I64 if dtype.is_int else F32 if dtype.is_float else dtype
+    )
 
 
 def _node_lines(n: Node, pad: str) -> Iterator[str]:
@@ -342,7 +389,10 @@ def _node_lines(n: Node, pad: str) -> Iterator[str]:
         return
     if isinstance(n, If):
         arrow = " -> (" + ", ".join(n.results) + ")" if n.results else ""
-        for word, body, yields in (("if", n.then, n.then_yields), ("else", n.orelse, n.else_yields)):
+        for word, body, yields in (
+            ("if", n.then, n.then_yields),
+            ("else", n.orelse, n.else_yields),
+        ):
             if word == "else" and not body and not yields:
                 continue
             yield f"{pad}if {n.condition}{arrow}:" if word == "if" else f"{pad}else:"
@@ -407,7 +457,7 @@ def _nest_lines(nest: LoopNest) -> Iterator[str]:
             yield "    pass"
 
 
-# ---- parser ----------------------------------------------------------------------------------------------------------
+# ---- parser --------------------------------------------------------------------------------------
 
 _WORDS = ("fill", "position", "iota", "load", "gather", "contract", "reduce", "scan", "relayout")
 
@@ -436,7 +486,9 @@ class _NestParser(Parser):
         self.expect("format")
         token = self.token
         if self.integer() != NEST_FORMAT:
-            raise self.fail(f"this is nest text of another format than {NEST_FORMAT}", token, code="S002")
+            raise self.fail(
+                f"this is nest text of another format than {NEST_FORMAT}", token, code="S002"
+            )
         self.expect(":")
         self.end_line()
         dims: list[str] = []
@@ -623,7 +675,9 @@ class _NestParser(Parser):
             offset = self.name()
             self.expect("=")
             value = self.name()
-            return Scatter(buffer, base, offset, value, self.name() if self.accept("if") else None, monoid)
+            return Scatter(
+                buffer, base, offset, value, self.name() if self.accept("if") else None, monoid
+            )
         buffer = self.name()
         self.expect("[")
         base = self.expression(self.scope)

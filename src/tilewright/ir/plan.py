@@ -1,7 +1,9 @@
-"""Plan: the host program of a model: buffers with layouts, constants, and kernel and extern calls in order.
+"""Plan: the host program of a model: buffers with layouts, constants, and kernel and extern calls
+in order.
 
-In: nothing. Out: `Plan` and its parts, printer and parser. Invariants: every step's operands are declared buffers; a
-buffer is written before it is read; kernels are numbered once, however many steps call them.
+In: nothing. Out: `Plan` and its parts, printer and parser. Invariants: every step's operands are
+declared buffers; a buffer is written before it is read; kernels are numbered once, however many
+steps call them.
 """
 
 from __future__ import annotations
@@ -12,13 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tilewright.errors import UserError
-from tilewright.ir.dtypes import DTYPES
-from tilewright.ir.dtypes import DType
-from tilewright.ir.kernel import Kernel
-from tilewright.ir.kernel import parse_kernel
+from tilewright.ir.dtypes import DTYPES, DType
+from tilewright.ir.kernel import Kernel, parse_kernel
 from tilewright.ir.layout import Layout
-from tilewright.ir.program import Attribute
-from tilewright.ir.program import _attribute
+from tilewright.ir.program import Attribute, _attribute
 
 __all__ = ["PLAN_FORMAT", "ExternCall", "KernelCall", "Plan", "PlanBuffer", "parse_plan"]
 
@@ -46,7 +45,9 @@ class PlanBuffer:
 
 @dataclass(frozen=True)
 class KernelCall:
-    """Run kernel number `kernel`; `buffers` are in the order of the kernel's layouts. `names`: what it computes."""
+    """Run kernel number `kernel`; `buffers` are in the order of the kernel's layouts. `names`: what
+    it computes.
+    """
 
     kernel: int
     buffers: tuple[str, ...]
@@ -67,7 +68,8 @@ class ExternCall:
 
     def __str__(self) -> str:
         attributes = ", ".join(f"{k} = {_attribute(v)}" for k, v in self.attributes)
-        return f"extern {self.function} ({', '.join(self.args)}) -> ({', '.join(self.results)}) {{{attributes}}}"
+        arrow = f"({', '.join(self.args)}) -> ({', '.join(self.results)})"
+        return f"extern {self.function} {arrow} {{{attributes}}}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def parse_plan(text: str) -> Plan:
-    """The Plan of its text. Errors: S002 for another format; F010 for a line that is none of a plan's."""
+    """The Plan of its text.
+
+    Errors: S002 for another format; F010 for a line that is none of a plan's.
+    """
     head, *rest = re.split(r"^--- kernel \d+\n", text, flags=re.M)
     lines = head.strip().splitlines()
     m = re.match(r"plan (\S+) format (\d+)$", lines[0])
@@ -118,7 +123,13 @@ def parse_plan(text: str) -> Plan:
     for line in (x.strip() for x in lines[1:]):
         if b := _BUFFER.match(line):
             buffers.append(
-                PlanBuffer(b.group(2), DTYPES[b.group(3)], Layout.parse(b.group(4)), b.group(1), b.group(5) or "")
+                PlanBuffer(
+                    b.group(2),
+                    DTYPES[b.group(3)],
+                    Layout.parse(b.group(4)),
+                    b.group(1),
+                    b.group(5) or "",
+                )
             )
         elif c := _CALL.match(line):
             steps.append(KernelCall(int(c.group(1)), _names(c.group(2)), _names(c.group(3))))
@@ -132,7 +143,9 @@ def parse_plan(text: str) -> Plan:
                 p.expect("=")
                 attributes.append((key, p.attribute()))
                 p.accept(",")
-            steps.append(ExternCall(e.group(1), _names(e.group(2)), _names(e.group(3)), tuple(attributes)))
+            steps.append(
+                ExternCall(e.group(1), _names(e.group(2)), _names(e.group(3)), tuple(attributes))
+            )
         else:
             raise UserError("F010", f"unknown line in plan text: {line!r}")
     return Plan(m.group(1), tuple(buffers), tuple(parse_kernel(k) for k in rest), tuple(steps))

@@ -1,25 +1,25 @@
 """Program: a tensor program as definitions in index notation with monoids.
 
-In: nothing. Out: the statement types, `Program`, its printer and parser, `verify`. Invariants: every name is defined once
-and before its use (a recurrence may read its own names at earlier steps); all reads give one subscript per axis; bodies
-are over the definition's axes, its reduction's axes and dims only.
+In: nothing. Out: the statement types, `Program`, its printer and parser, `verify`. Invariants:
+every name is defined once and before its use (a recurrence may read its own names at earlier
+steps); all reads give one subscript per axis; bodies are over the definition's axes, its
+reduction's axes and dims only.
 
-Meaning of a definition `y: t[i<I] = sum(k<K if p) body`: for every i, the fold of `body` by the monoid over all k where
-`p` holds; the monoid's identity if there is none (empty argmax is an error). `argmax`/`argmin` give the linear position
-of the first best element in the reduce axes (i64). `scan sum(j) body` is the inclusive prefix along the output axis j.
-A `recur t<T:` group computes its definitions for t = 0, 1, ...; their first axis is t, and they may read each other at
-earlier steps, with `else` giving the value before the first step. `scatter` starts from `base` and combines, in source
-order, `body` at the given subscripts (a contribution outside the shape is dropped); without a monoid the last one wins.
+Meaning of a definition `y: t[i<I] = sum(k<K if p) body`: for every i, the fold of `body` by the
+monoid over all k where `p` holds; the monoid's identity if there is none (empty argmax is an
+error). `argmax`/`argmin` give the linear position of the first best element in the reduce axes
+(i64). `scan sum(j) body` is the inclusive prefix along the output axis j. A `recur t<T:` group
+computes its definitions for t = 0, 1, ...; their first axis is t, and they may read each other at
+earlier steps, with `else` giving the value before the first step. `scatter` starts from `base` and
+combines, in source order, `body` at the given subscripts (a contribution outside the shape is
+dropped); without a monoid the last one wins.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from collections.abc import Mapping
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,26 +27,43 @@ import numpy as np
 
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import DTYPES
-from tilewright.ir.dtypes import I64
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import BOOL, DTYPES, I64, DType
 from tilewright.ir.expr import Expr
-from tilewright.ir.text import Parser
-from tilewright.ir.text import Scope
-from tilewright.ir.text import Token
+from tilewright.ir.text import Parser, Scope, Token
 
 __all__ = [
-    "MONOIDS", "PROGRAM_FORMAT", "Axis", "Definition", "Dim", "Extern", "Program", "Recurrence", "Reduction", "Scatter",
-    "Statement", "Tensor", "array_key", "identity_of", "parse_program", "verify_program",
-]  # fmt: skip
+    "MONOIDS",
+    "PROGRAM_FORMAT",
+    "Axis",
+    "Definition",
+    "Dim",
+    "Extern",
+    "Program",
+    "Recurrence",
+    "Reduction",
+    "Scatter",
+    "Statement",
+    "Tensor",
+    "array_key",
+    "identity_of",
+    "parse_program",
+    "verify_program",
+]
 
 PROGRAM_FORMAT = 1
-# Monoid -> the binary operation of ir.scalar that combines two values (argmax and argmin combine pairs).
+# Monoid -> the binary operation of ir.scalar that combines two values (argmax and argmin combine
+# pairs).
 MONOIDS: dict[str, str] = {
-    "sum": "add", "prod": "mul", "max": "max", "min": "min", "all": "and", "any": "or",
-    "argmax": "max", "argmin": "min", "logsumexp": "logaddexp",
-}  # fmt: skip
+    "sum": "add",
+    "prod": "mul",
+    "max": "max",
+    "min": "min",
+    "all": "and",
+    "any": "or",
+    "argmax": "max",
+    "argmin": "min",
+    "logsumexp": "logaddexp",
+}
 
 
 def identity_of(monoid: str, dtype: DType) -> float | int | bool:
@@ -61,13 +78,15 @@ def identity_of(monoid: str, dtype: DType) -> float | int | bool:
         return float("-inf") if low else float("inf")
     if dtype is BOOL:
         return not low
-    info = np.iinfo(dtype.np)
+    info = np.iinfo(dtype.np.name)
     return int(info.min if low else info.max)
 
 
 @dataclass(frozen=True)
 class Dim:
-    """A symbolic size: lo <= value <= hi (None: unbounded), divisible by `multiple`; `hint` is a typical value."""
+    """A symbolic size: lo <= value <= hi (None: unbounded), divisible by `multiple`; `hint` is a
+    typical value.
+    """
 
     name: str
     lo: int = 0
@@ -123,7 +142,9 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Definition:
-    """`name: dtype[axes] = reduction body`; `scan` is (monoid, axis name) for a prefix along that output axis."""
+    """`name: dtype[axes] = reduction body`; `scan` is (monoid, axis name) for a prefix along that
+    output axis.
+    """
 
     name: str
     dtype: DType
@@ -182,7 +203,9 @@ class Recurrence:
 
 @dataclass(frozen=True)
 class Scatter:
-    """`name[subscripts(source)] combine= body(source)` over a tensor of shape `shape` that starts as `base`."""
+    """`name[subscripts(source)] combine= body(source)` over a tensor of shape `shape` that starts
+    as `base`.
+    """
 
     name: str
     dtype: DType
@@ -194,9 +217,10 @@ class Scatter:
     base: Expr
 
     def __str__(self) -> str:
-        head = f"{self.name}: {self.dtype}[{', '.join(map(str, self.axes))}] = scatter {self.monoid or 'last'}"
+        head = f"{self.name}: {self.dtype}[{', '.join(map(str, self.axes))}] = "
+        head += f"scatter {self.monoid or 'last'}({', '.join(map(str, self.source))})"
         subs = ", ".join(map(str, self.subscripts))
-        return f"{head}({', '.join(map(str, self.source))}) at ({subs}) of {self.body} base {self.base}"
+        return f"{head} at ({subs}) of {self.body} base {self.base}"
 
     @property
     def shape(self) -> tuple[Expr, ...]:
@@ -208,7 +232,9 @@ Attribute = int | float | str | bool | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Extern:
-    """An algorithm by name: `results = extern function(args) {attributes}`; meanings in ir/externs.py."""
+    """An algorithm by name: `results = extern function(args) {attributes}`; meanings in
+    ir/externs.py.
+    """
 
     results: tuple[Tensor, ...]
     function: str
@@ -244,8 +270,8 @@ def array_key(array: np.ndarray[Any, Any]) -> str:
 class Program:
     """Inputs, constants, statements in order, results by name.
 
-    constants: tensors with the `array_key` of their value; `values` maps that key to the array (and is no part of the
-    text or of equality).
+    constants: tensors with the `array_key` of their value; `values` maps that key to the array (and
+    is no part of the text or of equality).
     """
 
     name: str
@@ -254,10 +280,14 @@ class Program:
     results: tuple[str, ...]
     dims: tuple[Dim, ...] = ()
     constants: tuple[tuple[Tensor, str], ...] = ()
-    values: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict, compare=False, repr=False)
+    values: Mapping[str, np.ndarray[Any, Any]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __str__(self) -> str:
-        lines = [f"program {self.name} format {PROGRAM_FORMAT}({', '.join(map(str, self.inputs))}):"]
+        lines = [
+            f"program {self.name} format {PROGRAM_FORMAT}({', '.join(map(str, self.inputs))}):"
+        ]
         for d in self.dims:
             text = f"  dim {d.name} in {d.lo} .. {'inf' if d.hi is None else d.hi}"
             text += f" multiple {d.multiple}" if d.multiple != 1 else ""
@@ -324,9 +354,13 @@ def map_statement(s: Statement, go: Any) -> Statement:
             return Recurrence(Axis(s.axis.name, go(s.axis.extent)), definitions)  # type: ignore[arg-type]
         case Scatter():
             return replace(
-                s, axes=axes(s.axes), source=axes(s.source), subscripts=tuple(map(go, s.subscripts)),
-                body=go(s.body), base=go(s.base),
-            )  # fmt: skip
+                s,
+                axes=axes(s.axes),
+                source=axes(s.source),
+                subscripts=tuple(map(go, s.subscripts)),
+                body=go(s.body),
+                base=go(s.base),
+            )
         case Extern():
             results = tuple(replace(t, shape=tuple(map(go, t.shape))) for t in s.results)
             return replace(s, results=results)
@@ -341,7 +375,7 @@ def map_program(p: Program, go: Any) -> Program:
     )
 
 
-# ---- parser ----------------------------------------------------------------------------------------------------------
+# ---- parser --------------------------------------------------------------------------------------
 
 
 class _ProgramParser(Parser):
@@ -392,7 +426,11 @@ class _ProgramParser(Parser):
         if self.accept("format"):
             token = self.token
             if self.integer() != PROGRAM_FORMAT:
-                raise self.fail(f"this is Program text of another format than {PROGRAM_FORMAT}", token, code="S002")
+                raise self.fail(
+                    f"this is Program text of another format than {PROGRAM_FORMAT}",
+                    token,
+                    code="S002",
+                )
         sizes = Scope({}, self.scope.leaves, self.size_dim)
         self.expect("(")
         inputs: list[Tensor] = []
@@ -433,7 +471,12 @@ class _ProgramParser(Parser):
         if self.token.kind != "end":
             raise self.fail(f"unexpected {self.token.text!r} after the return line")
         return Program(
-            name, tuple(inputs), tuple(body), tuple(results), tuple(self.dims[d] for d in order), tuple(constants)
+            name,
+            tuple(inputs),
+            tuple(body),
+            tuple(results),
+            tuple(self.dims[d] for d in order),
+            tuple(constants),
         )
 
     def result(self) -> str:
@@ -534,12 +577,18 @@ class _ProgramParser(Parser):
         return Definition(name, dtype, axes, body, reduction, scan)
 
     def _starts_reduction(self) -> bool:
-        """`max(k<K ...) body` is a reduction, `max(a, b)` an operation, `sum() body` a reduction over no axis."""
+        """`max(k<K ...) body` is a reduction, `max(a, b)` an operation, `sum() body` a reduction
+        over no axis.
+        """
         if self.peek().text != "(":
             return False
         if self.peek(2).text == ")":
             return True
-        return self.peek(2).kind == "name" and self.peek(3).text == "<" and self._closes_before_expression()
+        return (
+            self.peek(2).kind == "name"
+            and self.peek(3).text == "<"
+            and self._closes_before_expression()
+        )
 
     def _closes_before_expression(self) -> bool:
         depth, k = 0, 1
@@ -570,7 +619,14 @@ class _ProgramParser(Parser):
         body = self.value(scope, dtype)
         self.expect("base")
         return Scatter(
-            name, dtype, axes, monoid, source, tuple(subscripts), body, self.value(self.inner(axes), dtype)
+            name,
+            dtype,
+            axes,
+            monoid,
+            source,
+            tuple(subscripts),
+            body,
+            self.value(self.inner(axes), dtype),
         )
 
     def recurrence(self, axis: Axis) -> Recurrence:
@@ -607,7 +663,9 @@ class _ProgramParser(Parser):
         at = self.token.at
         return at - (self.source.rfind("\n", 0, at) + 1)
 
-    def extern(self, token: Token, name: str, dtype: DType, shape: tuple[Expr, ...] | None = None) -> Extern:
+    def extern(
+        self, token: Token, name: str, dtype: DType, shape: tuple[Expr, ...] | None = None
+    ) -> Extern:
         results: list[Tensor] = []
         while True:
             if shape is None:
@@ -663,17 +721,23 @@ class _ProgramParser(Parser):
 
 
 def parse_program(text: str) -> Program:
-    """The Program of its text, without constant values. Errors: F010, F011, F012, P003, P004, S002 with a caret."""
+    """The Program of its text, without constant values.
+
+    Errors: F010, F011, F012, P003, P004, S002 with a caret.
+    """
     p = _ProgramParser(text).program()
     verify_program(p)
     return p
 
 
-# ---- verifier --------------------------------------------------------------------------------------------------------
+# ---- verifier ------------------------------------------------------------------------------------
 
 
 def verify_program(p: Program) -> None:
-    """Check the invariants in the module's docstring. Errors: P001 to P004, F012, naming the statement."""
+    """Check the invariants in the module's docstring.
+
+    Errors: P001 to P004, F012, naming the statement.
+    """
     known: dict[str, Tensor] = {}
 
     def define(t: Tensor) -> None:
@@ -688,16 +752,24 @@ def verify_program(p: Program) -> None:
             if node.op == "read":
                 t = known.get(node.attr[0])
                 if t is None:
-                    raise UserError("P004", f"{node.attr[0]!r} is read before it is defined", where=str(where))
+                    raise UserError(
+                        "P004", f"{node.attr[0]!r} is read before it is defined", where=str(where)
+                    )
                 n = len(node.args) - node.attr[1]
                 if n != len(t.shape):
                     raise UserError(
-                        "P003", f"{t.name!r} has {len(t.shape)} axes, {n} subscripts given", where=str(where)
+                        "P003",
+                        f"{t.name!r} has {len(t.shape)} axes, {n} subscripts given",
+                        where=str(where),
                     )
                 if node.dtype is not t.dtype:
-                    raise UserError("P002", f"{t.name!r} is {t.dtype}, read as {node.dtype}", where=str(where))
+                    raise UserError(
+                        "P002", f"{t.name!r} is {t.dtype}, read as {node.dtype}", where=str(where)
+                    )
                 if any(s.dtype is not I64 for s in node.args[:n]):
-                    raise UserError("P002", f"subscripts of {t.name!r} must be i64", where=str(where))
+                    raise UserError(
+                        "P002", f"subscripts of {t.name!r} must be i64", where=str(where)
+                    )
 
     def definition(d: Definition) -> None:
         names = [a.name for a in d.all_axes]
@@ -714,9 +786,15 @@ def verify_program(p: Program) -> None:
             if d.dtype is not I64:
                 raise UserError("P002", f"{r.monoid} gives i64, not {d.dtype}", where=str(d))
         elif d.body.dtype is not d.dtype:
-            raise UserError("P002", f"{d.name!r} is {d.dtype}, its body {d.body.dtype}", where=str(d))
-        if d.scan is not None and (d.scan[0] not in MONOIDS or d.scan[1] not in [a.name for a in d.axes]):
-            raise UserError("P001", f"scan {d.scan[0]}({d.scan[1]}) names no monoid or no axis", where=str(d))
+            raise UserError(
+                "P002", f"{d.name!r} is {d.dtype}, its body {d.body.dtype}", where=str(d)
+            )
+        if d.scan is not None and (
+            d.scan[0] not in MONOIDS or d.scan[1] not in [a.name for a in d.axes]
+        ):
+            raise UserError(
+                "P001", f"scan {d.scan[0]}({d.scan[1]}) names no monoid or no axis", where=str(d)
+            )
 
     for t in p.inputs:
         define(t)
@@ -732,7 +810,11 @@ def verify_program(p: Program) -> None:
                     define(t)
                 for d in s.definitions:
                     if not d.axes or d.axes[0].name != s.axis.name:
-                        raise UserError("P001", f"the first axis of {d.name!r} must be {s.axis.name}", where=str(d))
+                        raise UserError(
+                            "P001",
+                            f"the first axis of {d.name!r} must be {s.axis.name}",
+                            where=str(d),
+                        )
                     definition(d)
             case Scatter():
                 check(s.body, {a.name for a in s.source}, s)
@@ -740,7 +822,11 @@ def verify_program(p: Program) -> None:
                     check(e, {a.name for a in s.source}, s)
                 check(s.base, {a.name for a in s.axes}, s)
                 if len(s.subscripts) != len(s.axes):
-                    raise UserError("P003", f"scatter into {s.name!r} needs {len(s.axes)} subscripts", where=str(s))
+                    raise UserError(
+                        "P003",
+                        f"scatter into {s.name!r} needs {len(s.axes)} subscripts",
+                        where=str(s),
+                    )
                 if s.body.dtype is not s.dtype or s.base.dtype is not s.dtype:
                     raise UserError("P002", f"scatter into {s.name!r} mixes dtypes", where=str(s))
                 define(Tensor(s.name, s.dtype, s.shape))

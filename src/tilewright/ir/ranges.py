@@ -1,8 +1,8 @@
 """Intervals of integer expressions, and simplification that needs them.
 
-In: an i64 (or bool, over i64) expression and the inclusive range of each index variable. Out: its interval, or a simpler
-equal expression. Invariants: the interval contains every value the expression takes; the simplified expression has the
-same value at every point of the ranges.
+In: an i64 (or bool, over i64) expression and the inclusive range of each index variable. Out: its
+interval, or a simpler equal expression. Invariants: the interval contains every value the
+expression takes; the simplified expression has the same value at every point of the ranges.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def interval(e: Expr, ranges: Ranges) -> Interval:
         return (0, None)
     if op == "add":
         (a, b), (c, d) = interval(e.args[0], ranges), interval(e.args[1], ranges)
-        return (None if a is None or c is None else a + c, None if b is None or d is None else b + d)
+        return (
+            None if a is None or c is None else a + c,
+            None if b is None or d is None else b + d,
+        )
     if op == "mul":
         return _product(interval(e.args[0], ranges), interval(e.args[1], ranges))
     if op in ("min", "max"):
@@ -55,7 +58,10 @@ def interval(e: Expr, ranges: Ranges) -> Interval:
         return _ANY
     if op == "select":
         (a, b), (c, d) = interval(e.args[1], ranges), interval(e.args[2], ranges)
-        return (None if a is None or c is None else min(a, c), None if b is None or d is None else max(b, d))
+        return (
+            None if a is None or c is None else min(a, c),
+            None if b is None or d is None else max(b, d),
+        )
     if op == "cast" and e.args[0].dtype.kind in "ub":
         return (0, None)
     return _ANY
@@ -75,7 +81,9 @@ def _product(x: Interval, y: Interval) -> Interval:
 
 
 def simplify(e: Expr, ranges: Ranges) -> Expr:
-    """A simpler expression with the same value everywhere in `ranges`; works below reads and selects too."""
+    """A simpler expression with the same value everywhere in `ranges`; works below reads and
+    selects too.
+    """
     memo: dict[int, Expr] = {}
 
     def go(node: Expr) -> Expr:
@@ -170,7 +178,9 @@ def _pick(e: Expr, ranges: Ranges) -> Expr:
 
 
 def coefficient(e: Expr, var: Expr) -> int | None:
-    """c where e = c*var + (terms without var); None where e is not linear in `var` with a constant factor."""
+    """c where e = c*var + (terms without var); None where e is not linear in `var` with a constant
+    factor.
+    """
     c = 0
     for atoms, v in E.polynomial(e).items():
         if var in atoms:
@@ -183,7 +193,9 @@ def coefficient(e: Expr, var: Expr) -> int | None:
 
 
 def split_linear(e: Expr, variables: list[Expr]) -> tuple[dict[Expr, int], Expr] | None:
-    """({var: coefficient}, rest) with e = sum(coefficient*var) + rest and rest free of all of them, or None."""
+    """({var: coefficient}, rest) with e = sum(coefficient*var) + rest and rest free of all of them,
+    or None.
+    """
     wanted = set(variables)
     out: dict[Expr, int] = {}
     rest = {}

@@ -1,7 +1,7 @@
 """What every scalar operation means, in NumPy.
 
-In: operation name, operand arrays, result dtype. Out: the value. Invariant: this file is the only definition; constant
-folding, both Program interpreters and the nest interpreter call it.
+In: operation name, operand arrays, result dtype. Out: the value. Invariant: this file is the only
+definition; constant folding, both Program interpreters and the nest interpreter call it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def _libm(f: Callable[[float], float]) -> Callable[[Array], Array]:
     vectorized = np.frompyfunc(f, 1, 1)
 
     def apply(x: Array) -> Array:
-        return np.asarray(vectorized(np.asarray(x, np.float64)), np.float64).astype(np.asarray(x).dtype)
+        return np.asarray(vectorized(np.asarray(x, np.float64)), np.float64).astype(
+            np.asarray(x).dtype
+        )
 
     return apply
 
@@ -36,7 +38,10 @@ def _erf(x: Array) -> Array:
 
 
 def _erf_series(x: Array) -> Array:
-    """erf in float64 to about 2e-16: Taylor series inside 2.5, continued fraction of erfc outside."""
+    """erf in float64 to about 2e-16:
+
+    Taylor series inside 2.5, continued fraction of erfc outside.
+    """
     a = np.abs(x)
     out = np.sign(x)
     small = a < 2.5
@@ -59,7 +64,8 @@ def _erf_series(x: Array) -> Array:
 def _floordiv(a: Array, b: Array) -> Array:
     if np.asarray(a).dtype.kind in "iu":
         safe = np.where(b == 0, np.ones_like(b), b)
-        return np.where(b == 0, np.zeros_like(a), np.floor_divide(a, safe))
+        with np.errstate(over="ignore"):  # the lowest integer over -1 wraps
+            return np.where(b == 0, np.zeros_like(a), np.floor_divide(a, safe))
     return np.floor(a / b)
 
 
@@ -67,7 +73,7 @@ def _mod(a: Array, b: Array) -> Array:
     if np.asarray(a).dtype.kind in "iu":
         safe = np.where(b == 0, np.ones_like(b), b)
         return np.where(b == 0, np.zeros_like(a), np.mod(a, safe))
-    return a - np.floor(a / b) * b
+    return np.asarray(a - np.floor(a / b) * b)
 
 
 def _fmod(a: Array, b: Array) -> Array:
@@ -79,9 +85,11 @@ def _fmod(a: Array, b: Array) -> Array:
 
 def _div(a: Array, b: Array) -> Array:
     if np.asarray(a).dtype.kind in "iu":  # integer division truncates towards zero
-        quotient = _floordiv(np.abs(a), np.abs(b))
-        return np.where((np.sign(a) * np.sign(b)) < 0, -quotient, quotient).astype(np.asarray(a).dtype)
-    return a / b
+        # Not through abs, which the lowest integer has none of.
+        quotient = _floordiv(a, b)
+        inexact = (quotient * b != a) & (b != 0)
+        return np.asarray(quotient) + (inexact & ((a < 0) != (b < 0))).astype(np.asarray(a).dtype)
+    return np.asarray(a / b)
 
 
 def _shift(left: bool) -> Callable[[Array, Array], Array]:
@@ -96,9 +104,9 @@ def _pow(a: Array, b: Array) -> Array:
     if np.asarray(a).dtype.kind in "iu":
         negative = b < 0
         power = np.power(a, np.where(negative, np.zeros_like(b), b))
-        return np.where(negative, np.where(a == 1, 1, np.where(a == -1, 1 - 2 * (b & 1), 0)), power).astype(
-            np.asarray(a).dtype
-        )
+        return np.where(
+            negative, np.where(a == 1, 1, np.where(a == -1, 1 - 2 * (b & 1), 0)), power
+        ).astype(np.asarray(a).dtype)
     return np.power(a, b)
 
 
@@ -112,36 +120,84 @@ def _round(x: Array) -> Array:
 
 
 SCALAR: dict[str, Callable[..., Array]] = {
-    "neg": np.negative, "abs": np.abs, "sign": np.sign, "floor": np.floor, "ceil": np.ceil, "round": _round,
-    "trunc": np.trunc, "sqrt": np.sqrt, "rsqrt": lambda x: (1 / np.sqrt(x)).astype(np.asarray(x).dtype),
-    "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log1p": np.log1p,
-    "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
-    "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh,
-    "atanh": np.arctanh, "erf": _erf, "sigmoid": _sigmoid, "isnan": np.isnan, "isinf": np.isinf,
+    "neg": np.negative,
+    "abs": np.abs,
+    "sign": np.sign,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": _round,
+    "trunc": np.trunc,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: (1 / np.sqrt(x)).astype(np.asarray(x).dtype),
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log2": np.log2,
+    "log1p": np.log1p,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tan": np.tan,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "tanh": np.tanh,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
+    "erf": _erf,
+    "sigmoid": _sigmoid,
+    "isnan": np.isnan,
+    "isinf": np.isinf,
     "not": np.invert,
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _div, "floordiv": _floordiv, "mod": _mod,
-    "min": np.minimum, "max": np.maximum, "pow": _pow, "atan2": np.arctan2, "fmod": _fmod,
-    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "shl": _shift(True), "shr": _shift(False),
-    "lt": np.less, "le": np.less_equal, "eq": np.equal, "ne": np.not_equal,
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": _div,
+    "floordiv": _floordiv,
+    "mod": _mod,
+    "min": np.minimum,
+    "max": np.maximum,
+    "pow": _pow,
+    "atan2": np.arctan2,
+    "fmod": _fmod,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "shl": _shift(True),
+    "shr": _shift(False),
+    "lt": np.less,
+    "le": np.less_equal,
+    "eq": np.equal,
+    "ne": np.not_equal,
     "select": np.where,
-}  # fmt: skip
+}
 
 
 def _cast(x: Array, dtype: DType) -> Array:
     x = np.asarray(x)
     if dtype.kind == "b":
-        return x != 0
+        return np.asarray(x != 0)
     if dtype.is_int and x.dtype.kind not in "biu":
-        info = np.iinfo(dtype.np)
-        wide = np.nan_to_num(np.trunc(x.astype(np.float64)), nan=0.0, posinf=math.inf, neginf=-math.inf)
-        out = np.where(wide >= float(info.max), info.max, np.where(wide <= float(info.min), info.min, 0))
+        info = np.iinfo(dtype.np.name)
+        wide = np.nan_to_num(
+            np.trunc(x.astype(np.float64)), nan=0.0, posinf=math.inf, neginf=-math.inf
+        )
+        out = np.where(
+            wide >= float(info.max), info.max, np.where(wide <= float(info.min), info.min, 0)
+        )
         inside = (wide < float(info.max)) & (wide > float(info.min))
         return np.where(inside, np.where(inside, wide, 0).astype(dtype.np), out.astype(dtype.np))
     return x.astype(dtype.np)
 
 
 def evaluate(op: str, args: list[Array], dtype: DType) -> Array:
-    """`op` over arrays that broadcast; the result is in `dtype`. Errors: KeyError for an unknown operation."""
+    """`op` over arrays that broadcast; the result is in `dtype`.
+
+    Errors: KeyError for an unknown operation.
+    """
     if op == "cast":
         return _cast(args[0], dtype)
     out = SCALAR[op](*args)

@@ -1,7 +1,9 @@
-"""Text of expressions: printer, tokenizer and parser, shared by Programs, LoopNests and index notation.
+"""Text of expressions: printer, tokenizer and parser, shared by Programs, LoopNests and index
+notation.
 
-In: an `Expr`, or source text. Out: text, or an `Expr`. Invariant: `parse(str(e)) is e`. Literals without a dtype take
-that of the other operand; a printed constant that is neither i64, f32 nor bool is written `f64(0.5)`.
+In: an `Expr`, or source text. Out: text, or an `Expr`. Invariant: `parse(str(e)) is e`. Literals
+without a dtype take that of the other operand; a printed constant that is neither i64, f32 nor bool
+is written `f64(0.5)`.
 """
 
 from __future__ import annotations
@@ -14,22 +16,31 @@ from dataclasses import dataclass
 
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import DTYPES
-from tilewright.ir.dtypes import F32
-from tilewright.ir.dtypes import I64
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import BOOL, DTYPES, F32, I64, DType
 from tilewright.ir.expr import Expr
 
 __all__ = ["Parser", "Scope", "Token", "expr_text", "tokenize"]
 
 _INFIX = {
-    "or": ("or", 1), "and": ("and", 2), "lt": ("<", 4), "le": ("<=", 4), "eq": ("==", 4), "ne": ("!=", 4),
-    "add": ("+", 6), "sub": ("-", 6), "mul": ("*", 7), "div": ("/", 7), "floordiv": ("//", 7), "mod": ("%", 7),
-}  # fmt: skip
+    "or": ("or", 1),
+    "and": ("and", 2),
+    "lt": ("<", 4),
+    "le": ("<=", 4),
+    "eq": ("==", 4),
+    "ne": ("!=", 4),
+    "add": ("+", 6),
+    "sub": ("-", 6),
+    "mul": ("*", 7),
+    "div": ("/", 7),
+    "floordiv": ("//", 7),
+    "mod": ("%", 7),
+}
 _EXACT: dict[str, Callable[[float, float], float]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
-}  # fmt: skip
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+}
 _BY_SYMBOL = {s: (op, p) for op, (s, p) in _INFIX.items()} | {">": ("gt", 4), ">=": ("ge", 4)}
 
 
@@ -71,7 +82,11 @@ def _print(e: Expr) -> tuple[str, int]:
             c = E.int_value(e.args[1])
             if c is not None and c < 0:
                 return f"{a} - {-c}", 6
-            if e.args[1].op == "mul" and (c := E.int_value(e.args[1].args[1])) is not None and c < 0:
+            if (
+                e.args[1].op == "mul"
+                and (c := E.int_value(e.args[1].args[1])) is not None
+                and c < 0
+            ):
                 factor = e.args[1].args[0]
                 body, strength = _print(factor)
                 body = body if strength >= 7 else f"({body})"
@@ -94,7 +109,7 @@ def _print(e: Expr) -> tuple[str, int]:
     return f"{name}({', '.join(map(str, e.args))})", 9
 
 
-# ---- tokens ----------------------------------------------------------------------------------------------------------
+# ---- tokens --------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(
     r"(?P<space>[ \t]+)|(?P<comment>#[^\n]*)|(?P<newline>\n)"
@@ -133,7 +148,9 @@ def tokenize(source: str, newlines: bool = False) -> list[Token]:
         kind = m.lastgroup or ""
         if kind == "op":
             depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(m.group(), 0)
-        if kind not in ("space", "comment") and not (kind == "newline" and (not newlines or depth > 0)):
+        if kind not in ("space", "comment") and not (
+            kind == "newline" and (not newlines or depth > 0)
+        ):
             out.append(Token(kind, m.group(), at))
         at = m.end()
     out.append(Token("end", "", len(source)))
@@ -144,8 +161,8 @@ def tokenize(source: str, newlines: bool = False) -> list[Token]:
 class Scope:
     """What names mean while an expression is parsed.
 
-    tensors: name -> dtype (and rank, or None where any rank will do); leaves: name -> Expr (index variables, dims);
-    fallback: called with an unknown name's token, returns its Expr or raises.
+    tensors: name -> dtype (and rank, or None where any rank will do); leaves: name -> Expr (index
+    variables, dims); fallback: called with an unknown name's token, returns its Expr or raises.
     """
 
     tensors: dict[str, tuple[DType, int | None]]
@@ -206,8 +223,12 @@ class Parser:
         while self.token.kind == "newline":
             self.position += 1
 
-    def fail(self, message: str, token: Token | None = None, code: str = "F010", hint: str = "") -> UserError:
-        return UserError(code, message, where=caret(self.source, (token or self.token).at), hint=hint)
+    def fail(
+        self, message: str, token: Token | None = None, code: str = "F010", hint: str = ""
+    ) -> UserError:
+        return UserError(
+            code, message, where=caret(self.source, (token or self.token).at), hint=hint
+        )
 
     # -- expressions
     def expression(self, scope: Scope, level: int = 1) -> Expr:
@@ -236,7 +257,11 @@ class Parser:
         if self.accept("+"):
             return self._prefix(scope)
         value = self._atom(scope)
-        if self.token.text == "*" and self.peek().text == "*" and self.peek().at == self.token.at + 1:
+        if (
+            self.token.text == "*"
+            and self.peek().text == "*"
+            and self.peek().at == self.token.at + 1
+        ):
             self.position += 2
             value = self._apply("pow", value, self._prefix(scope), token)
         return value
@@ -251,9 +276,13 @@ class Parser:
             return E.logical(op, a, b)
         if op == "div" and a.dtype is I64 and a.op == "const" and b.op == "const" and b.attr:
             return self.literal(a.attr / b.attr)
-        result = {"add": E.add, "sub": E.sub, "mul": E.mul, "floordiv": E.floordiv, "mod": E.mod}.get(
-            op, lambda x, y: E.binary(op, x, y)
-        )(a, b)
+        result = {
+            "add": E.add,
+            "sub": E.sub,
+            "mul": E.mul,
+            "floordiv": E.floordiv,
+            "mod": E.mod,
+        }.get(op, lambda x, y: E.binary(op, x, y))(a, b)
         if op in _EXACT and a in self.exact and b in self.exact and math.isfinite(result.attr):
             self.exact[result] = _EXACT[op](self.exact[a], self.exact[b])
         return result
@@ -274,17 +303,21 @@ class Parser:
         if a.dtype is b.dtype:
             return a, b
         for x, y, flip in ((a, b, False), (b, a, True)):
-            if x.op == "const" and x.dtype in (I64, F32) and y.op != "const" and not (
-                x.dtype is F32 and not y.dtype.is_float
+            if (
+                x.op == "const"
+                and x.dtype in (I64, F32)
+                and y.op != "const"
+                and not (x.dtype is F32 and not y.dtype.is_float)
             ):
                 x = self.retype(x, y.dtype)
                 return (y, x) if flip else (x, y)
         if a.op == "const" and b.op == "const" and {a.dtype, b.dtype} == {I64, F32}:
             return tuple(self.literal(float(x.attr)) if x.dtype is I64 else x for x in (a, b))  # type: ignore[return-value]
         raise self.fail(
-            f"operands of different dtypes, {a.dtype} and {b.dtype}", token,
+            f"operands of different dtypes, {a.dtype} and {b.dtype}",
+            token,
             hint=f"write a cast, as in {b.dtype}(...)",
-        )  # fmt: skip
+        )
 
     def arguments(self, scope: Scope) -> list[Expr]:
         out: list[Expr] = []
@@ -304,7 +337,9 @@ class Parser:
             if self.accept("else"):
                 orelse = self.expression(scope)
                 if inner.op != "read" or inner.attr[1]:
-                    raise self.fail("'else' belongs to a plain read, as in (x[i - 1] else 0.0)", token)
+                    raise self.fail(
+                        "'else' belongs to a plain read, as in (x[i - 1] else 0.0)", token
+                    )
                 if orelse.op == "const" and orelse.dtype is not inner.dtype:
                     orelse = self.retype(orelse, inner.dtype)
                 inner = E.read(inner.attr[0], inner.args, inner.dtype, orelse)
@@ -332,7 +367,9 @@ class Parser:
                     self.expect(",")
             if rank is not None and len(subscripts) != rank:
                 raise self.fail(
-                    f"{name!r} has {rank} axes, {len(subscripts)} subscripts given", token, code="P003"
+                    f"{name!r} has {rank} axes, {len(subscripts)} subscripts given",
+                    token,
+                    code="P003",
                 )
             return E.read(name, subscripts, dtype)
         if name in scope.leaves:
@@ -377,7 +414,9 @@ class Parser:
             self._arity(token, args, 2)
             a, b = self.unify(args[0], args[1], token)
             return E.binary(name, a, b)
-        raise self.fail(f"unknown function {name!r}", token, hint="see docs/notation.md for the list")
+        raise self.fail(
+            f"unknown function {name!r}", token, hint="see docs/notation.md for the list"
+        )
 
     def _arity(self, token: Token, args: list[Expr], n: int) -> None:
         if len(args) != n:

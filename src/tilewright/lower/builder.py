@@ -1,8 +1,9 @@
 """Append-only construction of nest bodies, with value numbering and hoisting.
 
-In: requests for tile operations. Out: nest nodes. Invariants: equal pure operations in one region get one name; an
-operation whose operands and address do not change in a loop is placed before that loop, but never above the region's
-root (stores of earlier stages stand above it); loads of a buffer are never moved or merged across a store to it.
+In: requests for tile operations. Out: nest nodes. Invariants: equal pure operations in one region
+get one name; an operation whose operands and address do not change in a loop is placed before that
+loop, but never above the region's root (stores of earlier stages stand above it); loads of a buffer
+are never moved or merged across a store to it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from itertools import count
 
 from tilewright.ir import nest as N
 from tilewright.ir.expr import Expr
-from tilewright.ir.nest import Node
-from tilewright.ir.nest import TileType
+from tilewright.ir.nest import Node, TileType
 
 __all__ = ["Body", "Builder", "Tile"]
 
@@ -46,7 +46,9 @@ class Builder:
         self._names = count()
         self._vars = count()
         self.body = Body(None, is_root=True)
-        self.written: set[str] = set()  # buffers that the current region writes: their loads stay where they are
+        self.written: set[str] = (
+            set()
+        )  # buffers that the current region writes: their loads stay where they are
 
     def fresh(self) -> str:
         return f"%v{next(self._names)}"
@@ -76,9 +78,17 @@ class Builder:
         return None
 
     def pure(
-        self, key: object, make: type, type: TileType, operands: tuple[Tile, ...], exprs: tuple[Expr, ...], *rest: object
+        self,
+        key: object,
+        make: type,
+        type: TileType,
+        operands: tuple[Tile, ...],
+        exprs: tuple[Expr, ...],
+        *rest: object,
     ) -> Tile:
-        """An operation without effects: found if it was emitted before, else placed as far out as it may stand."""
+        """An operation without effects: found if it was emitted before, else placed as far out as
+        it may stand.
+        """
         full = (make, key, type)
         hit = self._find(full)
         if hit is not None:
@@ -117,7 +127,13 @@ class Builder:
         return self.pure((value.name, axis, op), N.Scan, type, (value,), (), value.name, axis, op)
 
     def load(
-        self, type: TileType, buffer: str, base: Expr, strides: N.Strides, limits: N.Limits, orelse: float | int | bool
+        self,
+        type: TileType,
+        buffer: str,
+        base: Expr,
+        strides: N.Strides,
+        limits: N.Limits,
+        orelse: float | int | bool,
     ) -> Tile:
         exprs = (base, *(s for _, s in strides), *(x for _, lo, hi in limits for x in (lo, hi)))
         key = (buffer, base, strides, limits, repr(orelse))
@@ -134,19 +150,33 @@ class Builder:
         return tile
 
     def gather(
-        self, type: TileType, buffer: str, base: Expr, offset: Tile, mask: Tile | None, orelse: float | int | bool
+        self,
+        type: TileType,
+        buffer: str,
+        base: Expr,
+        offset: Tile,
+        mask: Tile | None,
+        orelse: float | int | bool,
     ) -> Tile:
         operands = (offset,) if mask is None else (offset, mask)
         name = None if mask is None else mask.name
         if buffer not in self.written:
             key = (buffer, base, offset.name, name, repr(orelse))
-            return self.pure(key, N.Gather, type, operands, (base,), buffer, base, offset.name, name, orelse)
+            return self.pure(
+                key, N.Gather, type, operands, (base,), buffer, base, offset.name, name, orelse
+            )
         tile = Tile(self.fresh(), type, self.body)
         self.body.nodes.append(N.Gather(tile.name, type, buffer, base, offset.name, name, orelse))
         return tile
 
     def store(
-        self, buffer: str, base: Expr, strides: N.Strides, value: Tile, limits: N.Limits, nontemporal: bool = False
+        self,
+        buffer: str,
+        base: Expr,
+        strides: N.Strides,
+        value: Tile,
+        limits: N.Limits,
+        nontemporal: bool = False,
     ) -> None:
         self.body.nodes.append(N.Store(buffer, base, strides, value.name, limits, nontemporal))
         b: Body | None = self.body

@@ -1,49 +1,32 @@
 """Kernel + Schedule -> LoopNest.
 
-In: a Kernel, a Schedule of its Space, a Target. Out: `Lowered`, or a `Rejected` for a schedule that is not of its Space.
-Invariants: the nest computes what the kernel's definitions say, whatever the schedule; the chunk grid and the order of
-every reduction depend on kernel and schedule alone.
+In: a Kernel, a Schedule of its Space, a Target. Out: `Lowered`, or a `Rejected` for a schedule that
+is not of its Space. Invariants: the nest computes what the kernel's definitions say, whatever the
+schedule; the chunk grid and the order of every reduction depend on kernel and schedule alone.
 
-The parameters are read in the fixed order of SPEC section 3: shared blocks, levels, register tile and lane, packing,
-tails, parallel depth, unrolling, prefetch, non-temporal stores.
+The parameters are read in the fixed order of SPEC section 3: shared blocks, levels, register tile
+and lane, packing, tails, parallel depth, unrolling, prefetch, non-temporal stores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 
 from tilewright.errors import Rejected
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
-from tilewright.ir.kernel import Kernel
-from tilewright.ir.kernel import int_extent
-from tilewright.ir.layout import Layout
-from tilewright.ir.layout import ordered
-from tilewright.ir.layout import panels
-from tilewright.ir.layout import row_blocks
-from tilewright.ir.nest import Buffer
-from tilewright.ir.nest import For
-from tilewright.ir.nest import LoopNest
-from tilewright.ir.nest import Phase
-from tilewright.ir.program import Axis
-from tilewright.ir.program import Definition
+from tilewright.ir.kernel import Kernel, int_extent
+from tilewright.ir.layout import Layout, ordered, panels, row_blocks
+from tilewright.ir.nest import Buffer, For, LoopNest, Phase
+from tilewright.ir.program import Axis, Definition
 from tilewright.lower.builder import Builder
-from tilewright.lower.loops import Level
-from tilewright.lower.loops import Region
-from tilewright.lower.loops import StageSpec
-from tilewright.lower.loops import emit_levels
-from tilewright.lower.loops import emit_stage
-from tilewright.lower.loops import trips
-from tilewright.lower.sequential import lower_scatter
-from tilewright.lower.sequential import lower_sequence
+from tilewright.lower.loops import Level, Region, StageSpec, emit_levels, emit_stage, trips
+from tilewright.lower.sequential import lower_scatter, lower_sequence
 from tilewright.lower.tiles import Place
 from tilewright.machine.target import Target
-from tilewright.schedule.roles import Access
-from tilewright.schedule.roles import StageRoles
-from tilewright.schedule.roles import stage_roles
+from tilewright.schedule.roles import Access, StageRoles, stage_roles
 from tilewright.schedule.schedule import Schedule
 
 __all__ = ["Lowered", "lower"]
@@ -53,7 +36,8 @@ __all__ = ["Lowered", "lower"]
 class Lowered:
     """A nest, how its constants must be laid out, and which of its buffers are its own workspace.
 
-    tensors: kernel tensor of each arg and const buffer; layouts: of the constants that the schedule packs.
+    tensors: kernel tensor of each arg and const buffer; layouts: of the constants that the schedule
+    packs.
     """
 
     nest: LoopNest
@@ -78,7 +62,9 @@ class _Lowering:
             self.places[name] = Place(name, layout, t.dtype)
 
     # -- parameters
-    def levels(self, k: int, roles: StageRoles, fixed: set[str]) -> tuple[tuple[Level, ...], str | None]:
+    def levels(
+        self, k: int, roles: StageRoles, fixed: set[str]
+    ) -> tuple[tuple[Level, ...], str | None]:
         """The output loops of a stage, outermost first, and its lane axis."""
         s, p = self.schedule, f"s{k}."
         lane = roles.axis_of.get(s.text(p + "lane"))
@@ -102,7 +88,9 @@ class _Lowering:
         missing = [a for a in roles.out if a not in seen]
         return tuple([Level(a, 1) for a in missing] + out), lane
 
-    def reduce_levels(self, k: int, roles: StageRoles, lane: str | None) -> tuple[tuple[Level, ...], frozenset[str]]:
+    def reduce_levels(
+        self, k: int, roles: StageRoles, lane: str | None
+    ) -> tuple[tuple[Level, ...], frozenset[str]]:
         """The reduction loops, outermost first, and the axes that keep their own accumulators."""
         s, p = self.schedule, f"s{k}."
         out: list[Level] = []
@@ -135,17 +123,30 @@ class _Lowering:
         ahead = s.integer(p + "prefetch")
         if ahead and kernel.shared:
             axis = kernel.shared[-1]
-            candidates = [x for x in roles.accesses if x.tensor in kernel.layout_of and not x.constant and x.uses(axis)]
+            candidates = [
+                x
+                for x in roles.accesses
+                if x.tensor in kernel.layout_of and not x.constant and x.uses(axis)
+            ]
             if candidates:
                 prefetch.append((candidates[0].tensor, axis, ahead))
         stored = frozenset(m for m in stage.members if kernel.is_stored(m))
         return (
             StageSpec(
-                definitions[at], tuple(definitions[:at]), tuple(definitions[at + 1 :]), stored, levels, reduce, lane,
-                partial, bool(s.integer(p + "nt")), tuple(prefetch), self.places,
+                definitions[at],
+                tuple(definitions[:at]),
+                tuple(definitions[at + 1 :]),
+                stored,
+                levels,
+                reduce,
+                lane,
+                partial,
+                bool(s.integer(p + "nt")),
+                tuple(prefetch),
+                self.places,
             ),
             roles,
-        )  # fmt: skip
+        )
 
     # -- packing
     def pack_lanes(self, k: int, roles: StageRoles, spec: StageSpec) -> None:
@@ -154,7 +155,11 @@ class _Lowering:
         A constant is packed at build; another one (operand B only) in a phase before.
         """
         s, p = self.schedule, f"s{k}."
-        if s.text(p + "pack.b", "none") != "panel" or spec.lane is None or spec.lane in roles.reduce:
+        if (
+            s.text(p + "pack.b", "none") != "panel"
+            or spec.lane is None
+            or spec.lane in roles.reduce
+        ):
             return
         for operand in (roles.b, roles.a):
             if operand is not None and operand.uses(spec.lane):
@@ -165,7 +170,9 @@ class _Lowering:
         if read is None or name not in self.kernel.layout_of or read.attr[1]:
             return
         constant = name in self.constants and self._only_reader(name, k)
-        if not constant and (operand is not roles.b or not roles.names[spec.lane or ""].startswith("n")):
+        if not constant and (
+            operand is not roles.b or not roles.names[spec.lane or ""].startswith("n")
+        ):
             return
         axes = [x.attr if x.op == "index" else None for x in read.args]
         shape = self.kernel.layout_of[name].shape
@@ -192,9 +199,12 @@ class _Lowering:
     def _only_reader(self, name: str, k: int) -> bool:
         """Does nothing but this stage's operand B read the constant (so that one layout serves)?"""
         reads = {
-            r for s in self.kernel.stages for m in s.members for r in self.kernel.definitions[m].reads()
+            r
+            for s in self.kernel.stages
+            for m in s.members
+            for r in self.kernel.definitions[m].reads()
             if r.attr[0] == name
-        }  # fmt: skip
+        }
         return len(reads) == 1
 
     def _copy_phase(self, name: str, source: Place, target: Place, lane: int, width: int) -> None:
@@ -210,18 +220,26 @@ class _Lowering:
             if i != lane and n > 1:
                 levels.append(Level(f"p{i}", self.lanes if turn and i == unit[0] else 4))
         places = {name: source, "pack": target}
-        spec = StageSpec(d, (), (), frozenset({"pack"}), tuple(levels), (), f"p{lane}", places=places)
+        spec = StageSpec(
+            d, (), (), frozenset({"pack"}), tuple(levels), (), f"p{lane}", places=places
+        )
         self.phase([(spec, {a.name: int_extent(a.extent) for a in axes})], (), 1, 1)
 
     def pack_a(self, k: int, roles: StageRoles, spec: StageSpec) -> StageSpec:
-        """Operand A in blocks of the register tile's height, packed into scratch where the cache block begins."""
+        """Operand A in blocks of the register tile's height, packed into scratch where the cache
+        block begins.
+        """
         s, p = self.schedule, f"s{k}."
         if s.text(p + "pack.a", "none") != "block" or roles.a is None or roles.a.read is None:
             return spec
         read, name = roles.a.read, roles.a.tensor
         if name not in self.kernel.layout_of or read.attr[1] or name in self.constants:
             return spec
-        varying = [(i, x.attr) for i, x in enumerate(read.args) if x.op == "index" and roles.extents[x.attr] > 1]
+        varying = [
+            (i, x.attr)
+            for i, x in enumerate(read.args)
+            if x.op == "index" and roles.extents[x.attr] > 1
+        ]
         if any(x.op != "index" and E.int_value(x) is None for x in read.args):
             return spec
         rows = [(i, a) for i, a in varying if roles.names.get(a, "").startswith("m")]
@@ -248,26 +266,41 @@ class _Lowering:
         self.scratch.append(buffer)
         places = dict(self.places)
         reduce = tuple(x for x in spec.reduce if x.axis != kk) + (
-            Level(kk, width), Level(kk, next(x.block for x in reversed(spec.reduce) if x.axis == kk)),
-        )  # fmt: skip
+            Level(kk, width),
+            Level(kk, next(x.block for x in reversed(spec.reduce) if x.axis == kk)),
+        )
 
         def stage(region: Region) -> None:
             axes = tuple(Axis(f"q{i}", E.const(1)) for i in range(len(shape)))
             origin = [
-                region.starts[x.attr] if x.op == "index" and x.attr in region.starts else x for x in read.args
+                region.starts[x.attr] if x.op == "index" and x.attr in region.starts else x
+                for x in read.args
             ]
             origin[column] = E.const(0)
             valid = region.valid.get(m, region.lengths[m])
-            lengths = {f"q{i}": (min(valid, most) if i == row else shape[i]) for i in range(len(shape))}
+            lengths = {
+                f"q{i}": (min(valid, most) if i == row else shape[i]) for i in range(len(shape))
+            }
             starts = {f"q{i}": o for i, o in enumerate(origin)}
             body = E.read(name, [a.index for a in axes], source.dtype)
             d = Definition("packed", source.dtype, axes, body)
             target = Place(buffer.name, layout, source.dtype, tuple(origin))
             copy = StageSpec(
-                d, (), (), frozenset({"packed"}), (Level(f"q{row}", height), Level(f"q{column}", width, "mask")), (),
-                f"q{column}", places={name: source, "packed": target},
-            )  # fmt: skip
-            inner = replace(region, starts={**region.starts, **starts}, lengths={**region.lengths, **lengths}, valid={})
+                d,
+                (),
+                (),
+                frozenset({"packed"}),
+                (Level(f"q{row}", height), Level(f"q{column}", width, "mask")),
+                (),
+                f"q{column}",
+                places={name: source, "packed": target},
+            )
+            inner = replace(
+                region,
+                starts={**region.starts, **starts},
+                lengths={**region.lengths, **lengths},
+                valid={},
+            )
             self.b.written = {buffer.name}
             emit_stage(self.b, copy, inner, self.lanes, [])
             places[name] = target
@@ -278,7 +311,11 @@ class _Lowering:
 
     # -- phases
     def phase(
-        self, stages: list[tuple[StageSpec, dict[str, int]]], shared: tuple[Level, ...], depth: int, grain: int
+        self,
+        stages: list[tuple[StageSpec, dict[str, int]]],
+        shared: tuple[Level, ...],
+        depth: int,
+        grain: int,
     ) -> None:
         """Stages inside loops over `shared`, `depth` outer loops of which are one parallel loop."""
         b = self.b
@@ -286,10 +323,16 @@ class _Lowering:
         extents = {a: n for _, e in stages for a, n in e.items()}
         region = Region({a: E.const(0) for a in extents}, dict(extents), {}, {})
         scanned = stages[0][0].anchor.scan
-        outer = shared if shared else tuple(x for x in stages[0][0].levels if scanned is None or x.axis != scanned[1])
+        outer = (
+            shared
+            if shared
+            else tuple(x for x in stages[0][0].levels if scanned is None or x.axis != scanned[1])
+        )
         loops: list[int] = []
         seen: set[str] = set()
-        if not shared and stages[0][0].staging:  # what is staged at a level is staged once for all that is inside
+        if (
+            not shared and stages[0][0].staging
+        ):  # what is staged at a level is staged once for all that is inside
             depth = min(depth, *stages[0][0].staging)
         for level in outer[:depth]:
             if level.axis in seen:
@@ -311,7 +354,8 @@ class _Lowering:
                     if place.origin is not None:
                         axes = self.kernel.definitions[m].axes
                         origin = tuple(
-                            r.starts[a.name] if a.name in self.kernel.shared else E.const(0) for a in axes
+                            r.starts[a.name] if a.name in self.kernel.shared else E.const(0)
+                            for a in axes
                         )
                         local[m] = replace(place, origin=origin)
                 emit_stage(b, replace(spec, places=local), r, self.lanes, [])
@@ -379,7 +423,9 @@ class _Lowering:
                 if m in kernel.layout_of or not kernel.is_stored(m):
                     continue
                 d = kernel.definitions[m]
-                shape = tuple(min(blocks.get(a.name, 1 << 62), int_extent(a.extent)) for a in d.axes)
+                shape = tuple(
+                    min(blocks.get(a.name, 1 << 62), int_extent(a.extent)) for a in d.axes
+                )
                 order = [i for i, a in enumerate(d.axes) if a.name in blocks]
                 order += [i for i, a in enumerate(d.axes) if a.name not in blocks]
                 if lane in blocks and any(a.name == lane for a in d.axes):
@@ -400,7 +446,10 @@ class _Lowering:
             buffers.append(Buffer(name, t.dtype, E.const(size), place, align))
             tensors.append(name)
         nest = LoopNest(
-            "k", tuple(buffers) + tuple(self.workspace) + tuple(self.scratch), (), tuple(self.phases)
+            "k",
+            tuple(buffers) + tuple(self.workspace) + tuple(self.scratch),
+            (),
+            tuple(self.phases),
         )
         return Lowered(nest, tuple(tensors), self.layouts, tuple(self.workspace))
 

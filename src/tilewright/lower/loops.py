@@ -1,32 +1,23 @@
 """Loop structure of one stage: cache and register loops over output axes, reduction loops, tails.
 
-In: a `StageSpec` (decided by the Schedule) and a region of the output axes. Out: nodes in a Builder. Invariants: the
-accumulators are loop-carried tiles; every output point of the region is written, none outside it is touched; the order in
-which a reduction is folded depends on the spec alone.
+In: a `StageSpec` (decided by the Schedule) and a region of the output axes. Out: nodes in a
+Builder. Invariants: the accumulators are loop-carried tiles; every output point of the region is
+written, none outside it is touched; the order in which a reduction is folded depends on the spec
+alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from dataclasses import field
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import I64
+from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.expr import Expr
-from tilewright.ir.nest import For
-from tilewright.ir.nest import If
-from tilewright.ir.nest import Prefetch
-from tilewright.ir.nest import TileType
-from tilewright.ir.program import MONOIDS
-from tilewright.ir.program import Definition
-from tilewright.ir.program import identity_of
-from tilewright.lower.builder import Builder
-from tilewright.lower.builder import Tile
-from tilewright.lower.tiles import Place
-from tilewright.lower.tiles import TileScope
+from tilewright.ir.nest import For, If, Prefetch, TileType
+from tilewright.ir.program import MONOIDS, Definition, identity_of
+from tilewright.lower.builder import Builder, Tile
+from tilewright.lower.tiles import Place, TileScope
 
 __all__ = ["Level", "Region", "StageSpec", "emit_levels", "emit_stage", "trips"]
 
@@ -44,8 +35,9 @@ class Level:
 class StageSpec:
     """Everything that is decided about one stage.
 
-    levels: loops over output axes, outermost first; the last level of an axis has its register block.
-    reduce: loops over reduce axes, outermost first; `partial`: reduce axes whose positions keep their own accumulators.
+    levels: loops over output axes, outermost first; the last level of an axis has its register
+    block. reduce: loops over reduce axes, outermost first; `partial`: reduce axes whose positions
+    keep their own accumulators.
     """
 
     anchor: Definition
@@ -59,13 +51,16 @@ class StageSpec:
     nontemporal: bool = False
     prefetch: tuple[tuple[str, str, int], ...] = ()  # (tensor, axis, how many positions ahead)
     places: dict[str, Place] = field(default_factory=dict)
-    # Run when so many levels have been opened, before the next one: stages (packs) an operand of the region.
+    # Run when so many levels have been opened, before the next one: stages (packs) an operand of
+    # the region.
     staging: dict[int, Callable[[Region], None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Region:
-    """Per axis where it starts, how many positions it has in the code, and how many of them are valid."""
+    """Per axis where it starts, how many positions it has in the code, and how many of them are
+    valid.
+    """
 
     starts: dict[str, Expr]
     lengths: dict[str, int]
@@ -78,7 +73,10 @@ class Region:
         if valid is not None and valid < length:
             v[axis] = valid
         return replace(
-            self, starts={**self.starts, axis: start}, lengths={**self.lengths, axis: length}, valid=v
+            self,
+            starts={**self.starts, axis: start},
+            lengths={**self.lengths, axis: length},
+            valid=v,
         )
 
     def with_range(self, var: str, hi: int) -> Region:
@@ -96,10 +94,18 @@ def _masked_size(level: Level, rest: int, lanes: int) -> int:
 
 
 def emit_levels(
-    b: Builder, levels: tuple[Level, ...], region: Region, lanes: int, given: list[Expr],
-    inner: Callable[[Region], None], staging: dict[int, Callable[[Region], None]] | None = None, opened: int = 0,
-) -> None:  # fmt: skip
-    """Loops over `levels` around `inner`; the first `len(given)` of them are counted by an enclosing parallel loop."""
+    b: Builder,
+    levels: tuple[Level, ...],
+    region: Region,
+    lanes: int,
+    given: list[Expr],
+    inner: Callable[[Region], None],
+    staging: dict[int, Callable[[Region], None]] | None = None,
+    opened: int = 0,
+) -> None:
+    """Loops over `levels` around `inner`; the first `len(given)` of them are counted by an
+    enclosing parallel loop.
+    """
     if staging and opened in staging:
         staging[opened](region)
     if not levels:
@@ -133,11 +139,12 @@ def emit_levels(
         total = full + 1
         i = counter if counter is not None else E.index(b.counter())
         at = start + E.minimum(i * level.block, E.const(length - level.block))
-        go = lambda: descend(region.with_range(i.attr if i.op == "index" else "", total).narrowed(level.axis, at, level.block))  # noqa: E501, E731
+        bounded = region.with_range(i.attr, total) if counter is None else region
+        moved = bounded.narrowed(level.axis, at, level.block)
         if counter is not None:
-            go()
+            descend(moved)
         else:
-            _loop(b, i.attr, total, go)
+            _loop(b, i.attr, total, lambda: descend(moved))
         return
     if counter is not None:
         if rest:
@@ -191,10 +198,15 @@ def emit_stage(b: Builder, spec: StageSpec, region: Region, lanes: int, given: l
 
 def _scope(b: Builder, spec: StageSpec, r: Region, sizes: dict[str, int]) -> TileScope:
     return TileScope(
-        b, spec.places, r.starts, sizes, spec.lane if sizes.get(spec.lane or "", 1) > 1 else None, r.ranges,
+        b,
+        spec.places,
+        r.starts,
+        sizes,
+        spec.lane if sizes.get(spec.lane or "", 1) > 1 else None,
+        r.ranges,
         {a: v for a, v in r.valid.items() if sizes.get(a, 1) > 1},
         {a.name: E.int_value(a.extent) or 0 for a in spec.anchor.all_axes},
-    )  # fmt: skip
+    )
 
 
 def _emit_tile(b: Builder, spec: StageSpec, r: Region, lanes: int) -> None:
@@ -259,7 +271,9 @@ def _emit_reduction(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
         value = _guarded(b, inner, d, value, masked, identity)
         for a in [a for a in value.type.names if a not in acc_type.names]:
             t = TileType(
-                d.dtype, tuple(x for x in value.type.axes if x[0] != a), None if value.type.lane == a else value.type.lane
+                d.dtype,
+                tuple(x for x in value.type.axes if x[0] != a),
+                None if value.type.lane == a else value.type.lane,
             )
             value = b.reduce(t, value, a, op)
         # A value that is constant along an axis of extent n counts n times in a sum.
@@ -269,7 +283,9 @@ def _emit_reduction(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
     for a, _ in acc_axes:
         if a in kept:
             t = TileType(
-                d.dtype, tuple(x for x in acc.type.axes if x[0] != a), None if acc.type.lane == a else acc.type.lane
+                d.dtype,
+                tuple(x for x in acc.type.axes if x[0] != a),
+                None if acc.type.lane == a else acc.type.lane,
             )
             acc = b.reduce(t, acc, a, op)
     return acc
@@ -280,7 +296,12 @@ def _block(spec: StageSpec, axis: str) -> int:
 
 
 def _guarded(
-    b: Builder, scope: TileScope, d: Definition, value: Tile, masked: dict[str, int], identity: float | int | bool
+    b: Builder,
+    scope: TileScope,
+    d: Definition,
+    value: Tile,
+    masked: dict[str, int],
+    identity: float | int | bool,
 ) -> Tile:
     """Replace contributions that the guard or a masked tail leaves out by the identity."""
     conditions = []
@@ -291,11 +312,14 @@ def _guarded(
         conditions.append(b.map("lt", t, (b.iota(scope.type(I64, {a})), b.fill(TileType(I64), v))))
     for a, n in scope.sizes.items():
         if n > 1 and a not in value.type.names and a in {x.name for x in d.reduction.axes}:  # type: ignore[union-attr]
-            # The body does not depend on this reduce axis: spread it, so that each position contributes.
+            # The body does not depend on this reduce axis: spread it, so that each position
+            # contributes.
             conditions.append(b.fill(scope.type(BOOL, {a}), True))
     for c in conditions:
         axes = set(c.type.names) | set(value.type.names)
-        value = b.map("select", scope.type(d.dtype, axes), (c, value, b.fill(TileType(d.dtype), identity)))
+        value = b.map(
+            "select", scope.type(d.dtype, axes), (c, value, b.fill(TileType(d.dtype), identity))
+        )
     return value
 
 
@@ -308,7 +332,9 @@ def _prefetch(b: Builder, spec: StageSpec, scope: TileScope) -> None:
                 if read.attr[0] != tensor:
                     continue
                 moved = E.substitute(read, {E.index(axis): E.index(axis) + ahead})
-                local = place.local([scope.localize(s) for s in moved.args[: len(place.layout.shape)]])
+                local = place.local(
+                    [scope.localize(s) for s in moved.args[: len(place.layout.shape)]]
+                )
                 split = scope._split(place.layout.address(local))
                 if split is None:
                     continue
@@ -318,9 +344,14 @@ def _prefetch(b: Builder, spec: StageSpec, scope: TileScope) -> None:
 
 
 def _reduce_levels(
-    b: Builder, levels: tuple[Level, ...], region: Region, acc: Tile, acc_type: TileType, lanes: int,
+    b: Builder,
+    levels: tuple[Level, ...],
+    region: Region,
+    acc: Tile,
+    acc_type: TileType,
+    lanes: int,
     body: Callable[[Region, Tile], Tile],
-) -> Tile:  # fmt: skip
+) -> Tile:
     """Nested reduction loops that carry `acc`."""
     if not levels:
         return body(region, acc)
@@ -342,20 +373,34 @@ def _reduce_levels(
         nodes = b.leave()
         result = b.result(acc_type)
         b.effect(
-            For(var, E.const(0), E.const(full), 1, nodes, ((carried.name, acc.name),), (out.name,), (result.name,))
+            For(
+                var,
+                E.const(0),
+                E.const(full),
+                1,
+                nodes,
+                ((carried.name, acc.name),),
+                (out.name,),
+                (result.name,),
+            )
         )
         acc = result
     if rest:
         at = start + full * level.block
         if level.tail == "mask":  # as wide as the accumulators, which keep this axis
-            acc = descend(region.narrowed(level.axis, at, _masked_size(level, length, lanes), rest), acc)
+            acc = descend(
+                region.narrowed(level.axis, at, _masked_size(level, length, lanes), rest), acc
+            )
         else:
             acc = descend(region.narrowed(level.axis, at, rest), acc)
     return acc
 
 
 def _emit_arg(b: Builder, spec: StageSpec, r: Region, scope: TileScope) -> Tile:
-    """The linear position of the first best element; NaN counts as best, as in NumPy. One position at a time."""
+    """The linear position of the first best element; NaN counts as best, as in NumPy.
+
+    One position at a time.
+    """
     d = spec.anchor
     assert d.reduction is not None
     value_type = scope.type(d.body.dtype, set(scope.tiled))
@@ -389,7 +434,9 @@ def _emit_arg(b: Builder, spec: StageSpec, r: Region, scope: TileScope) -> Tile:
     if d.body.dtype.is_float:
         nan = b.map("isnan", scope.type(BOOL, set(value.type.names)), (value,))
         known = b.map("isnan", flag, (best,))
-        better = b.map("or", flag, (better, b.map("and", flag, (nan, b.map("not", flag, (known,))))))
+        better = b.map(
+            "or", flag, (better, b.map("and", flag, (nan, b.map("not", flag, (known,)))))
+        )
     better = b.map("or", flag, (better, none))
     if d.reduction.guard is not None:
         better = b.map("and", flag, (better, inner.value(d.reduction.guard)))
@@ -402,7 +449,9 @@ def _emit_arg(b: Builder, spec: StageSpec, r: Region, scope: TileScope) -> Tile:
         results = (b.result(value_type), b.result(index_type))
         carries = ((inside_best.name, start_best.name), (inside_where.name, start_where.name))
         names = (results[0].name, results[1].name)
-        b.effect(For(var, E.const(0), E.const(n), 1, nodes, carries, (best.name, where.name), names))
+        b.effect(
+            For(var, E.const(0), E.const(n), 1, nodes, carries, (best.name, where.name), names)
+        )
         best, where = results
     return where
 
@@ -431,5 +480,14 @@ def _emit_scan(b: Builder, spec: StageSpec, r: Region) -> None:
     nodes = b.leave()
     result = b.result(acc_type)
     b.effect(
-        For(var, E.const(0), E.const(length), 1, nodes, ((acc.name, start.name),), (total.name,), (result.name,))
+        For(
+            var,
+            E.const(0),
+            E.const(length),
+            1,
+            nodes,
+            ((acc.name, start.name),),
+            (total.name,),
+            (result.name,),
+        )
     )

@@ -1,7 +1,8 @@
 """Kernels whose order of execution is part of their meaning: recurrences and scatters.
 
-In: a lowering in progress. Out: its phases. Invariants: a recurrence runs its steps in order and, within one, its stages
-in order; a scatter combines contributions in source order, so duplicates are deterministic.
+In: a lowering in progress. Out: its phases. Invariants: a recurrence runs its steps in order and,
+within one, its stages in order; a scatter combines contributions in source order, so duplicates are
+deterministic.
 """
 
 from __future__ import annotations
@@ -12,16 +13,9 @@ from typing import TYPE_CHECKING
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import I64
 from tilewright.ir.kernel import int_extent
-from tilewright.ir.nest import For
-from tilewright.ir.nest import Phase
-from tilewright.ir.nest import Scatter
-from tilewright.ir.nest import TileType
-from tilewright.ir.program import MONOIDS
-from tilewright.ir.program import Definition
-from tilewright.lower.loops import Level
-from tilewright.lower.loops import Region
-from tilewright.lower.loops import StageSpec
-from tilewright.lower.loops import emit_stage
+from tilewright.ir.nest import For, Phase, Scatter, TileType
+from tilewright.ir.program import MONOIDS, Definition
+from tilewright.lower.loops import Level, Region, StageSpec, emit_stage
 from tilewright.lower.tiles import TileScope
 
 if TYPE_CHECKING:
@@ -42,7 +36,9 @@ def lower_sequence(lowering: _Lowering) -> None:
         b.enter(is_root=True)
         b.written = {m for s in kernel.stages for m in s.members}
         extents = {a.name: int_extent(a.extent) for a in spec.anchor.axes}
-        region = Region({a: E.const(0) for a in extents}, extents, {}, {var: (0, max(0, steps - 1))})
+        region = Region(
+            {a: E.const(0) for a in extents}, extents, {}, {var: (0, max(0, steps - 1))}
+        )
         levels = tuple(x for x in spec.levels if x.axis != kernel.sequence)
         region = region.narrowed(kernel.sequence, E.index(var), 1)
         emit_stage(b, replace(spec, levels=levels, prefetch=()), region, lowering.lanes, [])
@@ -63,7 +59,9 @@ def lower_scatter(lowering: _Lowering) -> None:
     lane = s.axes[-1].name if s.axes else None
     if lane is not None:
         levels.append(Level(lane, lowering.lanes, "mask"))
-    spec = StageSpec(base, (), (), frozenset({s.name}), tuple(levels), (), lane, places=lowering.places)
+    spec = StageSpec(
+        base, (), (), frozenset({s.name}), tuple(levels), (), lane, places=lowering.places
+    )
     lowering.phase([(spec, {a.name: int_extent(a.extent) for a in s.axes})], (), 1, 1)
     b.enter(is_root=True)
     opened = []
@@ -85,7 +83,11 @@ def lower_scatter(lowering: _Lowering) -> None:
         offset = b.map("add", TileType(I64), (offset, b.fill(TileType(I64), 0)))
     value = scope.value(s.body)
     monoid = MONOIDS[s.monoid] if s.monoid else None
-    b.effect(Scatter(place.buffer, E.const(0), offset.name, value.name, mask.name if mask else None, monoid))
+    b.effect(
+        Scatter(
+            place.buffer, E.const(0), offset.name, value.name, mask.name if mask else None, monoid
+        )
+    )
     for var, n in reversed(opened):
         nodes = b.leave()
         b.effect(For(var, E.const(0), E.const(n), 1, nodes))

@@ -1,37 +1,32 @@
 """Scalar expressions over index variables -> operations on register tiles.
 
-In: an expression of a definition, where each axis stands (base, tile extent), and where tensors live. Out: the tile that
-holds its value at every position. Invariants: addresses linear in the tile's positions become strided loads; everything
-else becomes a gather, so every quasi-affine or data-dependent subscript has a translation.
+In: an expression of a definition, where each axis stands (base, tile extent), and where tensors
+live. Out: the tile that holds its value at every position. Invariants: addresses linear in the
+tile's positions become strided loads; everything else becomes a gather, so every quasi-affine or
+data-dependent subscript has a translation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
-from tilewright.ir.dtypes import I64
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import BOOL, I64, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.layout import Layout
-from tilewright.ir.nest import Limits
-from tilewright.ir.nest import Strides
-from tilewright.ir.nest import TileType
-from tilewright.ir.ranges import interval
-from tilewright.ir.ranges import simplify
-from tilewright.ir.ranges import split_linear
-from tilewright.lower.builder import Builder
-from tilewright.lower.builder import Tile
+from tilewright.ir.nest import Limits, Strides, TileType
+from tilewright.ir.ranges import interval, simplify, split_linear
+from tilewright.lower.builder import Builder, Tile
 
 __all__ = ["Place", "TileScope", "position_of"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lives: buffer name, layout, and the logical index that the buffer's origin stands for."""
+    """Where a tensor lives: buffer name, layout, and the logical index that the buffer's origin
+    stands for.
+    """
 
     buffer: str
     layout: Layout
@@ -54,9 +49,10 @@ def position_of(axis: str) -> Expr:
 class TileScope:
     """One region's tile: its axes in order, where they start, how many positions are valid.
 
-    bases: axis -> index expression of position 0. sizes: tile extents (axes of one position are left out).
-    valid: axis -> number of valid positions where that is fewer than the tile has.
-    registers: tensors whose tile is at hand, with the axes (in the tensor's order) it was computed for.
+    bases: axis -> index expression of position 0. sizes: tile extents (axes of one position are
+    left out). valid: axis -> number of valid positions where that is fewer than the tile has.
+    registers: tensors whose tile is at hand, with the axes (in the tensor's order) it was computed
+    for.
     """
 
     builder: Builder
@@ -73,15 +69,22 @@ class TileScope:
     def __post_init__(self) -> None:
         self.tiled = [a for a, n in self.sizes.items() if n > 1]
         self._here = {
-            E.index(a): b + position_of(a) if self.sizes.get(a, 1) > 1 else b for a, b in self.bases.items()
+            E.index(a): b + position_of(a) if self.sizes.get(a, 1) > 1 else b
+            for a, b in self.bases.items()
         }
         self._ranges = dict(self.ranges)
         self._ranges.update({f"{a}'": (0, self.sizes[a] - 1) for a in self.tiled})
         self._positions = {position_of(a): a for a in self.tiled}
-        # A second view of every axis: a start that is only known to keep the valid positions inside the axis. It proves
-        # subscripts inside where the loop counters are coupled (a fused parallel counter).
-        self._loose = {E.index(a): E.index(f"{a}@") + (position_of(a) if self.sizes.get(a, 1) > 1 else 0) for a in self.bases}
-        self._loose_ranges = {f"{a}'": (0, self.valid.get(a, self.sizes[a]) - 1) for a in self.tiled}
+        # A second view of every axis: a start that is only known to keep the valid positions inside
+        # the axis. It proves subscripts inside where the loop counters are coupled (a fused
+        # parallel counter).
+        self._loose = {
+            E.index(a): E.index(f"{a}@") + (position_of(a) if self.sizes.get(a, 1) > 1 else 0)
+            for a in self.bases
+        }
+        self._loose_ranges = {
+            f"{a}'": (0, self.valid.get(a, self.sizes[a]) - 1) for a in self.tiled
+        }
         for a in self.bases:
             if a in self.extents:
                 length = self.valid.get(a, self.sizes.get(a, 1))
@@ -103,7 +106,9 @@ class TileScope:
         for r in e.reads():
             if r.attr[1] and self.extents:
                 here = simplify(E.substitute(r, self._here), self._ranges)
-                loose = tuple(simplify(E.substitute(s, self._loose), self._loose_ranges) for s in r.args[:-1])
+                loose = tuple(
+                    simplify(E.substitute(s, self._loose), self._loose_ranges) for s in r.args[:-1]
+                )
                 self._provenance[here] = loose
         return out
 
@@ -132,7 +137,9 @@ class TileScope:
         return b.map(op, self._joined(e.dtype, args), args)
 
     def _linear_index(self, e: Expr) -> Tile | None:
-        """An index expression as position + sum of coefficient * iota, or None where it is not linear in the tile."""
+        """An index expression as position + sum of coefficient * iota, or None where it is not
+        linear in the tile.
+        """
         split = split_linear(e, list(self._positions))
         if split is None:
             return None
@@ -184,9 +191,15 @@ class TileScope:
         return self._strided(place, e.dtype, coefficients, base, axes, limits, orelse)
 
     def _strided(
-        self, place: Place, dtype: DType, coefficients: dict[Expr, int], base: Expr, axes: set[str],
-        limits: list[tuple[str, Expr, Expr]], orelse: Expr | None,
-    ) -> Tile:  # fmt: skip
+        self,
+        place: Place,
+        dtype: DType,
+        coefficients: dict[Expr, int],
+        base: Expr,
+        axes: set[str],
+        limits: list[tuple[str, Expr, Expr]],
+        orelse: Expr | None,
+    ) -> Tile:
         by_axis = {self._positions[p]: c for p, c in coefficients.items()}
         limited = {a: (lo, hi) for a, lo, hi in limits}
         for a in axes:
@@ -205,7 +218,9 @@ class TileScope:
         return self.builder.relayout(t, loaded)
 
     def _memory_lane(self, t: TileType, strides: dict[str, int]) -> str | None:
-        """The axis to load along: the lane axis, unless another one is contiguous in memory and long enough to turn."""
+        """The axis to load along: the lane axis, unless another one is contiguous in memory and
+        long enough to turn.
+        """
         if t.lane is None or abs(strides.get(t.lane, 0)) <= 1:
             return t.lane
         for a, n in t.axes:
@@ -217,9 +232,15 @@ class TileScope:
         return split_linear(simplify(address, self._ranges), list(self._positions))
 
     def _limits(
-        self, place: Place, subscripts: Sequence[Expr], orelse: Expr | None, loose: tuple[Expr, ...] = ()
+        self,
+        place: Place,
+        subscripts: Sequence[Expr],
+        orelse: Expr | None,
+        loose: tuple[Expr, ...] = (),
     ) -> list[tuple[str, Expr, Expr]] | None:
-        """Per tile axis the positions at which every subscript is inside; None where that is no box of positions."""
+        """Per tile axis the positions at which every subscript is inside; None where that is no box
+        of positions.
+        """
         if orelse is None:
             return []
         layout = place.layout
@@ -246,7 +267,7 @@ class TileScope:
                 if above:
                     always.append(E.compare("lt", rest, E.const(hi)))
                 continue
-            (p, c), = coefficients.items()
+            ((p, c),) = coefficients.items()
             axis = self._positions[p]
             first, last = out.get(axis, (E.const(0), E.const(self.sizes[axis])))
             if below:
@@ -256,25 +277,34 @@ class TileScope:
             out[axis] = (first, last)
         if always:
             condition = always[0]
-            for c in always[1:]:
-                condition = E.logical("and", condition, c)
-            axis = next(iter(out), self.lane if self.lane in self.tiled else next(iter(self.tiled), None))
-            if axis is None:
+            for more in always[1:]:
+                condition = E.logical("and", condition, more)
+            home = self.lane if self.lane in self.tiled else next(iter(self.tiled), None)
+            home = next(iter(out), home)
+            if home is None:
                 return None
-            first, last = out.get(axis, (E.const(0), E.const(self.sizes[axis])))
-            out[axis] = (first, E.select(condition, last, E.const(0)))
-        return [(a, simplify(lo, self._ranges), simplify(hi, self._ranges)) for a, (lo, hi) in out.items()]
+            first, last = out.get(home, (E.const(0), E.const(self.sizes[home])))
+            out[home] = (first, E.select(condition, last, E.const(0)))
+        return [
+            (a, simplify(lo, self._ranges), simplify(hi, self._ranges))
+            for a, (lo, hi) in out.items()
+        ]
 
     def _inside(self, place: Place, subscripts: Sequence[Expr]) -> Expr | None:
         condition: Expr | None = None
         for k, s in enumerate(subscripts):
             n = E.const(place.layout.shape[k])
-            c = simplify(E.logical("and", E.compare("le", E.const(0), s), E.compare("lt", s, n)), self._ranges)
-            if c.op != "const" or not c.attr:
-                condition = c if condition is None else E.logical("and", condition, c)
+            inside = simplify(
+                E.logical("and", E.compare("le", E.const(0), s), E.compare("lt", s, n)),
+                self._ranges,
+            )
+            if inside.op != "const" or not inside.attr:
+                condition = inside if condition is None else E.logical("and", condition, inside)
         return condition
 
-    def _gather(self, place: Place, subscripts: Sequence[Expr], orelse: Expr | None, dtype: DType) -> Tile:
+    def _gather(
+        self, place: Place, subscripts: Sequence[Expr], orelse: Expr | None, dtype: DType
+    ) -> Tile:
         """The general read: an offset computed per position, masked where it may be outside."""
         b = self.builder
         offset = self._value(simplify(place.layout.address(subscripts), self._ranges))
@@ -285,8 +315,14 @@ class TileScope:
         axes = set(offset.type.names) | (set(mask.type.names) if mask is not None else set())
         for a in axes & set(self.valid):
             t = self.type(I64, {a})
-            inside = b.map("lt", self.type(BOOL, {a}), (b.iota(t), b.fill(TileType(I64), self.valid[a])))
-            mask = inside if mask is None else b.map("and", self._joined(BOOL, (mask, inside)), (mask, inside))
+            inside = b.map(
+                "lt", self.type(BOOL, {a}), (b.iota(t), b.fill(TileType(I64), self.valid[a]))
+            )
+            mask = (
+                inside
+                if mask is None
+                else b.map("and", self._joined(BOOL, (mask, inside)), (mask, inside))
+            )
         axes |= set(mask.type.names) if mask is not None else set()
         fill = orelse.attr if orelse is not None else 0
         return b.gather(self.type(dtype, axes), place.buffer, E.const(0), offset, mask, fill)
@@ -302,8 +338,12 @@ class TileScope:
         return self.builder.map("select", self._joined(e.dtype, args), args)
 
     # -- stores
-    def store(self, place: Place, subscripts: Sequence[Expr], value: Tile, nontemporal: bool = False) -> None:
-        """Write a tile at subscripts over axes; a strided lane axis is turned in registers where another is contiguous."""
+    def store(
+        self, place: Place, subscripts: Sequence[Expr], value: Tile, nontemporal: bool = False
+    ) -> None:
+        """Write a tile at subscripts over axes; a strided lane axis is turned in registers where
+        another is contiguous.
+        """
         local = place.local([self.localize(s) for s in subscripts])
         split = self._split(place.layout.address(local))
         if split is None:
@@ -343,6 +383,16 @@ class TileScope:
         mask: Tile | None = None
         for a in set(wanted.names) & set(self.valid):
             t = self.type(I64, {a})
-            inside = b.map("lt", self.type(BOOL, {a}), (b.iota(t), b.fill(TileType(I64), self.valid[a])))
-            mask = inside if mask is None else b.map("and", self._joined(BOOL, (mask, inside)), (mask, inside))
-        b.effect(Scatter(place.buffer, E.const(0), offset.name, value.name, mask.name if mask else None, None))
+            inside = b.map(
+                "lt", self.type(BOOL, {a}), (b.iota(t), b.fill(TileType(I64), self.valid[a]))
+            )
+            mask = (
+                inside
+                if mask is None
+                else b.map("and", self._joined(BOOL, (mask, inside)), (mask, inside))
+            )
+        b.effect(
+            Scatter(
+                place.buffer, E.const(0), offset.name, value.name, mask.name if mask else None, None
+            )
+        )

@@ -1,8 +1,9 @@
 """Place the buffers of a Plan in one arena.
 
-In: sizes, lifetimes in steps, and classes of buffers that may share a place only with their like. Out: byte offsets and the
-arena's size. Invariants: two buffers that live at the same time never overlap; offsets are 64-byte aligned; a buffer with a
-halo shares memory only with buffers of the same layout, so what is filled once stays filled.
+In: sizes, lifetimes in steps, and classes of buffers that may share a place only with their like.
+Out: byte offsets and the arena's size. Invariants: two buffers that live at the same time never
+overlap; offsets are 64-byte aligned; a buffer with a halo shares memory only with buffers of the
+same layout, so what is filled once stays filled.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ ALIGN = 64
 
 @dataclass(frozen=True)
 class Lifetime:
-    """A buffer of `bytes` that is needed from step `first` to step `last`; `kind` is empty or its sharing class."""
+    """A buffer of `bytes` that is needed from step `first` to step `last`; `kind` is empty or its
+    sharing class.
+    """
 
     name: str
     bytes: int
@@ -28,7 +31,9 @@ class Lifetime:
 
 @dataclass(frozen=True)
 class Placement:
-    """Byte offset of every buffer, and the arena's size; `lower_bound` is the most that is live at once."""
+    """Byte offset of every buffer, and the arena's size; `lower_bound` is the most that is live at
+    once.
+    """
 
     offsets: dict[str, int]
     size: int
@@ -71,7 +76,10 @@ def place_buffers(lifetimes: Sequence[Lifetime]) -> Placement:
             offsets[x.name] = slots[k][0]
             slots[k] = (slots[k][0], x.last + 1)
     steps = sorted({x.first for x in lifetimes})
-    bound = max((sum(_round(x.bytes) for x in lifetimes if x.first <= t <= x.last) for t in steps), default=0)
+    bound = max(
+        (sum(_round(x.bytes) for x in lifetimes if x.first <= t <= x.last) for t in steps),
+        default=0,
+    )
     return Placement(offsets, size, bound)
 
 

@@ -1,7 +1,8 @@
 """Artifact: everything a model at fixed sizes needs to run, as data.
 
-In: objects, constants and a step list from the linker. Out: a `Binding` for the caller. Invariants: an Artifact holds no
-addresses, so it can be written to a file; making a Binding of it compiles nothing.
+In: objects, constants and a step list from the linker. Out: a `Binding` for the caller. Invariants:
+an Artifact holds no addresses, so it can be written to a file; making a Binding of it compiles
+nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tilewright.errors import InternalError
-from tilewright.errors import UserError
+from tilewright.errors import InternalError, UserError
 from tilewright.ir.program import Attribute
 from tilewright.runtime.context import ArrayType, Binding, Memory, PhaseCall, Slot
 from tilewright.runtime.jit import LoadedObject, load_object
@@ -119,9 +119,17 @@ def bind_artifact(a: Artifact, constants: Sequence[Placed] | None = None) -> Bin
                 PhaseCall(loaded[s.object].address(s.symbol), tuple(slots), s.chunks, s.chunks <= 1)
             )
     return Binding(
-        a.inputs, a.outputs, tuple(phases), a.arena_bytes, a.scratch_bytes,
-        tuple((f.offset, np.full(f.count, f.value, np.dtype(f.dtype))) for f in a.fills if f.value != 0),
-    )  # fmt: skip
+        a.inputs,
+        a.outputs,
+        tuple(phases),
+        a.arena_bytes,
+        a.scratch_bytes,
+        tuple(
+            (f.offset, np.full(f.count, f.value, np.dtype(f.dtype)))
+            for f in a.fills
+            if f.value != 0
+        ),
+    )
 
 
 def _place_constant(c: Array) -> Memory:

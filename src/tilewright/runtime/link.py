@@ -1,8 +1,8 @@
 """From a Plan and a schedule per kernel to an Artifact.
 
-In: a Plan, a function that names each kernel's Schedule, constant values, a Target. Out: the `Artifact` and what it took.
-Invariants: each distinct nest is emitted and built once; a constant is packed once per layout; buffers share one arena by
-lifetime.
+In: a Plan, a function that names each kernel's Schedule, constant values, a Target. Out: the
+`Artifact` and what it took. Invariants: each distinct nest is emitted and built once; a constant is
+packed once per layout; buffers share one arena by lifetime.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
 from tilewright.memory.arena import Lifetime, Placement, place_buffers
 from tilewright.runtime.artifact import Argument, Artifact, ArtifactStep, CallBack, Fill
-from tilewright.runtime.build import build_many
-from tilewright.runtime.build import object_key
+from tilewright.runtime.build import build_many, object_key
 from tilewright.runtime.cache import default_cache
 from tilewright.runtime.context import ArrayType
 from tilewright.schedule.schedule import Schedule
@@ -57,9 +56,16 @@ def lower_kernel(kernel: Kernel, schedule: Schedule, target: Target) -> Lowered:
 
 
 def link_plan(
-    plan: Plan, choose: Callable[[Kernel], Schedule], values: Mapping[str, Array], target: Target,
-    inputs: tuple[ArrayType, ...], outputs: tuple[ArrayType, ...], *, jobs: int | None = None, strict: bool = False,
-) -> Linked:  # fmt: skip
+    plan: Plan,
+    choose: Callable[[Kernel], Schedule],
+    values: Mapping[str, Array],
+    target: Target,
+    inputs: tuple[ArrayType, ...],
+    outputs: tuple[ArrayType, ...],
+    *,
+    jobs: int | None = None,
+    strict: bool = False,
+) -> Linked:
     """Lower, emit, build and link. Errors: InternalError C001 where LLVM refuses a kernel."""
     started = time.perf_counter()
     schedules = [choose(k) for k in plan.kernels]
@@ -107,10 +113,12 @@ def link_plan(
         low = lowered[s.kernel]
         names = dict(zip(low.tensors, s.buffers, strict=True))
         slots = tuple(
-            argument(names[b.name], low.layouts.get(b.name)) if b.name in names
+            argument(names[b.name], low.layouts.get(b.name))
+            if b.name in names
             else Argument("arena", placement.offsets[workspace[number, b.name]])
-            for b in low.nest.buffers if b.place != "scratch"
-        )  # fmt: skip
+            for b in low.nest.buffers
+            if b.place != "scratch"
+        )
         for p in range(len(low.nest.phases)):
             chunks = chunk_count(low.nest, p, {})
             if chunks:
@@ -120,8 +128,9 @@ def link_plan(
     scratch = max([scratch_bytes(x.nest, {}) for x in lowered], default=0)
     fills = tuple(
         Fill(placement.offsets[b.name], b.dtype.np.name, b.layout.size, b.layout.fill)
-        for b in plan.buffers if b.place == "arena" and b.layout.halo and b.layout.fill != 0
-    )  # fmt: skip
+        for b in plan.buffers
+        if b.place == "arena" and b.layout.halo and b.layout.fill != 0
+    )
     artifact = Artifact(
         inputs,
         outputs,
@@ -133,9 +142,11 @@ def link_plan(
         fills,
     )
     seconds = {
-        "lower": at_lower - started, "emit": at_emit - at_lower, "build": at_build - at_emit,
+        "lower": at_lower - started,
+        "emit": at_emit - at_lower,
+        "build": at_build - at_emit,
         "link": time.perf_counter() - at_build,
-    }  # fmt: skip
+    }
     return Linked(artifact, lowered, schedules, texts, placement, compiled, seconds)
 
 
@@ -179,12 +190,13 @@ def _summands(plan: Plan) -> set[str]:
 
 
 def without_denormals(value: Array) -> Array:
-    """The array with denormal numbers replaced by zero, where it also holds numbers of ordinary size.
+    """The array with denormal numbers replaced by zero, where it also holds numbers of ordinary
+    size.
 
-    A trained weight that has decayed to a denormal costs hundreds of cycles in every multiplication, and so does every
-    activation that a denormal bias makes; either adds less than 1e-37 of an operand to a sum, far below the bound of
-    the numeric policy. This is a marked relaxation:
-    `numerics="strict"` keeps such weights.
+    A trained weight that has decayed to a denormal costs hundreds of cycles in every
+    multiplication, and so does every activation that a denormal bias makes; either adds less than
+    1e-37 of an operand to a sum, far below the bound of the numeric policy. This is a marked
+    relaxation: `numerics="strict"` keeps such weights.
     """
     if value.dtype.kind != "f" or value.dtype.itemsize < 4 or value.size == 0:
         return value

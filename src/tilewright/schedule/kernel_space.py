@@ -1,22 +1,20 @@
 """The Space of a kernel: the groups of its stages, and how its outer loops are shared out.
 
-In: a Kernel, a Target, a number of threads. Out: its `Space`. Invariant: a function of structure, extents, Target and
-threads alone.
+In: a Kernel, a Target, a number of threads. Out: its `Space`. Invariant: a function of structure,
+extents, Target and threads alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from math import ceil
-from math import prod
+from math import ceil, prod
 
 from tilewright.group.fuse import cost
 from tilewright.ir.kernel import Kernel
 from tilewright.machine.target import Target
 from tilewright.schedule.roles import stage_roles
 from tilewright.schedule.schedule import Value
-from tilewright.schedule.space import Group
-from tilewright.schedule.space import Space
+from tilewright.schedule.space import Group, Space
 from tilewright.schedule.stages import stage_groups
 
 __all__ = ["space_of"]
@@ -58,7 +56,9 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
 
 
 def _fetching_stage(kernel: Kernel) -> int:
-    """The stage that computes most among those that read a row from outside: the next row is fetched under it."""
+    """The stage that computes most among those that read a row from outside: the next row is
+    fetched under it.
+    """
     best, weight = -1, 0
     if not kernel.shared:
         return best

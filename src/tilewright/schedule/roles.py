@@ -1,11 +1,11 @@
 """Axis roles of a stage, computed from which operands an index touches.
 
-In: a Kernel (with layouts) and a stage number. Out: `StageRoles`. Invariants: names of roles depend on incidence alone,
-never on an operator; an axis of one point has no role.
+In: a Kernel (with layouts) and a stage number. Out: `StageRoles`. Invariants: names of roles depend
+on incidence alone, never on an operator; an axis of one point has no role.
 
-m-like: an output axis that only operand A uses; n-like: only operand B; batch-like (b): both, or not a contraction;
-k-like: a reduce axis. A is the operand that holds the (first) m-like axes; B is preferably constant, then the one that is
-contiguous along an n-like axis.
+m-like: an output axis that only operand A uses; n-like: only operand B; batch-like (b): both, or
+not a contraction; k-like: a reduce axis. A is the operand that holds the (first) m-like axes; B is
+preferably constant, then the one that is contiguous along an n-like axis.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from math import prod
 
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
-from tilewright.ir.kernel import Kernel
-from tilewright.ir.kernel import int_extent
+from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.layout import Layout
 from tilewright.ir.program import Definition
-from tilewright.ir.ranges import coefficient
-from tilewright.ir.ranges import simplify
+from tilewright.ir.ranges import coefficient, simplify
 
 __all__ = ["Access", "StageRoles", "stage_roles"]
 
 
 @dataclass(frozen=True)
 class Access:
-    """One read (or the write) of a tensor: element stride per axis, None where it is not linear in it."""
+    """One read (or the write) of a tensor: element stride per axis, None where it is not linear in
+    it.
+    """
 
     tensor: str
     read: Expr | None
@@ -68,11 +68,15 @@ class StageRoles:
         return [a for a, r in self.names.items() if r.startswith(kind)]
 
     def contiguous(self, axis: str) -> float:
-        """How much of what is read and written has unit stride along the axis; strided data counts against it.
+        """How much of what is read and written has unit stride along the axis; strided data counts
+        against it.
 
         Every access weighs by its number of elements, the largest as 1; writes count twice.
         """
-        sizes = [prod(self.extents.get(a, 1) for a in x.strides if x.uses(a)) for x in (*self.accesses, *self.writes)]
+        sizes = [
+            prod(self.extents.get(a, 1) for a in x.strides if x.uses(a))
+            for x in (*self.accesses, *self.writes)
+        ]
         most = max([1, *sizes])
         score = 0.0
         for x, size in zip((*self.accesses, *self.writes), sizes, strict=True):
@@ -82,7 +86,9 @@ class StageRoles:
         return score
 
 
-def _strides(read: Expr, layout: Layout | None, extents: dict[str, int], subs: tuple[Expr, ...]) -> dict[str, int | None]:
+def _strides(
+    read: Expr, layout: Layout | None, extents: dict[str, int], subs: tuple[Expr, ...]
+) -> dict[str, int | None]:
     used = {x for s in subs for x in s.names("index")}
     if layout is None:  # a tensor inside the kernel: row-major over its own axes
         return {a: 1 if subs and subs[-1] is E.index(a) else None for a in used}
@@ -97,7 +103,9 @@ def stage_roles(kernel: Kernel, k: int) -> StageRoles:
     d = kernel.definitions[stage.anchor]
     extents = {a.name: int_extent(a.extent) for a in d.all_axes}
     out = tuple(a.name for a in d.axes if extents[a.name] != 1)
-    reduced = tuple(a.name for a in (d.reduction.axes if d.reduction else ()) if extents[a.name] != 1)
+    reduced = tuple(
+        a.name for a in (d.reduction.axes if d.reduction else ()) if extents[a.name] != 1
+    )
     constants = {t.name for t, _ in kernel.program.constants}
     own = set(stage.members)
     bodies = list(d.expressions()) + [
@@ -108,7 +116,13 @@ def stage_roles(kernel: Kernel, k: int) -> StageRoles:
         subs = r.args[:-1] if r.attr[1] else r.args
         layout = kernel.layout_of.get(r.attr[0])
         accesses.append(
-            Access(r.attr[0], r, _strides(r, layout, extents, subs), r.attr[0] in constants, r.dtype.bytes)
+            Access(
+                r.attr[0],
+                r,
+                _strides(r, layout, extents, subs),
+                r.attr[0] in constants,
+                r.dtype.bytes,
+            )
         )
     writes = []
     for m in stage.members:
@@ -137,9 +151,16 @@ def stage_roles(kernel: Kernel, k: int) -> StageRoles:
 
 
 def _operands(r: StageRoles) -> tuple[Access | None, Access | None]:
-    """The two operands of a contraction: they share a reduce axis and at least one leaves out an output axis."""
+    """The two operands of a contraction: they share a reduce axis and at least one leaves out an
+    output axis.
+    """
     body = r.anchor.body
-    if not r.reduce or r.anchor.reduction is None or r.anchor.reduction.monoid != "sum" or body.op != "mul":
+    if (
+        not r.reduce
+        or r.anchor.reduction is None
+        or r.anchor.reduction.monoid != "sum"
+        or body.op != "mul"
+    ):
         return None, None
     left, right = ([x for x in r.accesses if x.read in set(side.reads())] for side in body.args)
     if len(left) != 1 or len(right) != 1 or left[0] is right[0]:
@@ -161,7 +182,10 @@ def _operands(r: StageRoles) -> tuple[Access | None, Access | None]:
             n = r.extents[axis]
             fit = min(n, 16) / 16
             unit = any(w.strides.get(axis) == 1 for w in r.writes)
-            best = max(best, fit * (1 + 2 * unit + 2 * (access.strides.get(axis) == 1) + 6 * access.constant))
+            best = max(
+                best,
+                fit * (1 + 2 * unit + 2 * (access.strides.get(axis) == 1) + 6 * access.constant),
+            )
         return best
 
     return (x, y) if wants_lane(y, only_y) >= wants_lane(x, only_x) else (y, x)

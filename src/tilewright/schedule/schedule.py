@@ -1,14 +1,14 @@
 """Schedule: a total assignment of named parameters, one JSON line.
 
-In: parameter values. Out: `Schedule`, its text. Invariant: equal assignments have equal text, whatever their order.
+In: parameter values. Out: `Schedule`, its text. Invariant: equal assignments have equal text,
+whatever their order.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +22,9 @@ Value = int | str | bool
 
 @dataclass(frozen=True)
 class Schedule:
-    """Parameter values by name, sorted; names come from axis roles (`s0.reg.m0`), never from loop numbers."""
+    """Parameter values by name, sorted; names come from axis roles (`s0.reg.m0`), never from loop
+    numbers.
+    """
 
     items: tuple[tuple[str, Value], ...]
 
@@ -53,13 +55,20 @@ class Schedule:
 
     @staticmethod
     def parse(text: str) -> Schedule:
-        """The Schedule of its JSON line. Errors: S002 for another format; S001 where it is no flat object."""
+        """The Schedule of its JSON line.
+
+        Errors: S002 for another format; S001 where it is no flat object.
+        """
         try:
             data = json.loads(text)
         except json.JSONDecodeError as e:
             raise UserError("S001", f"a schedule is one JSON object: {e}") from None
-        if not isinstance(data, dict) or not all(isinstance(v, int | str | bool) for v in data.values()):
-            raise UserError("S001", "a schedule is one flat JSON object of numbers, strings and flags")
+        if not isinstance(data, dict) or not all(
+            isinstance(v, int | str | bool) for v in data.values()
+        ):
+            raise UserError(
+                "S001", "a schedule is one flat JSON object of numbers, strings and flags"
+            )
         if data.pop("format", None) != SCHEDULE_FORMAT:
             raise UserError("S002", f"this schedule has another format than {SCHEDULE_FORMAT}")
         return Schedule.of(data)

@@ -1,8 +1,8 @@
 """Space: which schedules a kernel has, declared as groups of coupled parameters.
 
-In: groups (explicit tables of legal rows). Out: `Space`: default, sampling, neighbours, counting, encoding. Invariants: the
-space is the product of its groups, so counting and uniform sampling are exact; every point is legal; the default is a
-point.
+In: groups (explicit tables of legal rows). Out: `Space`: default, sampling, neighbours, counting,
+encoding. Invariants: the space is the product of its groups, so counting and uniform sampling are
+exact; every point is legal; the default is a point.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from math import prod
 
 import numpy as np
 
-from tilewright.schedule.schedule import Schedule
-from tilewright.schedule.schedule import Value
+from tilewright.schedule.schedule import Schedule, Value
 
 __all__ = ["SPACE_VERSION", "Group", "Space"]
 
@@ -26,7 +25,9 @@ KINDS = ("tile", "order", "choice", "flag")
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are decided together: `rows` are the legal tuples, `start` the number of the default one."""
+    """Parameters that are decided together: `rows` are the legal tuples, `start` the number of the
+    default one.
+    """
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
@@ -38,7 +39,7 @@ class Group:
         return {r: k for k, r in enumerate(self.rows)}
 
     def near(self, k: int) -> list[int]:
-        """Rows that differ from row `k` in one parameter, or by one step in it where it is a tile."""
+        """Rows that differ from row `k` in one parameter only; any other row of a small table."""
         here = self.rows[k]
         out = []
         for j, row in enumerate(self.rows):
@@ -108,5 +109,9 @@ class Space:
             ranks = [sorted({r[i] for r in g.rows}, key=str) for i in range(len(g.names))]
             for i, (n, kind) in enumerate(zip(g.names, g.kinds, strict=True)):
                 v = s.values[n]
-                out.append(float(np.log2(v + 1)) if kind == "tile" and isinstance(v, int) else float(ranks[i].index(v)))
+                out.append(
+                    float(np.log2(v + 1))
+                    if kind == "tile" and isinstance(v, int)
+                    else float(ranks[i].index(v))
+                )
         return np.asarray(out, np.float64)

@@ -1,15 +1,15 @@
-"""The groups of one stage: which register tiles, loop orders, packings and tails it may have, best guess first.
+"""The groups of one stage: which register tiles, loop orders, packings and tails it may have, best
+guess first.
 
-In: the roles of a stage, the Target. Out: `Group`s. Invariants: live registers of every row fit the Target (SPEC section
-4); tile sizes are element counts with tails, never divisors; nothing is looked up by extents, guesses are computed from
-them.
+In: the roles of a stage, the Target. Out: `Group`s. Invariants: live registers of every row fit the
+Target (SPEC section 4); tile sizes are element counts with tails, never divisors; nothing is looked
+up by extents, guesses are computed from them.
 """
 
 from __future__ import annotations
 
 from itertools import product
-from math import ceil
-from math import prod
+from math import ceil, prod
 
 from tilewright.machine.target import Target
 from tilewright.schedule.roles import StageRoles
@@ -35,8 +35,16 @@ def _waste(extent: int, tile: int, lanes: int, masked: bool) -> float:
 class StageSpace:
     """Candidates of one stage, with a score: estimated cycles per unit of work."""
 
-    def __init__(self, roles: StageRoles, target: Target, number: int, shared: set[str], threads: int, prefetches: bool,
-                 full: dict[str, int]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        roles: StageRoles,
+        target: Target,
+        number: int,
+        shared: set[str],
+        threads: int,
+        prefetches: bool,
+        full: dict[str, int],
+    ) -> None:
         self.r, self.target, self.p = roles, target, f"s{number}."
         self.shared = shared
         self.threads = threads
@@ -49,14 +57,20 @@ class StageSpace:
 
     # -- lane candidates
     def lanes_of(self) -> list[tuple[float, str | None]]:
-        """(score, axis), best first: an axis that is contiguous in what is read and written, and long enough."""
+        """(score, axis), best first: an axis that is contiguous in what is read and written, and
+        long enough.
+        """
         r = self.r
         out: list[tuple[float, str | None]] = []
         for axis in (*r.out, *r.reduce):
             n = r.extents[axis]
             if r.anchor.scan is not None and axis == r.anchor.scan[1]:
                 continue
-            if axis in r.reduce and r.anchor.reduction is not None and r.anchor.reduction.monoid.startswith("arg"):
+            if (
+                axis in r.reduce
+                and r.anchor.reduction is not None
+                and r.anchor.reduction.monoid.startswith("arg")
+            ):
                 continue
             fit = n / max(1, ceil(n / self.lanes) * self.lanes)
             score = fit * (2.0 + r.contiguous(axis))
@@ -75,7 +89,9 @@ class StageSpace:
         out: list[tuple[float, dict[str, Value]]] = []
         for rank, (_, lane) in enumerate(self.lanes_of()):
             for sizes in self._sizes(lane):
-                out.append((self._estimate(lane, sizes) * (1 + 0.5 * rank), self._values(lane, sizes)))
+                out.append(
+                    (self._estimate(lane, sizes) * (1 + 0.5 * rank), self._values(lane, sizes))
+                )
         out.sort(key=lambda x: x[0])
         return out
 
@@ -112,7 +128,9 @@ class StageSpace:
                 if r.is_contraction and r.reduce and lane not in r.reduce:
                     k = r.reduce[-1]
                     window = self._window(k)
-                    for u in dict.fromkeys([1, 2, 4, *([r.extents[k]] if window and r.extents[k] <= 11 else [])]):
+                    for u in dict.fromkeys(
+                        [1, 2, 4, *([r.extents[k]] if window and r.extents[k] <= 11 else [])]
+                    ):
                         if u == 1 or (u <= r.extents[k] and live * u <= 112):
                             out.append({**sizes, k: u})
                 else:
@@ -120,7 +138,9 @@ class StageSpace:
         return out or [{} if lane is None else {lane: self.lanes}]
 
     def _window(self, k: str) -> str | None:
-        """The output axis that slides along reduce axis `k` in some operand (stride of one is the other's), or None."""
+        """The output axis that slides along reduce axis `k` in some operand (stride of one is the
+        other's), or None.
+        """
         r = self.r
         for x in (r.a, r.b):
             if x is None or x.read is None:
@@ -134,7 +154,9 @@ class StageSpace:
         return None
 
     def _unrolled_axes(self, lane: str | None, others: list[str]) -> list[str]:
-        """Axes worth more than one register row: those along which an operand is reused or contiguous."""
+        """Axes worth more than one register row: those along which an operand is reused or
+        contiguous.
+        """
         r = self.r
         if not others:
             return []
@@ -144,9 +166,13 @@ class StageSpace:
                 rows = [a for a in others if r.names[a].startswith("n")] or rows
             return rows[-2:]
         turned = [
-            a for a in others
-            if any(x.strides.get(a) == 1 and x.strides.get(lane or "", 0) not in (0, 1) for x in (*r.accesses, *r.writes))
-        ]  # fmt: skip
+            a
+            for a in others
+            if any(
+                x.strides.get(a) == 1 and x.strides.get(lane or "", 0) not in (0, 1)
+                for x in (*r.accesses, *r.writes)
+            )
+        ]
         if turned:
             return turned[:1]
         return others[-1:] if r.anchor.reduction is not None else []
@@ -162,7 +188,14 @@ class StageSpace:
             if not r.is_contraction and r.anchor.reduction is None:
                 choices.append(sorted({1, max(1, min(n, self.lanes))}))
             elif a is axes[-1]:
-                choices.append([x for x in range(1, min(n, most) + 1) if x <= 8 or x % 2 == 0 or x == n or x == most] or [1])
+                choices.append(
+                    [
+                        x
+                        for x in range(1, min(n, most) + 1)
+                        if x <= 8 or x % 2 == 0 or x in (n, most)
+                    ]
+                    or [1]
+                )
             else:
                 choices.append([x for x in (1, 2, 3, 4, 6, 7) if x <= n] or [1])
         return [dict(zip(axes, c, strict=True)) for c in product(*choices) if prod(c) <= most]
@@ -181,23 +214,37 @@ class StageSpace:
                 continue
             full, rest = divmod(r.extents[a], n)
             # A peeled remainder runs at the pace of a smaller tile.
-            waste *= (full * n + (max(rest, 0.6 * n) if rest and full else rest)) / max(1, r.extents[a])
+            waste *= (full * n + (max(rest, 0.6 * n) if rest and full else rest)) / max(
+                1, r.extents[a]
+            )
         live = rows * v
         if r.is_contraction:
-            loads = rows + v if lane not in r.reduce else 2 * live
+            loads: float = rows + v if lane not in r.reduce else 2 * live
             unroll = sizes.get(r.reduce[-1], 1) if r.reduce and lane not in r.reduce else 1
-            if r.b is not None and lane is not None and r.a is not None and r.a.uses(lane) and lane not in r.reduce:
-                # Every multiplication needs its own vector of A; a window that is unrolled shares them.
+            if (
+                r.b is not None
+                and lane is not None
+                and r.a is not None
+                and r.a.uses(lane)
+                and lane not in r.reduce
+            ):
+                # Every multiplication needs its own vector of A; a window that is unrolled shares
+                # them.
                 slides = unroll > 1 and self._window(r.reduce[-1]) in sizes
-                vectors = (rows + unroll - 1) / unroll if slides else rows
+                vectors = (rows + unroll - 1) / unroll if slides else float(rows)
                 loads = vectors * v + v * (1 if unroll > 1 else 1.2)
-            # Loop control costs about a cycle a trip; unrolling a full tile buys little and costs code.
-            # Vectors of B come from L2, scalars of A from L1: both cost something beside the multiply-adds.
+            # Loop control costs about a cycle a trip; unrolling a full tile buys little and costs
+            # code. Vectors of B come from L2, scalars of A from L1: both cost something beside the
+            # multiply-adds.
             streams = 2.0 * v + 0.2 * rows if lane not in r.reduce else 0.1 * loads
             cycles = max(live / 2, loads / 2, 4.0) + streams + 1.0 / unroll + 0.02 * unroll * live
             return cycles / (live * width) * waste
         if r.anchor.reduction is not None:
-            return max(live / 2, 4.0 if lane not in r.reduce or live < 4 else live / 2) / (live * width) * waste
+            return (
+                max(live / 2, 4.0 if lane not in r.reduce or live < 4 else live / 2)
+                / (live * width)
+                * waste
+            )
         turned = self._unrolled_axes(lane, [a for a in r.out if a != lane])
         missing = bool(turned) and sizes.get(turned[0], 1) == 1
         best = 2 if not turned else 1
@@ -217,14 +264,18 @@ class StageSpace:
         lane = r.axis_of.get(str(first[f"{p}lane"]))
         out.append(Group((f"{p}order",), ("order",), tuple((o,) for o in self._orders(lane))))
         if len(r.reduce) > 1:
-            out.append(Group((f"{p}reduce",), ("order",), tuple((o,) for o in self._reduce_orders())))
+            out.append(
+                Group((f"{p}reduce",), ("order",), tuple((o,) for o in self._reduce_orders()))
+            )
         out += self._packing(lane, first)
         for a in r.out:
             if a != lane and int(first.get(f"{p}reg.{r.names[a]}", 1)) > 1:
                 rest = r.extents[a] % int(first[f"{p}reg.{r.names[a]}"])
                 guess = "overlap" if rest and a not in self.shared else "peel"
                 other = "peel" if guess == "overlap" else "overlap"
-                tails: tuple[tuple[Value, ...], ...] = ((guess,), (other,)) if a not in self.shared else (("peel",),)
+                tails: tuple[tuple[Value, ...], ...] = (
+                    ((guess,), (other,)) if a not in self.shared else (("peel",),)
+                )
                 out.append(Group((f"{p}tail.{r.names[a]}",), ("choice",), tails))
         if self.shared:
             out.append(Group((f"{p}prefetch",), ("choice",), self._prefetch()))
@@ -235,7 +286,9 @@ class StageSpace:
         return out
 
     def _prefetch(self) -> tuple[tuple[Value, ...], ...]:
-        """Ahead in shared points: worth it in the stage that computes most on a row that memory delivers."""
+        """Ahead in shared points: worth it in the stage that computes most on a row that memory
+        delivers.
+        """
         return ((1,), (0,), (2,)) if self.prefetches else ((0,), (1,))
 
     def _orders(self, lane: str | None) -> list[str]:
@@ -251,10 +304,16 @@ class StageSpace:
                 others = [x for x in base if x not in (*turned, name[lane or ""])]
                 both = [*turned, name[lane or ""]]
                 blocks = [f"{x}:L2" for x in both]
-                return list(dict.fromkeys([
-                    ",".join([*others, *blocks, *both]), ",".join([*others, *blocks[::-1], *both[::-1]]),
-                    ",".join([*others, *both]), ",".join([*others, *both[::-1]]),
-                ]))  # fmt: skip
+                return list(
+                    dict.fromkeys(
+                        [
+                            ",".join([*others, *blocks, *both]),
+                            ",".join([*others, *blocks[::-1], *both[::-1]]),
+                            ",".join([*others, *both]),
+                            ",".join([*others, *both[::-1]]),
+                        ]
+                    )
+                )
             return list(dict.fromkeys([",".join(base), ",".join([*base[-1:], *base[:-1]])]))
         batch = [name[a] for a in r.roles("b") if a != lane]
         m = [name[a] for a in r.roles("m") if a != lane]
@@ -278,7 +337,11 @@ class StageSpace:
         if r.a is not None:
             ks.sort(key=lambda k: (r.a.strides.get(k) == 1, r.extents[k]))  # type: ignore[union-attr]
         first = [r.names[k] for k in ks]
-        return list(dict.fromkeys([",".join(first), ",".join(r.names[k] for k in r.reduce), ",".join(first[::-1])]))
+        return list(
+            dict.fromkeys(
+                [",".join(first), ",".join(r.names[k] for k in r.reduce), ",".join(first[::-1])]
+            )
+        )
 
     def _packing(self, lane: str | None, first: dict[str, Value]) -> list[Group]:
         r, p, out = self.r, self.p, []
@@ -295,15 +358,28 @@ class StageSpace:
         if lane_n and not self.shared:
             strided = r.b.strides.get(lane or "") != 1
             worth = r.b.constant or strided or (points >= 48 and b_bytes > self.target.l1_bytes)
-            out.append(Group((f"{p}pack.b",), ("choice",), (("panel",), ("none",)) if worth else (("none",), ("panel",))))
+            out.append(
+                Group(
+                    (f"{p}pack.b",),
+                    ("choice",),
+                    (("panel",), ("none",)) if worth else (("none",), ("panel",)),
+                )
+            )
         m, k = r.roles("m"), [x for x in r.reduce if r.a.uses(x)]
         if lane_n and len(m) == 1 and len(k) == 1 and not r.a.constant and not self.shared:
             stride = r.a.strides.get(m[0]) or 0
             columns = prod(r.extents[a] for a in r.roles("n"))
-            # Rows a multiple of 1 KiB apart fall into few cache sets; many columns pay for the copy.
+            # Rows a multiple of 1 KiB apart fall into few cache sets; many columns pay for the
+            # copy.
             conflict = stride * r.a.dtype_bytes % 1024 == 0 and r.extents[m[0]] > 8
             worth = conflict and columns >= 4 * self.lanes
-            out.append(Group((f"{p}pack.a",), ("choice",), (("block",), ("none",)) if worth else (("none",), ("block",))))
+            out.append(
+                Group(
+                    (f"{p}pack.a",),
+                    ("choice",),
+                    (("block",), ("none",)) if worth else (("none",), ("block",)),
+                )
+            )
         return out
 
     def _cache_tile(self, axis: str, lane: str | None) -> Group:
@@ -318,15 +394,24 @@ class StageSpace:
             guess = max(32, min(512, self.target.l2_bytes // 2 // max(1, depth)))
             # Equal blocks, a whole number of them for each thread.
             blocks = max(1, ceil(ceil(n / guess) / self.threads) * self.threads)
-            rows = max(1, int(self.first.get(f"{self.p}reg.{r.names[axis]}", 1)))
-            guess = min(n, ceil(ceil(n / blocks) / rows) * rows)
+            height = max(1, int(self.first.get(f"{self.p}reg.{r.names[axis]}", 1)))
+            guess = min(n, ceil(ceil(n / blocks) / height) * height)
         rows = list(dict.fromkeys([guess, *sizes]))
         return Group((name,), ("tile",), tuple((x,) for x in rows))
 
 
 def stage_groups(
-    roles: StageRoles, target: Target, number: int, shared: set[str], threads: int, prefetches: bool = False,
+    roles: StageRoles,
+    target: Target,
+    number: int,
+    shared: set[str],
+    threads: int,
+    prefetches: bool = False,
     full: dict[str, int] | None = None,
 ) -> list[Group]:
-    """All groups of stage `number`; `prefetches` marks the stage that should fetch the next row by default."""
-    return StageSpace(roles, target, number, shared, threads, prefetches, full or roles.extents).groups()
+    """All groups of stage `number`; `prefetches` marks the stage that should fetch the next row by
+    default.
+    """
+    return StageSpace(
+        roles, target, number, shared, threads, prefetches, full or roles.extents
+    ).groups()
