@@ -207,7 +207,8 @@ def _make(op: str, args: tuple[Expr, ...], attr: Any, dtype: DType) -> Expr:
     # tells them apart.
     key = (op, tuple(map(id, args)), repr(attr) if op == "const" else attr, dtype)
     known = _REFERENCES.get(key)
-    if known is not None and (found := known()) is not None:
+    found: Expr | None = None if known is None else known()
+    if found is not None:
         return found
     node = object.__new__(Expr)
     node.op, node.args, node.attr, node.dtype = op, args, attr, dtype

@@ -88,14 +88,14 @@ def _div(a: Array, b: Array) -> Array:
         # Not through abs, which the lowest integer has none of.
         quotient = _floordiv(a, b)
         inexact = (quotient * b != a) & (b != 0)
-        return np.asarray(quotient) + (inexact & ((a < 0) != (b < 0))).astype(np.asarray(a).dtype)
+        return np.asarray(quotient + (inexact & ((a < 0) != (b < 0))).astype(np.asarray(a).dtype))
     return np.asarray(a / b)
 
 
 def _shift(left: bool) -> Callable[[Array, Array], Array]:
     def apply(a: Array, b: Array) -> Array:
         b = b & (np.asarray(a).dtype.itemsize * 8 - 1)  # counts are masked, as SPEC section 6 asks
-        return np.left_shift(a, b) if left else np.right_shift(a, b)
+        return np.asarray(np.left_shift(a, b) if left else np.right_shift(a, b))
 
     return apply
 
