@@ -97,7 +97,7 @@ def judge(run: Run, case: Case) -> tuple[str, str] | None:
         got = run(case.program, {n: a.copy() for n, a in inputs.items()})
     except Crash as e:
         return "crash", str(e)
-    except Exception as e:  # noqa: BLE001 - whatever the code under test raises is a finding
+    except Exception as e:  # noqa: BLE001 - whatever it raises is a finding
         return f"error {_fingerprint(e)}", f"{type(e).__name__}: {e}"
     for o in compare_outputs(case.program, got, expected, case.seed):
         if not o.verdict.ok:
@@ -226,7 +226,7 @@ def _child(run: Run, program: Program, inputs: dict[str, Array], writer: int) ->
 def _portable(e: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(e))
-    except Exception:  # noqa: BLE001 - an exception that cannot be pickled is described
+    except Exception:  # noqa: BLE001 - one that cannot be pickled is described
         return RuntimeError(f"{type(e).__name__}: {e}")
     return e
 

@@ -8,6 +8,7 @@ and numbers around vector widths; the work of one statement stays below `WORK` o
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from tilewright.ir.program import (
     Statement,
     Tensor,
     parse_program,
+    verify_program,
 )
 from tilewright.verify.expressions import Expressions
 
@@ -86,6 +88,7 @@ class _Maker(Expressions):
         super().__init__(rng)
         self.zero = zero_sizes and rng.random() < 0.06
         self.sizes: dict[str, int] = {}
+        self.values: dict[Expr, int] = {}
         self.inputs: list[Tensor] = []
         self.body: list[Statement] = []
         self.read: Counter[str] = Counter()
@@ -94,7 +97,9 @@ class _Maker(Expressions):
     # ---- pieces ----
 
     def value(self, e: Expr) -> int:
-        return size_of(e, self.sizes)
+        if e not in self.values:
+            self.values[e] = size_of(e, self.sizes)
+        return self.values[e]
 
     def elements(self, shape: Sequence[Expr]) -> int:
         return prod(self.value(e) for e in shape)
@@ -191,9 +196,11 @@ class _Maker(Expressions):
         if missing:  # every dim is an axis of some input
             name = self.fresh("x")
             inputs += (Tensor(name, F32, tuple(map(E.dim, missing))),)
-        dims = tuple(Dim(n) for n in self.sizes)
-        draft = Program("case", inputs, tuple(self.body), tuple(results), dims)
-        return parse_program(str(draft))
+        order = re.findall(r"\bN\d+", " ".join(str(e) for t in inputs for e in t.shape))
+        dims = tuple(Dim(n) for n in dict.fromkeys(order))
+        p = Program("case", inputs, tuple(self.body), tuple(results), dims)
+        verify_program(p)
+        return p
 
 
 def _reads(s: Statement) -> set[str]:
