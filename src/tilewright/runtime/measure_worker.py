@@ -44,6 +44,7 @@ _RED = 64  # bytes of pattern kept before and behind every private buffer
 _PATTERN = 0xA5
 _BLOB_BYTES = 2 << 30  # blobs and inputs that the supervisor keeps beyond a batch
 _MAX_ROWS = 4096
+_LONG = 4.0  # a run of this many times the length of a sample needs no company
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -316,6 +317,7 @@ class Prepared:
         self._turn = 0
         self._tables: list[StepTable] = []
         self._runs = 1
+        self.first_s = 0.0  # how long the verified run took
 
     def _place(self, plan: Plan, store: Store, rotation: int) -> list[Placed]:
         places = []
@@ -354,7 +356,10 @@ class Prepared:
         for index, step in enumerate(self._rows[0]):
             name = self.candidate.steps[index].function
             say(self.number, f"step {index} ({name})")
-            self._table([step]).run()
+            table = self._table([step])
+            start = time.perf_counter()
+            table.run()
+            self.first_s += time.perf_counter() - start
         say(self.number, "checking")
         for number, place in enumerate(places):
             place.check_surroundings(number)
@@ -368,8 +373,10 @@ class Prepared:
     def plan_samples(self, sample_s: float) -> None:
         """Warm up, and choose how many runs make one sample."""
         single = self._table(self._rows[0])
-        best, spent = float("inf"), 0.0
+        best, spent = self.first_s, 0.0
         for _ in range(20):
+            if self.first_s > _LONG * sample_s:
+                break  # it is warm, and one run is a sample
             start = time.perf_counter()
             single.run()
             took = time.perf_counter() - start
@@ -470,6 +477,10 @@ def _run(batch: Batch, numbers: list[int], store: Store, speaker: _Speaker) -> N
             value = {"code": error.code, "detail": error.message}
             speaker.say({"result": number, "value": value})
             continue
+        if reference is not None and _is_screened(prepared.first_s, reference.first_s, plan):
+            value = {"seconds": [prepared.first_s], "reference": [reference.first_s]}
+            speaker.say({"result": number, "value": value})
+            continue
         if plan.return_outputs:
             for index, buffer in enumerate(batch.candidates[number].buffers):
                 if buffer.role == "output":
@@ -478,6 +489,13 @@ def _run(batch: Batch, numbers: list[int], store: Store, speaker: _Speaker) -> N
         ready.append(prepared)
     for number, times, others in _time(ready, reference, plan, at):
         speaker.say({"result": number, "value": {"seconds": times, "reference": others}})
+
+
+def _is_screened(own_s: float, other_s: float, plan: Plan) -> bool:
+    """Is the first run so slow that no more are needed? Short ones do not tell."""
+    if plan.screen is None or other_s < _LONG * plan.sample_s:
+        return False
+    return own_s > plan.screen * other_s
 
 
 def _time(

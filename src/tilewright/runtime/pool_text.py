@@ -8,12 +8,14 @@ A step's chunks are cut into units of `grain` chunks. Each thread owns a range o
 word, first unit low, end high), takes from its front, and when it is empty steals from the back of
 the others; equal steps thus put equal chunks on the same core, and a sleeping or preempted helper
 costs nothing. The caller is thread 0 and never waits for a helper that has claimed nothing. A
-helper polls its word about `tw_spin` pauses long, then sleeps in a futex.
+helper polls its word for `tw_spin` pauses, or `tw_spin_inside` while some call is walking a table,
+then sleeps in a futex: the gap between two steps of one call is short, and waking takes long.
 
 The pool lives in one zeroed private mapping that a forked child sees zeroed again: no lock is held
 there and no helper is running, so the child starts its own.
 
-  pool:  0 i32 lock   4 i32 helpers   128 job   256 i64 units reported   512+128t slot of thread t
+  pool:  0 i32 lock   4 i32 helpers   64 i32 calls under way   128 job   256 i64 units reported
+         512+128t slot of thread t
   job:   0 ptr fn   8 ptr args   16 i64 grain   24 i64 chunks   32 ptr scratch   40 i64 scratch
          stride   48 i64 threads
   slot:  0 i64 word   8 i32 asleep (the futex)
@@ -111,6 +113,7 @@ done:
 _COMMON = """
 @tw_pool = global ptr null
 @tw_spin = global i32 100
+@tw_spin_inside = global i32 4000
 @name = private constant [11 x i8] c"tilewright\\00"
 declare i64 @syscall(i64, ...)
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
@@ -237,9 +240,10 @@ entry:
   %slot = call ptr @slot(ptr %pool, i64 %t)
   %asleep = getelementptr i8, ptr %slot, i64 8
   %reported = getelementptr i8, ptr %pool, i64 256
+  %inside = getelementptr i8, ptr %pool, i64 64
   br label %poll
 poll:
-  %spins = phi i32 [0, %entry], [0, %report], [%spins1, %spin], [0, %awake]
+  %spins = phi i32 [0, %entry], [0, %report], [%spins1, %spin], [%spins1, %ask], [0, %awake]
   %w = load atomic i64, ptr %slot acquire, align 8
   %lo = and i64 %w, 4294967295
   %hi = lshr i64 %w, 32
@@ -256,7 +260,14 @@ spin:
   %spins1 = add i32 %spins, 1
   %limit = load i32, ptr @tw_spin
   %tired = icmp uge i32 %spins1, %limit
-  br i1 %tired, label %bed, label %poll
+  br i1 %tired, label %ask, label %poll
+ask:
+  %calls = load atomic i32, ptr %inside monotonic, align 4
+  %idle = icmp sle i32 %calls, 0
+  %limit2 = load i32, ptr @tw_spin_inside
+  %exhausted = icmp uge i32 %spins1, %limit2
+  %leave = or i1 %idle, %exhausted
+  br i1 %leave, label %bed, label %poll
 bed:
   %was = atomicrmw xchg ptr %asleep, i32 1 seq_cst, align 4
   %w2 = load atomic i64, ptr %slot seq_cst, align 8
@@ -481,13 +492,23 @@ entry:
   %timed = icmp ne ptr %clock, null
   %length = mul i64 %count, 48
   %last = getelementptr i8, ptr %steps, i64 %length
+  %pool = load ptr, ptr @tw_pool
+  %inside = getelementptr i8, ptr %pool, i64 64
+  %helped = icmp ugt i64 %threads, 1
+  %long = icmp ugt i64 %count, 1
+  %counted = and i1 %helped, %long
+  br i1 %counted, label %enter, label %begin
+enter:
+  %calls = atomicrmw add ptr %inside, i32 1 monotonic, align 4
+  br label %begin
+begin:
   br i1 %timed, label %first, label %loop
 first:
   call void @read_clock(ptr %clock)
   br label %loop
 loop:
-  %step = phi ptr [%steps, %entry], [%steps, %first], [%next, %after], [%next, %tick]
-  %reading = phi ptr [%clock, %entry], [%clock, %first], [%reading, %after], [%reading1, %tick]
+  %step = phi ptr [%steps, %begin], [%steps, %first], [%next, %after], [%next, %tick]
+  %reading = phi ptr [%clock, %begin], [%clock, %first], [%reading, %after], [%reading1, %tick]
   %end = icmp eq ptr %step, %last
   br i1 %end, label %out, label %body
 body:
@@ -515,6 +536,11 @@ tick:
   call void @read_clock(ptr %reading1)
   br label %loop
 out:
+  br i1 %counted, label %leave, label %quit
+leave:
+  %calls2 = atomicrmw sub ptr %inside, i32 1 monotonic, align 4
+  br label %quit
+quit:
   call void @float_mode_set(i64 %mode)
   ret void
 }
