@@ -101,8 +101,8 @@ class Plan:
     `rounds` of interleaved samples, each at least `sample_s` long; none with 0 rounds. `rotations`
     sets of buffers take turns, for kernels that must find their operands in memory. `guard` puts
     every buffer right before an unreadable page. A candidate slower than `prune` times the best
-    one after two rounds is timed no further; one whose first run took `screen` times the first run of
-    the reference has only that run for its timing. `timeout_s` is for each run of one candidate.
+    one after two rounds is timed no further; one whose first run took `screen` times that of the
+    reference has only that run for its timing. `timeout_s` is for each run of one candidate.
     """
 
     rounds: int = 7

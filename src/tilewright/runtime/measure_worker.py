@@ -478,8 +478,8 @@ def _run(batch: Batch, numbers: list[int], store: Store, speaker: _Speaker) -> N
             speaker.say({"result": number, "value": value})
             continue
         if reference is not None and _is_screened(prepared.first_s, reference.first_s, plan):
-            value = {"seconds": [prepared.first_s], "reference": [reference.first_s]}
-            speaker.say({"result": number, "value": value})
+            first = {"seconds": [prepared.first_s], "reference": [reference.first_s]}
+            speaker.say({"result": number, "value": first})
             continue
         if plan.return_outputs:
             for index, buffer in enumerate(batch.candidates[number].buffers):
