@@ -1,39 +1,40 @@
-"""Measure candidates in a process of their own, paired with the default schedule.
+"""Candidates of one kernel, measured: what the isolated process is asked, what its answers mean.
 
-In: a kernel with its inputs, built candidates. Out: a `Timing` or a `Rejected` for each.
-Invariants: a candidate that crashes, hangs, writes outside its buffers or computes something else
-than the reference is a `Rejected`, and the others are measured all the same; a ratio compares
-timings of one window, round by round.
+In: a kernel with arrays for its inputs, built candidates. Out: a `Timing` or a `Rejected` for each.
+Invariants: every candidate sees the same inputs as the reference, the default schedule, and is
+refused (V001) where it computes something else; a ratio pairs timings of one window.
 """
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
 
+import tilewright.runtime.candidates as C
 from tilewright.codegen.llvm import chunk_count, function_name, scratch_bytes
 from tilewright.errors import Rejected
 from tilewright.ir import expr as E
 from tilewright.ir.kernel import Kernel
+from tilewright.ir.layout import Layout
+from tilewright.ir.nest import Buffer
 from tilewright.lower.kernel import Lowered
-from tilewright.runtime.wire import Worker, WorkerDied
+from tilewright.runtime.measure import Measurer
 from tilewright.verify.policy import FACTOR, UNIT_ROUNDOFF
 
-__all__ = ["CRASH", "HANG", "WRONG", "Bench", "Built", "Job", "Timing", "paired_ratio"]
+__all__ = ["Bench", "Built", "Job", "Timing", "default_tolerance", "paired_ratio"]
 
-log = logging.getLogger("tilewright.tune")
 Array = np.ndarray[Any, np.dtype[Any]]
 
-CRASH, HANG, WRONG = "T003", "T004", "V001"
-_JOB_S = 120.0
 _PATIENCE_S = 3.0  # a candidate may take this long beyond `_TIMES` times the reference
 _TIMES = 30
-_INEXACT = 1e-3  # share of integer results that rounding of floats may turn over
+_SAMPLE_S = 2e-4
+_SCREEN = 1.5
+_PRUNE = 1.15
 
 
 @dataclass(frozen=True)
@@ -67,78 +68,94 @@ def paired_ratio(reference: Sequence[float], mine: Sequence[float]) -> float:
     return statistics.median(pairs) if pairs else 0.0
 
 
-@dataclass
 class Job:
     """One kernel to measure: its arrays by tensor name (inputs and constants, logical)."""
 
-    kernel: Kernel
-    threads: int
-    arrays: Mapping[str, Array]
-    reference: Built
-    tolerance: Mapping[str, float] = field(default_factory=dict)  # relative to the largest value
+    def __init__(self, kernel: Kernel, threads: int, arrays: Mapping[str, Array], reference: Built):
+        self.kernel, self.threads, self.reference = kernel, threads, reference
+        self._arrays = arrays
+        self._data: dict[tuple[str, str], C.Fill] = {}
+        self.bounds: dict[str, float | None] = {}  # allowed difference to the reference's outputs
+        self.reference_ns = 0.0
 
-    def frame(self) -> tuple[dict[str, Any], bytes]:
-        """What the worker needs to set up the buffers."""
-        constants = {t.name for t, _ in self.kernel.program.constants}
-        results = set(self.kernel.program.results)
-        buffers: list[dict[str, Any]] = []
-        parts: list[bytes] = []
-        for name, layout in self.kernel.layouts:
-            dtype = self.kernel.program.tensors[name].dtype
-            b: dict[str, Any] = {"name": name, "dtype": dtype.name, "count": layout.size}
-            if name in self.arrays:
-                b["role"] = "constant" if name in constants else "input"
-                array = np.ascontiguousarray(self.arrays[name])
-                b |= {"stored": array.size, "shape": list(layout.shape), "layout": str(layout)}
-                parts.append(array.tobytes())
-            else:
-                assert name in results or self.kernel.sequence or self.kernel.scatter
-                b |= {"role": "output", "fill": float(layout.fill) if layout.halo else None}
-            buffers.append(b)
-        return {"do": "job", "threads": self.threads, "buffers": buffers}, b"".join(parts)
+    @property
+    def bytes(self) -> int:
+        """Memory that the job holds."""
+        held = sum(a.nbytes for a in self._arrays.values())
+        return held + sum(len(f.values) for f in self._data.values())
 
-    def candidate(self, number: int, built: Built) -> dict[str, Any]:
-        """The header that loads a candidate."""
+    def light(self) -> Job:
+        """The job without its arrays."""
+        return self.with_arrays({})
+
+    def with_arrays(self, arrays: Mapping[str, Array]) -> Job:
+        """The same job on (the same) arrays."""
+        out = Job(self.kernel, self.threads, arrays, self.reference)
+        out.bounds, out.reference_ns = self.bounds, self.reference_ns
+        return out
+
+    def _packed(self, name: str, layout: Layout) -> C.Fill:
+        key = (name, str(layout))
+        if key not in self._data:
+            array = np.asarray(self._arrays[name]).reshape(layout.shape)
+            flat = array.reshape(-1) if layout.is_row_major else layout.pack(array)
+            self._data[key] = C.Fill("values", values=np.ascontiguousarray(flat).tobytes())
+        return self._data[key]
+
+    def _buffer(self, b: Buffer, low: Lowered) -> C.Buffer:
+        size = (E.int_value(b.size) or 0) * b.dtype.bytes
+        layout = self.kernel.layout_of.get(b.name)
+        if layout is None:
+            return C.Buffer(size, "scratch")
+        if b.name in self._arrays:
+            layout = low.layouts.get(b.name, layout)
+            return C.Buffer(size, "input", self._packed(b.name, layout))
+        if layout.halo:  # the plan fills what lies around the tensor, once
+            around = np.full(layout.size, layout.fill, b.dtype.np)
+            return C.Buffer(size, "output", C.Fill("values", values=around.tobytes()))
+        return C.Buffer(size, "output")
+
+    def candidate(self, built: Built) -> C.Candidate:
+        """A candidate as the measuring process wants it."""
         low = built.lowered
-        constants = {t.name for t, _ in self.kernel.program.constants}
-        slots: list[tuple[str, str, Any]] = []
-        for b in low.nest.buffers:
-            if b.place == "scratch":
+        slots = [b for b in low.nest.buffers if b.place != "scratch"]
+        args = tuple(range(len(slots)))
+        steps = []
+        for p in range(len(low.nest.phases)):
+            chunks = chunk_count(low.nest, p, {})
+            if chunks:
+                name = function_name(low.nest, p)
+                steps.append(C.CandidateStep(name, args, chunks=chunks, serial=chunks <= 1))
+        buffers = tuple(self._buffer(b, low) for b in slots)
+        scratch = scratch_bytes(low.nest, {})
+        return C.Candidate((built.data,), tuple(steps), buffers, self.threads, scratch)
+
+    def outputs(self) -> list[tuple[int, str]]:
+        """(position, tensor) of the buffers that hold results; the same for every candidate."""
+        slots = [b.name for b in self.reference.lowered.nest.buffers if b.place != "scratch"]
+        wanted = self.kernel.program.results
+        return [(slots.index(n), n) for n in dict.fromkeys(wanted) if n in slots]
+
+    def expected(self) -> list[C.Expected]:
+        """Outputs equal the reference's, up to `bounds`."""
+        out = []
+        for position, name in self.outputs():
+            dtype = self.kernel.program.tensors[name].dtype
+            out.append(C.Expected(position, dtype.np.name, None, self.bounds.get(name)))
+        return out
+
+    def set_bounds(self, outputs: Mapping[str, Array]) -> None:
+        """Allowed differences, from what the reference computed."""
+        inexact = any(t.dtype.is_float for t in self.kernel.program.tensors.values())
+        for name, flat in outputs.items():
+            dtype = self.kernel.program.tensors[name].dtype
+            if not dtype.is_float:
+                self.bounds[name] = 1.0 if inexact and dtype.bits > 1 else None
                 continue
-            if b.name in self.kernel.layout_of:
-                layout = low.layouts.get(b.name, self.kernel.layout_of[b.name])
-                kind = "constant" if b.name in constants else "tensor"
-                slots.append((b.name, kind, str(layout)))
-            else:
-                slots.append((b.name, "workspace", [b.dtype.name, E.int_value(b.size)]))
-        phases = [
-            (function_name(low.nest, p), chunks)
-            for p in range(len(low.nest.phases))
-            if (chunks := chunk_count(low.nest, p, {}))
-        ]
-        return {
-            "do": "load", "id": number, "slots": slots, "phases": phases,
-            "scratch": scratch_bytes(low.nest, {}),
-        }  # fmt: skip
-
-    def judge(self, outputs: Mapping[str, tuple[float, float, int]]) -> str:
-        """Empty where the outputs agree with the reference's, else what is wrong."""
-        for name, (error, scale, strange) in outputs.items():
-            t = self.kernel.program.tensors[name]
-            count = self.kernel.layout_of[name].size
-            allowed = self.tolerance.get(name, default_tolerance(self.kernel, name)) * scale
-            if t.dtype.is_float:
-                if strange:
-                    return f"{name}: {strange} of {count} elements are not finite, or no longer"
-                if error > allowed:
-                    return f"{name} is off by {error:.3g}, allowed {allowed:.3g}"
-            elif strange > (count * _INEXACT if has_floats(self.kernel) else 0):
-                return f"{name}: {strange} of {count} elements differ"
-        return ""
-
-
-def has_floats(kernel: Kernel) -> bool:
-    return any(t.dtype.is_float for t in kernel.program.tensors.values())
+            values = flat.astype(np.float32) if dtype.bytes < 4 else flat
+            finite = np.abs(values[np.isfinite(values)])
+            scale = float(finite.max(initial=0.0))
+            self.bounds[name] = max(default_tolerance(self.kernel, name) * scale, 1e-38)
 
 
 def default_tolerance(kernel: Kernel, name: str) -> float:
@@ -156,168 +173,60 @@ def default_tolerance(kernel: Kernel, name: str) -> float:
 
 
 class Bench:
-    """The measuring process, started when it is needed and again after it died."""
+    """Asks the measuring process about candidates of jobs."""
 
-    def __init__(self, module: str = "tilewright.tune.bench_worker") -> None:
-        self._module = module
-        self._worker: Worker | None = None
-        self._job: Job | None = None
-        self._reference_ns = 0.0
-        self._loaded: dict[int, Built] = {}
-        self._next = 1
-        self.first_ns = 0.0  # the first run of the candidate loaded last
+    def __init__(self, measurer: Measurer | None = None) -> None:
+        self._measurer = Measurer() if measurer is None else measurer
+
+    def start(self) -> None:
+        """Start the process while other work is done. Errors: OSError."""
+        self._measurer.start()
 
     def close(self) -> None:
-        """End the process, whatever it does."""
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker = None
-        self._job, self._loaded = None, {}
+        """End the process."""
+        self._measurer.close()
 
-    def start(self, job: Job) -> Rejected | None:
-        """Make `job` the one that is measured. A `Rejected` is the reference's own."""
-        if self._job is job and self._worker is not None:
-            return None
-        self._loaded = {}
-        self._job = job
-        return self._set_up()
-
-    def _set_up(self) -> Rejected | None:
-        job = self._job
-        assert job is not None
-        try:
-            if self._worker is None:
-                self._worker = Worker(self._module)
-            self._ask(*job.frame(), timeout_s=_JOB_S)
-            header = self._load(0, job.reference, _JOB_S)
-        except WorkerDied as died:
-            self._worker = None
-            return _died(died)
-        if "outside" in header:
-            return Rejected(WRONG, f"writes behind buffer {header['outside']}")
-        self._reference_ns = float(header["first_ns"])
-        for number, built in list(self._loaded.items()):
-            self._load(number, built, self._limit_s)
-        return None
-
-    @property
-    def _limit_s(self) -> float:
-        return _PATIENCE_S + _TIMES * self._reference_ns * 1e-9
-
-    def _ask(
-        self, header: dict[str, Any], body: bytes = b"", *, timeout_s: float
-    ) -> tuple[dict[str, Any], bytes]:
-        assert self._worker is not None
-        self._worker.send(header, body)
-        return self._worker.receive(timeout_s)
-
-    def _load(self, number: int, built: Built, timeout_s: float) -> dict[str, Any]:
-        assert self._job is not None
-        header = self._job.candidate(number, built)
-        return self._ask(header, built.data, timeout_s=timeout_s)[0]
-
-    def load(self, built: Built) -> int | Rejected:
-        """Load and check one candidate; its number, for `rounds`."""
-        job, number = self._job, self._next
-        assert job is not None
-        self._next += 1
-        if self._worker is None and (refused := self._set_up()) is not None:
-            return refused
-        try:
-            answer = self._load(number, built, self._limit_s)
-        except WorkerDied as died:
-            self._worker = None
-            return _died(died)
-        if "outside" in answer:
-            self.close_worker()
-            return Rejected(WRONG, f"writes behind buffer {answer['outside']}")
-        self.first_ns = float(answer["first_ns"])
-        if wrong := job.judge(answer["outputs"]):
-            return Rejected(WRONG, wrong)
-        self._loaded[number] = built
-        return number
-
-    def close_worker(self) -> None:
-        """End the process but keep the job: what was written outside may be anything."""
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker = None
-
-    def rounds(
-        self, numbers: Sequence[int], seconds: float, *, least: int = 3, most: int = 1000,
-        drop: float = 0.0,
-    ) -> dict[int, Timing | Rejected]:  # fmt: skip
-        """Time loaded candidates against the reference, interleaved.
-
-        drop: leave out, after a few rounds, what is slower than the best by more than this factor.
-        """
-        if self._worker is None and (refused := self._set_up()) is not None:
-            return dict.fromkeys(numbers, refused)
-        header = {
-            "do": "rounds", "ids": [0, *numbers], "seconds": seconds, "least": least,
-            "most": most, "drop": drop, "patience": _PATIENCE_S,
-        }  # fmt: skip
-        limit = seconds + _PATIENCE_S + self._limit_s * (1 + len(numbers))
-        try:
-            answer, _ = self._ask(header, timeout_s=limit)
-        except WorkerDied as died:
-            self._worker = None
-            if len(numbers) <= 1:
-                return dict.fromkeys(numbers, _died(died))
-            out: dict[int, Timing | Rejected] = {}
-            for k in numbers:
-                out |= self.rounds([k], seconds / len(numbers), least=least, most=most)
-                if isinstance(out[k], Rejected):
-                    self._loaded.pop(k, None)
-            return out
-        samples = {int(k): tuple(s) for k, s in answer["samples"].items()}
-        return {k: Timing(samples[k], samples[0][: len(samples[k])]) for k in numbers}
-
-    def reference(self, seconds: float, least: int = 3) -> tuple[float, ...] | Rejected:
-        """Samples of the reference alone."""
-        header = {
-            "do": "rounds", "ids": [0], "seconds": seconds, "least": least, "most": 1000,
-            "drop": 0.0, "patience": _PATIENCE_S,
-        }  # fmt: skip
-        try:
-            answer, _ = self._ask(header, timeout_s=seconds + _PATIENCE_S + self._limit_s)
-        except WorkerDied as died:
-            self._worker = None
-            return _died(died)
-        return tuple(answer["samples"]["0"])
-
-    def forget(self, numbers: Sequence[int]) -> None:
-        """Unload candidates."""
-        for k in numbers:
-            self._loaded.pop(k, None)
-        if self._worker is not None:
-            try:
-                self._ask({"do": "forget", "ids": list(numbers)}, timeout_s=_JOB_S)
-            except WorkerDied:
-                self._worker = None
-
-    def outputs(self) -> dict[str, Array] | Rejected:
-        """What the reference computed, by tensor."""
-        job = self._job
-        assert job is not None
-        try:
-            header, body = self._ask({"do": "outputs"}, timeout_s=_JOB_S)
-        except WorkerDied as died:
-            self._worker = None
-            return _died(died)
-        out, at = {}, 0
-        for name in header["names"]:
+    def baseline(self, job: Job, seconds: float) -> tuple[Timing, dict[str, Array]] | Rejected:
+        """Time the reference alone, about `seconds` long; its outputs by tensor, logical."""
+        candidate = job.candidate(job.reference)
+        plan = C.Plan(rounds=3, sample_s=max(1e-4, seconds / 4), timeout_s=60, return_outputs=True)
+        result = self._measurer.measure_batch([candidate], None, (), plan)[0]
+        if isinstance(result, Rejected):
+            return result
+        timing = _timing(result, is_reference=True)
+        job.reference_ns = timing.ns
+        outputs = {}
+        for position, name in job.outputs():
             layout = job.kernel.layout_of[name]
             dtype = job.kernel.program.tensors[name].dtype.np
-            flat = np.frombuffer(body, dtype, layout.size, at)
-            at += flat.nbytes
-            plain = layout.is_row_major
-            out[name] = flat.reshape(layout.shape) if plain else layout.unpack(flat)
-        return out
+            flat = np.frombuffer(result.outputs[position], dtype)
+            is_plain = layout.is_row_major
+            outputs[name] = flat.reshape(layout.shape) if is_plain else layout.unpack(flat)
+        job.set_bounds(outputs)
+        return timing, outputs
+
+    def measure(
+        self, job: Job, candidates: Sequence[Built], seconds: float, *, least: int = 2,
+        is_race: bool = True,
+    ) -> list[Timing | Rejected]:  # fmt: skip
+        """Check candidates, and time them against the reference for about `seconds`.
+
+        is_race: those that are clearly slower than the best are timed no further.
+        """
+        each = 2e-9 * max(job.reference_ns, 1e9 * _SAMPLE_S) * max(1, len(candidates))
+        plan = C.Plan(
+            rounds=max(least, min(41, ceil(seconds / each))), sample_s=_SAMPLE_S,
+            prune=_PRUNE if is_race else None, screen=_SCREEN if is_race else None,
+            timeout_s=_PATIENCE_S + _TIMES * 1e-9 * job.reference_ns,
+        )  # fmt: skip
+        found = self._measurer.measure_batch(
+            [job.candidate(b) for b in candidates], job.candidate(job.reference), job.expected(),
+            plan,
+        )  # fmt: skip
+        return [r if isinstance(r, Rejected) else _timing(r) for r in found]
 
 
-def _died(died: WorkerDied) -> Rejected:
-    if died.timed_out:
-        return Rejected(HANG, "no answer in time")
-    log.debug("the measuring process died: %s", died.detail)
-    return Rejected(CRASH, died.signal_name or died.detail)
+def _timing(t: C.Timing, *, is_reference: bool = False) -> Timing:
+    mine = tuple(1e9 * s for s in t.seconds)
+    others = mine if is_reference else tuple(1e9 * s for s in t.reference_seconds)
+    return Timing(mine, others)

@@ -19,11 +19,11 @@ from tilewright.errors import Rejected, TilewrightError
 from tilewright.ir.interpreter import run_program
 from tilewright.runtime.build import build_many, stop_workers
 from tilewright.runtime.calibrate import hardware
-from tilewright.tune.bench import WRONG, Bench, Built, Job, Timing, default_tolerance
-from tilewright.tune.bench_worker import difference
+from tilewright.tune.bench import Bench, Built, Job, Timing, default_tolerance
 from tilewright.tune.database import Record
 from tilewright.tune.propose import Rows
 from tilewright.tune.task import Candidate, Clock, Task
+from tilewright.verify.policy import compare
 
 __all__ = ["Search", "TuningEvent", "gain_of", "is_gain"]
 
@@ -35,7 +35,8 @@ _BATCH = 8
 _FRUITLESS = 9  # batches without a gain after which a task is left alone
 _CONFIRM_SHARE = 0.15  # of the budget
 _ORACLE_SHARE = 0.08
-_SLOW_FIRST = 1.5  # a first run this much slower than the default's is result enough
+_KEPT_BYTES = 32 << 20  # arrays of a task that stay while other tasks are measured
+WRONG = "V001"
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ def is_gain(timing: Timing) -> bool:
     return float(np.median(pairs)) >= NOISE and float(np.quantile(pairs, 0.25)) > 1.0
 
 
-def gain_of(results: Mapping[int, Timing | Rejected]) -> int | None:
+def gain_of(results: Sequence[Timing | Rejected]) -> int | None:
     """The number of the result that is a gain and has the best ratio; None where none is."""
-    fine = {k: r for k, r in results.items() if isinstance(r, Timing) and is_gain(r)}
+    fine = {k: r for k, r in enumerate(results) if isinstance(r, Timing) and is_gain(r)}
     return max(fine, key=lambda k: fine[k].ratio) if fine else None
 
 
@@ -140,6 +141,7 @@ class Search:
     # -- defaults
     def _baselines(self) -> None:
         """Build and time every default; check the small ones against the oracle."""
+        self.bench.start()
         candidates: list[tuple[Task, Candidate]] = []
         for t in self.tasks:
             c = t.default_candidate()
@@ -150,29 +152,31 @@ class Search:
             if self.clock.left_s <= 0:
                 break
         objects = build_many([c.text for _, c in candidates], self.tasks[0].target)
-        each = min(0.03, 0.1 * self.budget_s / max(1, len(candidates)))
+        each = min(0.02, 0.05 * self.budget_s / max(1, len(candidates)))
         for (t, c), data in zip(candidates, objects, strict=True):
             if isinstance(data, Rejected):
                 self._fail(t, data)
-                continue
-            if self.clock.left_s <= 0:
-                continue
-            c.data = data
-            t.job = Job(t.kernel, t.threads, t.arrays(self.values), c.built)
-            refused = self.bench.start(t.job)
-            samples = self.bench.reference(each) if refused is None else refused
-            if isinstance(samples, Rejected):
-                self._fail(t, samples)
-                continue
-            t.default_ns = float(np.median(samples))
-            t.facts.default_us = t.default_ns / 1e3
-            t.batch_s = 0.3 + 8 * 4 * t.default_ns * 1e-9
-            bound = t.bound_ns(hardware(t.target))
-            t.headroom = min(1.0, max(0.08, 1.0 - bound / t.default_ns))
-            self.keep([t.record(t.default, Timing(samples, samples), ratio=1.0)])
-            self._check(t)
-            self._release(t)
-            self.tell(t)
+            elif self.clock.left_s > 0:
+                c.data = data
+                self._baseline(t, c, each)
+                self.tell(t)
+
+    def _baseline(self, task: Task, candidate: Candidate, seconds: float) -> None:
+        arrays = task.arrays(self.values)
+        job = task.job = Job(task.kernel, task.threads, arrays, candidate.built)
+        found = self.bench.baseline(job, seconds)
+        if isinstance(found, Rejected):
+            self._fail(task, found)
+            return
+        timing, outputs = found
+        task.default_ns = timing.ns
+        task.facts.default_us = timing.ns / 1e3
+        task.batch_s = 0.3 + 8 * 6 * timing.ns * 1e-9
+        bound = task.bound_ns(hardware(task.target))
+        task.headroom = min(1.0, max(0.08, 1.0 - bound / timing.ns))
+        self.keep([task.record(task.default, timing, ratio=1.0)])
+        self._check(task, arrays, outputs)
+        self._release(task)
 
     def _fail(self, task: Task, why: Rejected) -> None:
         """The default itself does not run: nothing can be compared with it."""
@@ -184,24 +188,19 @@ class Search:
 
     def _release(self, task: Task) -> None:
         """Drop large arrays; they are made again when the task is measured again."""
-        job = task.job
-        if job is not None and sum(a.nbytes for a in job.arrays.values()) > 32 << 20:
-            if len(self.tasks) > 1:
-                task.job = Job(task.kernel, task.threads, {}, job.reference)
+        if task.job is not None and len(self.tasks) > 1 and task.job.bytes > _KEPT_BYTES:
+            task.old_job, task.job = task.job.light(), None
 
-    def _check(self, task: Task) -> None:
+    def _check(
+        self, task: Task, arrays: Mapping[str, Array], got: Mapping[str, Array]
+    ) -> None:
         """Compare the default's output with the oracle where that is cheap."""
         work = oracle_s(task)
         if self._oracle_s + work > _ORACLE_SHARE * self.budget_s:
             return
         self._oracle_s += work
-        job = task.job
-        assert job is not None
         program = task.kernel.program
-        got = self.bench.outputs()
-        if isinstance(got, Rejected):
-            return
-        inputs = {t.name: job.arrays[t.name] for t in program.inputs}
+        inputs = {t.name: arrays[t.name] for t in program.inputs}
         try:
             want = run_program(program, inputs, values=self.values)
         except TilewrightError as error:  # random inputs that the program does not allow
@@ -209,16 +208,18 @@ class Search:
             return
         task.facts.checked = True
         for name, w in zip(program.results, want, strict=True):
-            flat = np.ascontiguousarray(got[name])
-            gap, scale, strange = difference(w.astype(flat.dtype), flat)
-            allowed = default_tolerance(task.kernel, name) * scale
-            if strange > flat.size * 1e-3 or gap > allowed:
-                task.facts.checked = False
-                why = f"{name} of the default is off by {gap:.3g}, allowed {allowed:.3g}"
-                task.facts.note = why
-                task.note_rejection(WRONG)
-                self.keep([task.record(task.default, Rejected(WRONG, why))])
-                log.warning("[%s] %s: %s", WRONG, task.label, why)
+            dtype = program.tensors[name].dtype
+            verdict = compare(got[name], w, w.astype(dtype.np), dtype, wiggle=[])
+            allowed = default_tolerance(task.kernel, name) * float(np.abs(w).max(initial=0.0))
+            if verdict.ok or (dtype.is_float and verdict.max_err <= allowed):
+                continue
+            if not dtype.is_float and np.mean(got[name] != w) < 1e-3:
+                continue
+            task.facts.checked = False
+            task.facts.note = f"{name} of the default is wrong: {verdict}"
+            task.note_rejection(WRONG)
+            self.keep([task.record(task.default, Rejected(WRONG, task.facts.note))])
+            log.warning("[%s] %s: %s", WRONG, task.label, task.facts.note)
 
     # -- search
     def _reserve_s(self) -> float:
@@ -283,72 +284,56 @@ class Search:
                 c.data = data
         return [c for c in found if c.data is not None], refused
 
-    def _start(self, task: Task) -> Rejected | None:
-        job = task.job
-        assert job is not None
-        if not job.arrays and task.kernel.program.inputs + task.kernel.program.constants:
-            job = task.job = Job(task.kernel, task.threads, task.arrays(self.values), job.reference)
-        return self.bench.start(job)
+    def _job(self, task: Task) -> Job:
+        """The job with its arrays, made again where they were dropped."""
+        if task.job is None:
+            assert task.old_job is not None
+            task.job = task.old_job.with_arrays(task.arrays(self.values))
+        return task.job
 
     def _measure(self, task: Task, candidates: Sequence[Candidate]) -> list[Record]:
+        """Time a batch, and the best of it again before it counts as the best of the task."""
+        job = self._job(task)
+        self.trials += len(candidates)
+        task.facts.trials += len(candidates)
+        seconds = min(0.03 * (1 + len(candidates)), 0.05 * self.budget_s)
+        results = self.bench.measure(job, [c.built for c in candidates], seconds)
         records: list[Record] = []
-        if (why := self._start(task)) is not None:
-            self._fail(task, why)
-            return records
-        loaded: dict[int, Candidate] = {}
-        for c in candidates:
-            got = self.bench.load(c.built)
-            self.trials += 1
-            task.facts.trials += 1
-            if isinstance(got, Rejected):
-                log.info("%s: candidate refused (%s: %s)", task.label, got.code, got.detail)
+        for c, r in zip(candidates, results, strict=True):
+            records.append(task.record(c.schedule, r))
+            if isinstance(r, Rejected):
+                log.info("%s: candidate refused (%s: %s)", task.label, r.code, r.detail)
                 task.proposer.tell(c.rows, None)
-                task.note_rejection(got.code)
-                records.append(task.record(c.schedule, got))
-                continue
-            if task.default_ns > 5e5 and self.bench.first_ns > _SLOW_FIRST * task.default_ns:
-                first = Timing((self.bench.first_ns,), (task.default_ns,))
-                task.proposer.tell(c.rows, first.ratio)
-                records.append(task.record(c.schedule, first))
-                self.bench.forget([got])
-                continue
-            loaded[got] = c
-        if loaded:
-            seconds = min(0.02 * (1 + len(loaded)), 0.05 * self.budget_s)
-            results = self.bench.rounds(list(loaded), seconds, least=2, most=200, drop=1.15)
-            for k, r in results.items():
-                c = loaded[k]
-                records.append(task.record(c.schedule, r))
-                if isinstance(r, Rejected):
-                    task.proposer.tell(c.rows, None)
-                    task.note_rejection(r.code)
-                else:
-                    task.proposer.tell(c.rows, r.ratio)
-            self._improve(task, loaded, results, records)
-            self.bench.forget(list(loaded))
+                task.note_rejection(r.code)
+            else:
+                task.proposer.tell(c.rows, r.ratio)
+        bar = max(NOISE, task.best_ratio * 1.005)
+        fine = [
+            (r.ratio, c) for c, r in zip(candidates, results, strict=True)
+            if isinstance(r, Timing) and r.ratio >= bar
+        ]  # fmt: skip
+        best = sorted(fine, key=lambda x: -x[0])[:2]
+        if best:
+            self._again(task, job, best, records)
+        self._release(task)
         return records
 
-    def _improve(
-        self, task: Task, loaded: Mapping[int, Candidate],
-        results: Mapping[int, Timing | Rejected], records: list[Record],
-    ) -> None:  # fmt: skip
-        """Time the best of a batch again before it counts as the best of the task."""
-        fine = {k: r for k, r in results.items() if isinstance(r, Timing)}
-        ranked = sorted(fine, key=lambda k: -fine[k].ratio)[:2]
-        bar = max(NOISE, task.best_ratio * 1.005)
-        again = [k for k in ranked if fine[k].ratio >= bar]
-        if not again:
-            return
-        seconds = min(0.05 * len(again), 0.05 * self.budget_s)
-        second = self.bench.rounds(again, seconds, least=4, most=200)
-        for k, r in second.items():
-            records.append(task.record(loaded[k].schedule, r))
+    def _again(
+        self, task: Task, job: Job, best: Sequence[tuple[float, Candidate]], records: list[Record]
+    ) -> None:
+        seconds = min(0.05 * len(best), 0.04 * self.budget_s)
+        chosen = [c for _, c in best]
+        results = self.bench.measure(
+            job, [c.built for c in chosen], seconds, least=4, is_race=False
+        )
+        for (before, c), r in zip(best, results, strict=True):
+            records.append(task.record(c.schedule, r))
             if isinstance(r, Timing):
-                task.proposer.tell(loaded[k].rows, (r.ratio * fine[k].ratio) ** 0.5)
-        won = gain_of(second)
-        timing = None if won is None else second[won]
+                task.proposer.tell(c.rows, (r.ratio * before) ** 0.5)
+        won = gain_of(results)
+        timing = None if won is None else results[won]
         if won is not None and isinstance(timing, Timing) and timing.ratio > task.best_ratio:
-            task.best_rows, task.best_ratio = loaded[won].rows, timing.ratio
+            task.best_rows, task.best_ratio = chosen[won].rows, timing.ratio
             task.best_timing = timing
 
     # -- the end of a task
@@ -358,18 +343,15 @@ class Search:
             return
         self.finished += 1
         note = f"{task.facts.trials} trials"
-        if task.best_rows is None or self._start(task) is not None:
-            self._keep_default(task, note)
-            return
-        built = task.built_again(task.best_rows)
-        number = self.bench.load(built) if isinstance(built, Built) else built
-        if isinstance(number, Rejected):
+        built = None if task.best_rows is None else task.built_again(task.best_rows)
+        if task.best_rows is None or not isinstance(built, Built):
             self._keep_default(task, note)
             return
         improved = sum(t.best_rows is not None for t in self.tasks)
         seconds = max(0.03, min(0.5, _CONFIRM_SHARE * self.budget_s / max(1, improved)))
-        result = self.bench.rounds([number], seconds, least=5, most=400)[number]
-        self.bench.forget([number])
+        job = self._job(task)
+        result = self.bench.measure(job, [built], seconds, least=5, is_race=False)[0]
+        self._release(task)
         if isinstance(result, Timing) and is_gain(result):
             self._choose(task, result, note)
         else:

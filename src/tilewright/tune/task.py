@@ -105,6 +105,7 @@ class Task:
         self.nests: dict[str, Rows] = {}
         self.default_ns = 0.0
         self.job: Job | None = None
+        self.old_job: Job | None = None  # without arrays
         self.best_rows: Rows | None = None  # re-measured and faster than the default
         self.best_ratio = 1.0
         self.best_timing: Timing | None = None
