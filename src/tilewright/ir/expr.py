@@ -119,7 +119,17 @@ class Expr:
     Source: tinygrad UOp, Halide Expr.
     """
 
-    __slots__ = ("__weakref__", "_poly", "_reads", "_text", "args", "attr", "dtype", "op")
+    __slots__ = (
+        "__weakref__",
+        "_indices",
+        "_poly",
+        "_reads",
+        "_text",
+        "args",
+        "attr",
+        "dtype",
+        "op",
+    )
     op: str
     args: tuple[Expr, ...]
     attr: Any
@@ -127,6 +137,7 @@ class Expr:
     _poly: Polynomial | None
     _text: str | None
     _reads: tuple[Expr, ...] | None
+    _indices: frozenset[str] | None
 
     def __init__(self) -> None:
         raise InternalError("X001", "Expr is made by its constructors only")
@@ -184,7 +195,18 @@ class Expr:
 
     def names(self, op: str) -> set[str]:
         """Names of all leaves of kind `op` ('index' or 'dim')."""
+        if op == "index":
+            return set(self.indices())
         return {n.attr for n in self.walk() if n.op == op}
+
+    def indices(self) -> frozenset[str]:
+        """Names of all index variables in it."""
+        if self._indices is None:
+            if self.op == "index":
+                self._indices = frozenset((self.attr,))
+            else:
+                self._indices = frozenset[str]().union(*(a.indices() for a in self.args))
+        return self._indices
 
     def reads(self) -> list[Expr]:
         """All distinct reads in it, operands first."""
@@ -212,7 +234,7 @@ def _make(op: str, args: tuple[Expr, ...], attr: Any, dtype: DType) -> Expr:
         return found
     node = object.__new__(Expr)
     node.op, node.args, node.attr, node.dtype = op, args, attr, dtype
-    node._poly = node._text = node._reads = None
+    node._poly = node._text = node._reads = node._indices = None
     _TABLE[key] = node
     return node
 

@@ -138,7 +138,7 @@ def int_extent(e: Expr) -> int:
 def parse_kernel(text: str) -> Kernel:
     """The Kernel of its text. Errors: S002 for another format; those of `parse_program`."""
     head, _, rest = text.partition("\nprogram ")
-    lines = [line.strip() for line in head.strip().splitlines()]
+    lines = [line.strip() for line in head.strip().splitlines()] or [""]
     if lines[0] != f"kernel format {KERNEL_FORMAT}:":
         raise UserError(
             "S002", f"this is not kernel text of format {KERNEL_FORMAT}", where=lines[0]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 
@@ -123,7 +124,18 @@ class Layout:
 
     @staticmethod
     def parse(text: str) -> Layout:
-        """The layout of its text."""
+        """The layout of its text. Errors: F010 where it is none."""
+        try:
+            layout = Layout._parse(text)
+        except (ValueError, IndexError):
+            raise UserError("F010", f"this is no layout: {text!r}") from None
+        rank = len(layout.shape)
+        if any(t.axis >= rank for t in layout.terms) or len(layout.halo) not in (0, rank):
+            raise UserError("F010", f"this layout has axes that its shape lacks: {text!r}")
+        return layout
+
+    @staticmethod
+    def _parse(text: str) -> Layout:
         head, rest = text.strip().split("]", 1)
         shape = tuple(int(x) for x in head[1:].split(",") if x)
         words = rest.split()

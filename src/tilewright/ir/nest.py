@@ -651,7 +651,7 @@ class _NestParser(Parser):
         e = self.expression(Scope({}, {}))
         if e.op != "const":
             raise self.fail("expected a constant", token)
-        value: float | int | bool = E.const(e.attr, dtype).attr
+        value: float | int | bool = self.retype(e, dtype).attr
         return value
 
     def indexed(self) -> tuple[str, Expr]:

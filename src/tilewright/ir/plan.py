@@ -114,14 +114,14 @@ def parse_plan(text: str) -> Plan:
     Errors: S002 for another format; F010 for a line that is none of a plan's.
     """
     head, *rest = re.split(r"^--- kernel \d+\n", text, flags=re.M)
-    lines = head.strip().splitlines()
+    lines = head.strip().splitlines() or [""]
     m = re.match(r"plan (\S+) format (\d+)$", lines[0])
     if m is None or int(m.group(2)) != PLAN_FORMAT:
         raise UserError("S002", f"this is not plan text of format {PLAN_FORMAT}", where=lines[0])
     buffers: list[PlanBuffer] = []
     steps: list[KernelCall | ExternCall] = []
     for line in (x.strip() for x in lines[1:]):
-        if b := _BUFFER.match(line):
+        if (b := _BUFFER.match(line)) and b.group(3) in DTYPES:
             buffers.append(
                 PlanBuffer(
                     b.group(2),

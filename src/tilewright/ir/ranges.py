@@ -187,7 +187,7 @@ def coefficient(e: Expr, var: Expr) -> int | None:
             if len(atoms) != 1:
                 return None
             c = v
-        elif any(var in a.walk() for a in atoms if a.args):
+        elif any(var.attr in a.indices() for a in atoms if a.args):
             return None
     return c
 
@@ -197,12 +197,13 @@ def split_linear(e: Expr, variables: list[Expr]) -> tuple[dict[Expr, int], Expr]
     or None.
     """
     wanted = set(variables)
+    names = frozenset(v.attr for v in variables)
     out: dict[Expr, int] = {}
     rest = {}
     for atoms, v in E.polynomial(e).items():
         if len(atoms) == 1 and atoms[0] in wanted:
             out[atoms[0]] = v
-        elif any(x in wanted for a in atoms for x in a.walk()):
+        elif any(names & a.indices() for a in atoms):
             return None
         else:
             rest[atoms] = v

@@ -51,6 +51,7 @@ class StageSpace:
         self.prefetches = prefetches
         self.full = full  # extents before the shared axes were cut into blocks
         self.first: dict[str, Value] = {}
+        self._windows: dict[str, str | None] = {}
         self.bits = max([8 * roles.anchor.dtype.bytes, 32]) if roles.anchor.dtype.is_float else 32
         self.lanes = target.lanes(32)
         self.registers = target.vector_registers
@@ -138,9 +139,12 @@ class StageSpace:
         return out or [{} if lane is None else {lane: self.lanes}]
 
     def _window(self, k: str) -> str | None:
-        """The output axis that slides along reduce axis `k` in some operand (stride of one is the
-        other's), or None.
-        """
+        """The output axis that slides along reduce axis `k` in some operand, or None."""
+        if k not in self._windows:
+            self._windows[k] = self._find_window(k)
+        return self._windows[k]
+
+    def _find_window(self, k: str) -> str | None:
         r = self.r
         for x in (r.a, r.b):
             if x is None or x.read is None:
