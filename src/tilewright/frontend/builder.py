@@ -73,7 +73,7 @@ _KEYWORDS = frozenset(
 )
 _RESERVED = _KEYWORDS | E.UNARY | E.BINARY | E.COMPARE | frozenset(MONOIDS) | frozenset(DTYPES)
 # Names kept for index variables; tensors other than inputs never take them.
-_INDEX = re.compile(r"[a-z][0-9]*|k[dhw]")
+_INDEX = re.compile(r"[a-z][0-9]{0,2}|k[dhw]|[sf][xy]")
 _MAX_NAME = 48
 
 
@@ -95,7 +95,7 @@ class Builder:
     names to it.
     """
 
-    def __init__(self, name: str, taken: Iterable[str] = ()) -> None:
+    def __init__(self, name: str, taken: Iterable[str] = (), promised: Iterable[str] = ()) -> None:
         self.name = identifier(name, "model")
         self.tensors: dict[str, Tensor] = {}
         self.inputs: list[Tensor] = []
@@ -104,12 +104,18 @@ class Builder:
         self.origins: dict[str, str] = {}
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}
         self._names: set[str] = set(taken)  # dims, inputs: spelled as the user spells them
+        # Outputs: no index variable takes these, the first tensor that asks for one gets it.
+        self._promised = set(promised) - self._names
         self._counters: dict[str, int] = {}
 
     # ---- names
     def fresh(self, hint: str) -> str:
         """A new name like `hint`, never one that an index variable could have."""
         base = identifier(hint)
+        if base in self._promised:
+            self._promised.discard(base)
+            self._names.add(base)
+            return base
         if _INDEX.fullmatch(base):
             base += "_"
         if base not in self._names:
@@ -129,7 +135,8 @@ class Builder:
         for position, size in enumerate(shape):
             wanted = names[position] if position < len(names) else ""
             pool = chain((wanted,), _numbered(wanted)) if wanted else _generic(position)
-            name = next(x for x in pool if x not in self._names and x not in used)
+            free = (x for x in pool if x not in self._names and x not in self._promised)
+            name = next(x for x in free if x not in used)
             used.add(name)
             out.append(Axis(name, size if isinstance(size, Expr) else E.const(size)))
         return tuple(out)

@@ -8,6 +8,7 @@ than what they are made of are not folded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,7 +80,7 @@ def _value(n: Node, array: Array, dtype: DType | None) -> Value:
 def _numeric(n: Node, r: Row, given: Sequence[Value]) -> Value:
     arrays = [v.known for v in given if v.known is not None]
     shape = np.broadcast_shapes(*(a.shape for a in arrays))
-    may_grow(int(np.prod(shape)), sum(a.size for a in arrays))
+    may_grow(math.prod(map(int, shape)), sum(a.size for a in arrays))
     assert r.scalar is not None  # for the type checker; `fold` looked
     scalar = r.scalar
     result = evaluate_scalar(lambda *e: scalar(n, *e), arrays)
@@ -143,7 +144,7 @@ def _symbolic(n: Node, given: Sequence[Value]) -> Value:
         given = given[:1]
     arrays = [as_objects(v, n.sizes) for v in given]
     shape = np.broadcast_shapes(*(a.shape for a in arrays))
-    if int(np.prod(shape)) > _TRACKED:
+    if math.prod(map(int, shape)) > _TRACKED:
         raise Undecided
     out = np.empty(shape, object)
     spread = [np.broadcast_to(a, shape) for a in arrays]

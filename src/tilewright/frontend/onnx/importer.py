@@ -19,6 +19,7 @@ import numpy as np
 
 from tilewright.errors import UserError
 from tilewright.frontend.builder import Builder, identifier, statement_reads
+from tilewright.frontend.onnx.checks import check_node
 from tilewright.frontend.onnx.external import ExternalData
 from tilewright.frontend.onnx.folding import fold
 from tilewright.frontend.onnx.functions import body_of
@@ -200,7 +201,8 @@ class Importer:
             raise UserError(
                 "F006", f"{n!r} is both an input and a size", where=f"graph {graph.name!r}"
             )
-        self.builder = Builder(self.name, taken | dim_names)
+        promised = {identifier(o.name) for o in graph.output}
+        self.builder = Builder(self.name, taken | dim_names, promised)
         for i, shown, dtype, shape in declared:
             if i.name in self.known:
                 array = np.asarray(self.known[i.name])
@@ -391,6 +393,8 @@ class Importer:
         """Import one NodeProto into the scope."""
         domain = "" if proto.domain == "ai.onnx" else proto.domain
         name = scope.prefix + (proto.name or next((o for o in proto.output if o), proto.op_type))
+        opset = scope.opsets.get(domain, 1)
+        check_node(proto, opset, domain, f"node {name!r} ({proto.op_type}, opset {opset})")
         attributes: dict[str, Any] = {}
         for a in proto.attribute:
             if a.ref_attr_name:
@@ -407,7 +411,7 @@ class Importer:
             self,
             proto.op_type,
             name,
-            scope.opsets.get(domain, 1),
+            opset,
             inputs,
             attributes,
             list(proto.output),
@@ -435,6 +439,8 @@ class Importer:
             return self.call(n, local, scope)
         r = ROWS.get((n.domain, n.op))
         if r is not None:
+            if n.opset < r.since and not n.domain:
+                raise n.refuse(f"its form of opset {n.opset}", f"opset {r.since} or newer")
             folded = fold(n, r)
             if folded is not None:
                 return folded

@@ -7,6 +7,7 @@ progression of constant indices becomes affine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -152,7 +153,8 @@ def _monoid(n: Node) -> str | None:
     return known[name]
 
 
-@row("ScatterElements", "Scatter", kind="index", since=9)
+@row("ScatterElements", kind="index", since=11)
+@row("Scatter", kind="index", since=9)
 def scatter_elements(n: Node) -> Value:
     """x with x[indices[i, j], j] combined with updates[i, j]; of several without a reduction the
     last wins.
@@ -474,9 +476,9 @@ def col2im(n: Node) -> Value:
         + 1
         for k in range(count)
     ]
-    volume = int(np.prod(block))
+    volume = math.prod(map(int, block))
     channels = n.divide(x.shape[1], E.const(volume), "columns in blocks")
-    n.equal(x.shape[2], E.const(int(np.prod(steps))), "the number of blocks")
+    n.equal(x.shape[2], E.const(math.prod(map(int, steps))), "the number of blocks")
     source = [x.shape[0], channels, *sizes_of(block), *sizes_of(steps)]
 
     def place(*i: Expr) -> list[Expr]:

@@ -6,6 +6,7 @@ leaves alone are read with a plain index; only regrouped axes use // and %.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -166,7 +167,7 @@ def flatten(n: Node) -> Value:
 def _fold_flatten(n: Node, x: Array) -> Array:
     axis = int(n.attribute("axis", 1))
     axis = axis + x.ndim if axis < 0 else axis
-    return x.reshape(int(np.prod(x.shape[:axis])), -1)
+    return x.reshape(math.prod(map(int, x.shape[:axis])), -1)
 
 
 def _axes_of(n: Node, rank: int, k: int = 1) -> list[int] | None:
@@ -463,7 +464,7 @@ def tile(n: Node) -> Value:
 def _fold_tile(n: Node, x: Array, repeats: Array) -> Array:
     if repeats.dtype == object:
         raise Undecided
-    may_grow(x.size * int(np.prod(repeats)), x.size)
+    may_grow(x.size * math.prod(map(int, repeats)), x.size)
     return np.tile(x, repeats.tolist())
 
 
@@ -480,7 +481,7 @@ def _fold_expand(n: Node, x: Array, shape: Array) -> Array:
     if shape.dtype == object:
         raise Undecided
     target = np.broadcast_shapes(x.shape, tuple(int(s) for s in shape))
-    may_grow(int(np.prod(target)), x.size)
+    may_grow(math.prod(map(int, target)), x.size)
     return np.asarray(np.broadcast_to(x, target), order="C")
 
 
@@ -531,7 +532,7 @@ def constant_of_shape(n: Node) -> Value:
     fill = np.asarray(n.attribute("value", np.zeros(1, np.float32))).reshape(-1)[0]
     shape = n.integers(0, "shape")
     fixed = [E.int_value(s) for s in shape]
-    if all(f is not None for f in fixed) and np.prod([f or 0 for f in fixed]) <= 1 << 16:
+    if all(f is not None for f in fixed) and math.prod(f or 0 for f in fixed) <= 1 << 16:
         return n.constant(np.full([f or 0 for f in fixed], fill))
     scalar = n.constant(fill)
     return n.define(shape, lambda *i: scalar.at())

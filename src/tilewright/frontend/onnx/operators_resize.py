@@ -227,15 +227,16 @@ def _affine_nearest(n: Node, a: _Axis, transform: str, rounding: str, h: Expr) -
         return None
     # position = top / bottom
     top, bottom = (h * q, p) if transform == "asymmetric" else (h * (2 * q) + (q - p), 2 * p)
+    z = n.sizes
     match rounding:
         case "floor":
-            e = E.floordiv(top, E.const(bottom))
+            e = z.floordiv(top, bottom)
         case "ceil":
-            e = -E.floordiv(-top, E.const(bottom))
+            e = z.floordiv(top + (bottom - 1), bottom)
         case "round_prefer_floor":  # ceil(position - 1/2)
-            e = -E.floordiv(-(top * 2) + bottom, E.const(2 * bottom))
+            e = z.floordiv(top * 2 + (bottom - 1), 2 * bottom)
         case "round_prefer_ceil":  # floor(position + 1/2)
-            e = E.floordiv(top * 2 + bottom, E.const(2 * bottom))
+            e = z.floordiv(top * 2 + bottom, 2 * bottom)
         case _:
             raise n.refuse(f"nearest_mode {rounding!r}")
     scale = float(a.scale)
@@ -261,9 +262,9 @@ def _symbolic_nearest(n: Node, a: _Axis, transform: str, rounding: str, h: Expr)
         case "floor":
             e = E.floordiv(top, bottom)
         case "ceil":
-            e = -E.floordiv(-top, bottom)
+            e = E.floordiv(top + bottom - 1, bottom)
         case "round_prefer_floor":
-            e = -E.floordiv(bottom - top * 2, bottom * 2)
+            e = E.floordiv(top * 2 + bottom - 1, bottom * 2)
         case "round_prefer_ceil":
             e = E.floordiv(top * 2 + bottom, bottom * 2)
         case _:
@@ -459,7 +460,7 @@ def _taps(n: Node, a: _Axis, mode: str, transform: str) -> tuple[Array, Array]:
 
 
 def _linear_kernel(d: Array) -> Array:
-    return np.maximum(1 - np.abs(d), 0)
+    return np.asarray(np.maximum(1 - np.abs(d), 0))
 
 
 def _cubic_kernel(d: Array, c: float) -> Array:

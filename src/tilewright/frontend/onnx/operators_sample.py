@@ -140,6 +140,8 @@ def _grid_position(
             p = E.mul(E.sub(E.mul(g, length), E.const(1.0, wide)), E.const(0.5, wide))
         if mode == "nearest":
             p = E.unary("round", p)
+        if mode == "cubic":  # its taps are moved inside one by one
+            return p
         inside = E.logical("and", E.compare("le", low, p), E.compare("le", p, high))
         if outside == "border":
             clamped = E.maximum(E.minimum(p, E.sub(length, E.const(1.0, wide))), E.const(0.0, wide))
@@ -255,6 +257,54 @@ def roi_align(n: Node) -> Value:
     )
     return n.define(
         shape, lambda *i: E.cast(E.mul(total.at(*i), c(1 / (ratio * ratio))), x.dtype), names
+    )
+
+
+@row("MaxRoiPool", kind="resize")
+def max_roi_pool(n: Node) -> Value:
+    """The maximum of each bin of regions of interest; 0 where a bin is empty."""
+    x, rois = n[0], n[1]
+    height, width = (int(v) for v in n.required("pooled_shape"))
+    scale = float(n.attribute("spatial_scale", 1.0))
+    wide = x.dtype.accumulator
+
+    def edge(r: Expr, k: int) -> Expr:
+        """Coordinate k of region r on the grid: rounded, half away from zero."""
+        e = E.mul(E.cast(rois.at(r, k), wide), E.const(scale, wide))
+        return E.cast(E.unary("floor", E.add(e, E.const(0.5, wide))), I64)
+
+    def inside(r: Expr, p: Expr, e: Expr, bins: int, start: int) -> Expr:
+        low = edge(r, start)
+        length = E.maximum(edge(r, start + 2) - low + 1, E.const(1))
+        first = low + E.floordiv(p * length, E.const(bins))
+        last = low - E.floordiv(-(p + 1) * length, E.const(bins))
+        return E.logical("and", E.compare("le", first, e), E.compare("lt", e, last))
+
+    def guard(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
+        down = inside(i[0], i[2], r[0], height, 2)
+        return E.logical("and", down, inside(i[0], i[3], r[1], width, 1))
+
+    def element(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
+        return x.at(E.cast(rois.at(i[0], 0), I64), i[1], r[0], r[1])
+
+    shape: list[Expr | int] = [rois.shape[0], x.shape[1], height, width]
+    names = ("r", "c", "p", "q")
+    top = n.reduce(
+        "max",
+        shape,
+        x.shape[2:],
+        element,
+        names=names,
+        over_names=("h", "w"),
+        guard=guard,
+        suffix="max",
+        keep_ones=True,
+    )
+    empty = like(x, float("-inf"))
+    return n.define(
+        shape,
+        lambda *i: E.select(E.compare("eq", top.at(*i), empty), like(x, 0), top.at(*i)),
+        names,
     )
 
 

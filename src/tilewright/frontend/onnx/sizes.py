@@ -126,6 +126,10 @@ class Sizes:
     def floordiv(self, a: Expr, c: int) -> Expr:
         """a // c, with nested divisions merged: ((H + 1)//2 + 1)//2 is (H + 3)//4."""
         poly = E.polynomial(a)
+        g = math.gcd(c, *(v for k, v in poly.items() if k))
+        if g > 1:  # (2 x + 1) // 4 is x // 2
+            reduced = E.from_polynomial({k: v // g for k, v in poly.items() if v // g})
+            return self.floordiv(reduced, c // g)
         for atoms, k in poly.items():
             if (
                 len(atoms) == 1

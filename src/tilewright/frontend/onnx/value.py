@@ -8,6 +8,7 @@ read as a literal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,7 @@ class Value:
     def _symbolic(self) -> Tensor:
         assert self.known is not None
         axes = self.builder.axes(self.shape)
-        strides = [int(np.prod(self.known.shape[k + 1 :])) for k in range(self.rank)]
+        strides = [math.prod(self.known.shape[k + 1 :]) for k in range(self.rank)]
         position = E.const(0)
         for a, s in zip(axes, strides, strict=True):
             position = position + a.index * s
@@ -326,6 +327,10 @@ class Node:
                 out[k] = size if E.int_value(out[k]) == 1 else self.equal(out[k], size, f"axis {k}")
         return tuple(out)
 
+    def tidied(self, shape: Sequence[Expr | int]) -> tuple[Expr, ...]:
+        """A shape in the simplest spelling of its sizes."""
+        return tuple(s if s.op == "const" else self.sizes.tidy(s) for s in sizes_of(shape))
+
     # ---- definitions
     @property
     def hint(self) -> str:
@@ -354,7 +359,7 @@ class Node:
         dtype: DType | None = None,
     ) -> Value:
         """`y[axes] = body(*indices)`; `dtype` casts the body."""
-        axes = self.builder.axes(sizes_of(shape), names)
+        axes = self.builder.axes(self.tidied(shape), names)
         e = body(*(a.index for a in axes))
         return self.value(
             self.builder.define(self._named(suffix), axes, e if dtype is None else E.cast(e, dtype))
@@ -391,8 +396,7 @@ class Node:
         Reduce axes of extent 1 are dropped (their index is 0) unless `keep_ones`; with none left,
         sums, products, max and min become plain definitions.
         """
-        over = sizes_of(over)
-        shape = sizes_of(shape)
+        over, shape = self.tidied(over), self.tidied(shape)
         if len(over_names) < len(over):
             over_names = [*over_names, *"rstuvwpq"[: len(over) - len(over_names)]]
         kept = [keep_ones or E.int_value(s) != 1 for s in over]
