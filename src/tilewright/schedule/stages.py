@@ -9,7 +9,7 @@ up by extents, guesses are computed from them.
 from __future__ import annotations
 
 from itertools import product
-from math import ceil, prod
+from math import ceil, gcd, prod
 
 from tilewright.machine.target import Target
 from tilewright.schedule.roles import StageRoles
@@ -373,10 +373,12 @@ class StageSpace:
         if lane_n and len(m) == 1 and len(k) == 1 and not r.a.constant and not self.shared:
             stride = r.a.strides.get(m[0]) or 0
             columns = prod(r.extents[a] for a in r.roles("n"))
-            # Rows a multiple of 1 KiB apart fall into few cache sets; many columns pay for the
-            # copy.
-            conflict = stride * r.a.dtype_bytes % 1024 == 0 and r.extents[m[0]] > 8
-            worth = conflict and columns >= 4 * self.lanes
+            # Rows that are a multiple of many cache lines apart fall into few of the 64 sets of L1;
+            # where the tile's rows do not fit in those, enough columns pay for a copy.
+            ways = max(1, self.target.l1_bytes // (64 * 64))
+            sets = 64 // gcd(64, max(1, stride * r.a.dtype_bytes // 64))
+            rows = int(first.get(f"{p}reg.{r.names[m[0]]}", 1))
+            worth = rows > sets * ways and columns >= 4 * self.lanes
             out.append(
                 Group(
                     (f"{p}pack.a",),
