@@ -282,14 +282,11 @@ def calibrate(threads: Sequence[int]) -> dict[str, Any]:
     return dict(module.calibrate(threads=tuple(threads)))
 
 
-def candidate_cost() -> tuple[float, float] | None:
+def candidate_cost() -> tuple[float, float]:
     """CPU milliseconds of one matmul candidate (lowered, built, linked) and Python's part of it."""
-    try:
-        module = importlib.import_module("tilewright.tune.cost_of_candidate")
-    except ModuleNotFoundError:
-        return None
-    total, python = module.measure()
-    return float(total), float(python)
+    from tilewright.tools.candidate import measure
+
+    return measure()
 
 
 def version() -> str:

@@ -240,7 +240,7 @@ def main(arguments: list[str]) -> int:
                 answer = {"ok": False, "skip": str(error)}
             except TilewrightError as error:
                 answer = {"ok": False, "error": f"[{error.code}] {error.message}"}
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  the row reports it, the run goes on
                 if os.environ.get("TILEWRIGHT_DEBUG", "0") != "0":
                     import traceback
 

@@ -64,10 +64,9 @@ class Adapter:
 
     def available(self) -> str:
         try:
-            import onnxruntime
-        except ImportError as error:
-            raise Unavailable(f"not installed: pip install 'tilewright[peers]' ({error})") from None
-        return metadata.version("onnxruntime")
+            return metadata.version("onnxruntime")
+        except metadata.PackageNotFoundError:
+            raise Unavailable("not installed: pip install 'tilewright[peers]'") from None
 
     def prepare(self, workload: Workload, threads: int, copies: int) -> Entry:
         import onnxruntime as ort

@@ -67,10 +67,9 @@ class Adapter:
 
     def available(self) -> str:
         try:
-            import torch
-        except ImportError as error:
-            raise Unavailable(f"not installed: pip install 'tilewright[peers]' ({error})") from None
-        return metadata.version("torch")
+            return metadata.version("torch")
+        except metadata.PackageNotFoundError:
+            raise Unavailable("not installed: pip install 'tilewright[peers]'") from None
 
     def prepare(self, workload: Workload, threads: int, copies: int) -> Entry:
         import torch

@@ -1,0 +1,65 @@
+"""What one candidate of the search costs: lower, emit, build and link a matmul with tails.
+
+In: nothing. Out: CPU milliseconds of the whole, and of Python's part (lowering and printing), as
+medians over sizes that no cache has seen. Invariant: everything runs in this one process, so its
+CPU clock sees all of it; the first kernel, which starts LLVM, is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+__all__ = ["main", "measure"]
+
+# Prime sizes: every axis has a tail, and both operands are packed.
+_SIZES = ((509, 487, 503), (491, 499, 521), (523, 509, 479), (467, 541, 499), (503, 463, 547))
+_TEXT = """program matmul(a: f32[{m}, {k}], b: f32[{k}, {n}]):
+  c: f32[i<{m}, j<{n}] = sum(k<{k}) a[i, k] * b[k, j]
+  return c
+"""
+
+
+def measure() -> tuple[float, float]:
+    """(whole, Python's part) in CPU milliseconds, measured in a fresh process."""
+    command = [sys.executable, "-P", "-m", "tilewright.tools.candidate"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    whole, python = json.loads(output)
+    return float(whole), float(python)
+
+
+def _one(size: tuple[int, int, int]) -> tuple[float, float]:
+    from tilewright.codegen.llvm import emit_llvm
+    from tilewright.group.plan import plan_program
+    from tilewright.ir.program import parse_program
+    from tilewright.machine.target import Target
+    from tilewright.runtime.build import emit_object
+    from tilewright.runtime.jit import load_object
+    from tilewright.runtime.link import lower_kernel
+    from tilewright.schedule.kernel_space import space_of
+
+    target = Target.native()
+    m, n, k = size
+    plan, _ = plan_program(parse_program(_TEXT.format(m=m, n=n, k=k)), target)
+    kernel = max(plan.kernels, key=lambda kernel: len(str(kernel)))
+    schedule = space_of(kernel, target).default()
+    started = time.process_time()
+    text = emit_llvm(lower_kernel(kernel, schedule, target).nest, target)
+    python = time.process_time()
+    load_object(emit_object(text, target))
+    return (time.process_time() - started) * 1e3, (python - started) * 1e3
+
+
+def main() -> None:
+    """Print the two medians as JSON."""
+    _one((64, 64, 64))
+    costs = [_one(size) for size in _SIZES]
+    whole, python = (statistics.median(column) for column in zip(*costs, strict=True))
+    print(json.dumps([whole, python]))
+
+
+if __name__ == "__main__":
+    main()
