@@ -113,6 +113,8 @@ def _buffers(
             known.add(n)
             place = "output" if n in results else "arena"
             out.append(PlanBuffer(n, p.tensors[n].dtype, layouts[n], place))
+    order = {n: k for k, n in enumerate(p.results)}
+    out.sort(key=lambda b: order[b.name] if b.place == "output" else -1)
     return out
 
 
