@@ -93,9 +93,15 @@ def import_onnx(
     sizes = Sizes()
     for _ in range(_MAX_FACTS):
         try:
-            return Importer(model, external, sizes, name, known or {}).run()
+            imported = Importer(model, external, sizes, name, known or {}).run()
+            if not sizes.stale:
+                return imported
         except LearnedFact:
-            sizes.dims.clear()
+            pass
+        except UserError:
+            if not sizes.stale:
+                raise
+        sizes.restart()
     raise UserError("F006", "the sizes of the model could not be made to agree", where=name)
 
 

@@ -41,6 +41,14 @@ class Sizes:
     equal: dict[str, Expr] = field(default_factory=dict)
     at_least: dict[str, int] = field(default_factory=dict)
     multiple: dict[str, int] = field(default_factory=dict)
+    stale: bool = False  # a multiple was learned: what was simplified before it is not simplest
+    _tidied: dict[Expr, Expr] = field(default_factory=dict)
+
+    def restart(self) -> None:
+        """Forget the dims, keep the facts."""
+        self.dims.clear()
+        self._tidied.clear()
+        self.stale = False
 
     def declare(self, name: str) -> Expr:
         """The expression of a dim, with the facts known about it."""
@@ -144,7 +152,15 @@ class Sizes:
 
     def tidy(self, e: Expr) -> Expr:
         """The simplest spelling of a size: with H a multiple of 32, (H + 1)//2 becomes H//2."""
-        scale = {n: self.multiple[n] for n in e.names("dim") if self.multiple.get(n, 1) > 1}
+        if not self.multiple or e.op == "const":
+            return e
+        found = self._tidied.get(e)
+        if found is None:
+            found = self._tidied[e] = self._simplest(e)
+        return found
+
+    def _simplest(self, e: Expr) -> Expr:
+        scale = {n: m for n in e.names("dim") if (m := self.multiple.get(n, 1)) > 1}
         if not scale:
             return e
         poly = E.polynomial(self._scaled(e, scale))
@@ -177,8 +193,8 @@ class Sizes:
         return E.int_value(self._scaled(difference, scale)) == 0
 
     def require_equal(self, a: Expr, b: Expr) -> bool:
-        """Make a == b hold. Returns False where it cannot; raises LearnedFact where a new fact
-        makes it hold.
+        """Make a == b hold. Returns False where it cannot; raises LearnedFact where a dim must
+        equal something for it; becomes `stale` where a new multiple makes it hold.
         """
         if self.same(a, b):
             return True
@@ -198,7 +214,9 @@ class Sizes:
                     }
                     if E.int_value(self._scaled(a - b, scale)) == 0:
                         self.multiple.update(scale)
-                        raise LearnedFact
+                        self._tidied.clear()
+                        self.stale = True
+                        return True
         return False
 
     def _learn_equal(self, name: str, value: Expr) -> None:

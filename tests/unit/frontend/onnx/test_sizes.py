@@ -49,9 +49,10 @@ def test_quotients() -> None:
 def test_equality_teaches_a_multiple() -> None:
     z = sizes()
     up = z.floordiv(H + 31, 32) * 2
-    with pytest.raises(LearnedFact):
-        z.require_equal(up, z.floordiv(H + 15, 16))
+    assert z.require_equal(up, z.floordiv(H + 15, 16)) and z.stale
     assert z.multiple["H"] == 32
+    z.restart()
+    assert not z.stale and not z.dims and z.multiple["H"] == 32
 
 
 def test_equality_teaches_a_value() -> None:
