@@ -34,6 +34,7 @@ class Body:
         self.var = var  # the loop counter that this body belongs to
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.is_root = is_root
+        self.is_loop = var is not None and not is_root  # else the root, or a side of a branch
         self.nodes: list[Node] = []
         self.values: dict[object, Tile] = {}
         self.stored: set[str] = set()  # buffers written in this body so far
@@ -58,11 +59,14 @@ class Builder:
 
     # -- placement
     def _home(self, operands: tuple[Tile, ...], exprs: tuple[Expr, ...]) -> Body:
-        """The outermost body, not above the root, in which everything is defined."""
+        """The outermost body in which everything is defined, not above the root or a branch.
+
+        A load may be inside its buffer on one side of a branch alone.
+        """
         used = {v for e in exprs for v in e.names("index")}
         depth = max((t.body.depth for t in operands), default=0)
         b = self.body
-        while not b.is_root and b.parent is not None and b.depth > depth and b.var not in used:
+        while b.parent is not None and b.depth > depth and b.is_loop and b.var not in used:
             b = b.parent
         return b
 
@@ -136,6 +140,7 @@ class Builder:
         orelse: float | int | bool,
     ) -> Tile:
         exprs = (base, *(s for _, s in strides), *(x for _, lo, hi in limits for x in (lo, hi)))
+        orelse = orelse if limits else 0
         key = (buffer, base, strides, limits, repr(orelse))
         if buffer not in self.written:
             return self.pure(key, N.Load, type, (), exprs, buffer, base, strides, limits, orelse)
@@ -160,6 +165,7 @@ class Builder:
     ) -> Tile:
         operands = (offset,) if mask is None else (offset, mask)
         name = None if mask is None else mask.name
+        orelse = orelse if name else 0
         if buffer not in self.written:
             key = (buffer, base, offset.name, name, repr(orelse))
             return self.pure(

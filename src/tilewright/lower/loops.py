@@ -130,7 +130,7 @@ def emit_levels(
             descend(region.narrowed(level.axis, at, rest))
 
     if full == 0:
-        if level.tail == "mask":
+        if level.tail == "mask" and length != 1:
             descend(region.narrowed(level.axis, start, _masked_size(level, length, lanes), length))
         else:
             descend(region.narrowed(level.axis, start, length))

@@ -1,0 +1,410 @@
+"""The schedule fuzzer: schedules of a Program's kernels, each lowered, run and compared with the
+oracle.
+
+In: a Program without symbolic dims, a Target, a generator of random numbers. Out: a
+`ScheduleReport`. Invariants: a schedule that its Space holds must lower, verify, print and parse,
+touch nothing outside its tensors and compute what the kernel's definitions say; a finding holds the
+kernel and the schedule, so that it can be run again.
+
+Every buffer of a native run touches an unmapped page, at its end or at its start. Outputs,
+workspace and scratch hold NaN (floats) or a byte pattern before a run, and what no element of an
+output occupies must still hold it afterwards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tilewright.codegen.llvm import chunk_count, emit_llvm, function_name, scratch_bytes
+from tilewright.errors import Rejected
+from tilewright.group.plan import plan_program
+from tilewright.ir import expr as E
+from tilewright.ir.kernel import Kernel, int_extent, parse_kernel
+from tilewright.ir.layout import Layout
+from tilewright.ir.nest import LoopNest, parse_nest
+from tilewright.ir.nest_interpreter import run_nest
+from tilewright.ir.nest_verifier import verify_nest
+from tilewright.ir.plan import ExternCall, KernelCall, Plan
+from tilewright.ir.program import Program
+from tilewright.lower.kernel import Lowered, lower
+from tilewright.machine.target import Target
+from tilewright.runtime.build import emit_object
+from tilewright.runtime.jit import load_object
+from tilewright.schedule.kernel_space import space_of
+from tilewright.schedule.schedule import Schedule
+from tilewright.schedule.space import Space
+from tilewright.verify.fuzz import isolated
+from tilewright.verify.generate import random_inputs
+from tilewright.verify.oracle import compare_outputs
+from tilewright.verify.witness import References, references
+
+__all__ = ["Finding", "ScheduleReport", "fuzz_schedules", "replay", "schedules_of"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Buffers = dict[str, Array]
+
+_PAGE = mmap.PAGESIZE
+INTERPRETED = 60_000  # points of a kernel up to which its nests are interpreted too
+_GUARDED_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What went wrong: `stage` is lower, verify, text, interpreter, native or program."""
+
+    program: str
+    stage: str
+    message: str
+    kernel: Kernel | None = None
+    schedule: Schedule | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{self.program}: {self.stage}: {self.message}"]
+        lines += [str(x) for x in (self.schedule, self.kernel) if x is not None]
+        return "\n".join(lines)
+
+
+@dataclass
+class ScheduleReport:
+    """Counts of a run, and what it found."""
+
+    kernels: int = 0
+    schedules: int = 0
+    nests: int = 0
+    interpreted: int = 0
+    native: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.schedules} schedules of {self.kernels} kernels, {self.nests} distinct nests, "
+            f"{self.interpreted} interpreted, {self.native} run natively: "
+            f"{len(self.findings)} findings"
+        )
+        return "\n\n".join([text, *map(str, self.findings)])
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A kernel with flat buffers as a call would find them, and what it should compute."""
+
+    program: str
+    kernel: Kernel
+    buffers: Buffers
+    expected: References
+
+
+# ---- which schedules -----------------------------------------------------------------------------
+
+
+def schedules_of(space: Space, rng: np.random.Generator, count: int) -> Iterator[Schedule]:
+    """The default, `count` that differ from it in one group (each group at least once while they
+    last), and `count` uniform samples with a neighbour of each.
+    """
+    start = space.default()
+    yield start
+    rows = space.rows_of(start) or ()
+    order = rng.permutation(len(space.groups))
+    single: list[tuple[int, int]] = []
+    left = {int(i): list(rng.permutation(len(space.groups[i].rows))) for i in order}
+    while len(single) < count and any(left.values()):
+        for i, row_numbers in left.items():
+            if row_numbers:
+                single.append((i, int(row_numbers.pop())))
+    for i, j in single[: max(count, len(space.groups))]:
+        if j != rows[i]:
+            yield space.at((*rows[:i], j, *rows[i + 1 :]))
+    for _ in range(count):
+        s = space.sample(rng)
+        yield s
+        near = list(space.neighbours(s))
+        if near:
+            yield near[int(rng.integers(len(near)))]
+
+
+# ---- running one nest ----------------------------------------------------------------------------
+
+
+def _poisoned(size: int, dtype: np.dtype[Any]) -> Array:
+    flat = np.empty(size, dtype)
+    flat.view(np.uint8)[:] = 0xA5 if dtype.kind in "iub" else 0xFF
+    return flat
+
+
+def _bind(low: Lowered, task: _Task) -> Buffers:
+    """Fresh copies of what the nest's buffers hold before a call."""
+    out: Buffers = {}
+    for name, layout in task.kernel.layouts:
+        flat = task.buffers[name]
+        packed = low.layouts.get(name)
+        out[name] = flat.copy() if packed is None else packed.pack(layout.unpack(flat))
+    for w in low.workspace:
+        out[w.name] = _poisoned(E.int_value(w.size) or 0, w.dtype.np)
+    return out
+
+
+def _aligned(array: Array, alignment: int, at_start: bool) -> tuple[int, Array, object]:
+    """A copy whose end (or start) touches an unmapped page, as near as its alignment allows."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = array.nbytes
+    pages = max(1, -(-size // _PAGE))
+    memory = mmap.mmap(-1, (pages + 2) * _PAGE)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for at in (0, pages + 1):
+        if libc.mprotect(ctypes.c_void_p(base + at * _PAGE), ctypes.c_size_t(_PAGE), 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    end = _PAGE * (pages + 1) - size
+    address = base + (_PAGE if at_start else end - end % max(1, alignment))
+    raw = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+    copy: Array = raw.view(array.dtype)
+    copy[:] = array
+    return address, copy, memory
+
+
+def _run_native(
+    nest: LoopNest, target: Target, buffers: Buffers, at_start: bool, at_once: int
+) -> Buffers:
+    """The buffers after a native run, `at_once` chunks a call."""
+    placed = [b for b in nest.buffers if b.place != "scratch"]
+    guarded = {b.name: _aligned(buffers[b.name], b.align, at_start) for b in placed}
+    slots = (ctypes.c_int64 * max(1, len(placed)))(*[guarded[b.name][0] for b in placed])
+    scratch = _aligned(np.full(scratch_bytes(nest, {}), 0xFF, np.uint8), 64, at_start)
+    library = load_object(emit_object(emit_llvm(nest, target), target))
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    for phase in range(len(nest.phases)):
+        function = kind(library.address(function_name(nest, phase)))
+        chunks = chunk_count(nest, phase, {})
+        for lo in range(0, chunks, at_once):
+            function(ctypes.addressof(slots), lo, min(chunks, lo + at_once), scratch[0])
+    return {n: g[1].copy() for n, g in guarded.items()}
+
+
+def _judge(task: _Task, after: Mapping[str, Array]) -> str:
+    """What is wrong with the buffers after a run; empty where all is right."""
+    kernel = task.kernel
+    got = [kernel.layout_of[n].unpack(after[n]) for n in kernel.program.results]
+    for o in compare_outputs(kernel.program, got, task.expected):
+        if not o.verdict.ok:
+            return f"output {o.output}: {o.verdict}"
+    for n in kernel.program.results:
+        free = np.ones(len(task.buffers[n]), np.bool_)
+        free[kernel.layout_of[n].addresses()] = False
+        before = task.buffers[n].view(np.uint8).reshape(len(free), -1)[free]
+        if not np.array_equal(before, after[n].view(np.uint8).reshape(len(free), -1)[free]):
+            return f"output {n}: an element between those of the tensor has been written"
+    return ""
+
+
+def _points(kernel: Kernel) -> int:
+    most = 1
+    for d in kernel.definitions.values():
+        most = max(most, prod(int_extent(a.extent) for a in d.all_axes))
+    return most
+
+
+def _check(
+    task: _Task,
+    schedule: Schedule,
+    target: Target,
+    report: ScheduleReport,
+    seen: set[str] | None = None,
+    *,
+    native: bool = True,
+    interpret: bool = True,
+    at_start: bool = False,
+    at_once: int = 1 << 40,
+) -> Finding | None:
+    """Lower, verify, print, run and compare one schedule; None where all is right or `seen` has the
+    same nest.
+    """
+
+    def found(stage: str, message: str) -> Finding:
+        return Finding(task.program, stage, message, task.kernel, schedule)
+
+    report.schedules += 1
+    stage = "lower"
+    try:
+        low = lower(task.kernel, schedule, target)
+        if isinstance(low, Rejected):
+            return found(stage, f"rejected: {low.code} {low.detail}")
+        text = str(low.nest)
+        if seen is not None:
+            if text in seen:
+                return None
+            seen.add(text)
+        report.nests += 1
+        stage = "verify"
+        verify_nest(low.nest)
+        stage = "text"
+        if parse_nest(text) != low.nest or Schedule.parse(str(schedule)) != schedule:
+            return found(stage, "the text parses to something else")
+        again = lower(task.kernel, schedule, target)
+        if isinstance(again, Rejected) or str(again.nest) != text:
+            return found("lower", "a second lowering gives another nest")
+        if interpret:
+            stage = "interpreter"
+            report.interpreted += 1
+            buffers = _bind(low, task)
+            run_nest(low.nest, buffers, {})
+            wrong = _judge(task, buffers)
+            if wrong:
+                return found(stage, wrong)
+        if native:
+            stage = "native"
+            report.native += 1
+            names = list(task.kernel.program.results)
+            nest = low.nest
+
+            def inside(_: Program, buffers: Buffers) -> list[Array]:
+                after = _run_native(nest, target, buffers, at_start, at_once)
+                return [after[n] for n in names]
+
+            arrays = isolated(inside)(task.kernel.program, _bind(low, task))
+            wrong = _judge(task, dict(zip(names, arrays, strict=True)))
+            if wrong:
+                return found(stage, wrong)
+    except Exception as e:  # noqa: BLE001 - whatever a stage raises is the finding
+        return found(stage, f"{type(e).__name__}: {e}")
+    return None
+
+
+def replay(
+    kernel: Kernel, schedule: Schedule, target: Target, seed: int = 0, *, native: bool = True
+) -> Finding | None:
+    """Check one schedule of a kernel on random inputs; constants are random too."""
+    p = kernel.program
+    inputs = replace(p, inputs=p.inputs + tuple(t for t, _ in p.constants), constants=())
+    given = random_inputs(inputs, {}, seed)
+    buffers: Buffers = {}
+    for n, layout in kernel.layouts:
+        if n in given:
+            buffers[n] = layout.pack(given[n])
+        else:
+            buffers[n] = _empty(layout, p.tensors[n].dtype.np)
+    task = _Task(p.name, kernel, buffers, references(inputs, given))
+    return _check(task, schedule, target, ScheduleReport(), native=native)
+
+
+# ---- a whole program -----------------------------------------------------------------------------
+
+
+def _start(plan: Plan, program: Program, inputs: Mapping[str, Array]) -> Buffers:
+    """Flat buffers of a plan before its first step."""
+    out: Buffers = {}
+    for b in plan.buffers:
+        if b.place == "input":
+            out[b.name] = b.layout.pack(inputs[b.name])
+        elif b.place == "const":
+            value = np.asarray(program.values[b.constant]).reshape(b.layout.shape)
+            out[b.name] = b.layout.pack(value)
+        else:
+            out[b.name] = _empty(b.layout, b.dtype.np)
+    return out
+
+
+def _empty(layout: Layout, dtype: np.dtype[Any]) -> Array:
+    """A buffer that nothing has written yet: its halo is filled, the rest poisoned."""
+    flat = _poisoned(layout.size, dtype)
+    if layout.halo:
+        at = layout.addresses()
+        inside = flat[at]
+        flat[:] = layout.fill
+        flat[at] = inside
+    return flat
+
+
+def _fill(flat: Array, layout: Layout, value: Array) -> None:
+    with np.errstate(all="ignore"):
+        flat[layout.addresses()] = value.astype(flat.dtype)
+
+
+def fuzz_schedules(
+    program: Program,
+    target: Target,
+    rng: np.random.Generator,
+    count: int = 4,
+    *,
+    inputs: Mapping[str, Array] | None = None,
+    native: bool = True,
+    most_findings: int = 3,
+    report: ScheduleReport | None = None,
+) -> ScheduleReport:
+    """Check about 3 * `count` schedules of every kernel of a bound Program.
+
+    Each kernel gets the oracle's values of what it reads; the program's results are compared in the
+    end, so a grouping that changes the meaning is found too. Programs with externs are checked up
+    to the first of them.
+    """
+    report = report or ScheduleReport()
+    inputs = dict(inputs or random_inputs(program, {}, int(rng.integers(1 << 30))))
+    plan, _ = plan_program(program, target)
+    buffers = _start(plan, program, inputs)
+    done: set[int] = set()
+    begun = len(report.findings)
+    for step in plan.steps:
+        if isinstance(step, ExternCall):
+            return report
+        kernel = plan.kernels[step.kernel]
+        task = _task(program, plan, step, buffers)
+        if step.kernel not in done and len(report.findings) - begun < most_findings:
+            done.add(step.kernel)
+            report.kernels += 1
+            if parse_kernel(str(kernel)) != kernel:
+                report.findings.append(
+                    Finding(program.name, "text", "the kernel's text parses to another", kernel)
+                )
+            interpret = _points(kernel) <= INTERPRETED
+            run_natively = native and sum(a.nbytes for a in task.buffers.values()) < _GUARDED_BYTES
+            space = space_of(kernel, target, int(rng.choice((1, 2, 4))))
+            seen: set[str] = set()
+            for s in schedules_of(space, rng, count):
+                if not space.contains(s):
+                    report.findings.append(
+                        Finding(program.name, "lower", "no point of the space", kernel, s)
+                    )
+                finding = _check(
+                    task,
+                    s,
+                    target,
+                    report,
+                    seen,
+                    native=run_natively,
+                    interpret=interpret,
+                    at_start=bool(rng.integers(2)),
+                    at_once=1 if rng.integers(2) else 1 << 40,
+                )
+                if finding is not None:
+                    report.findings.append(finding)
+                    if len(report.findings) - begun >= most_findings:
+                        break
+        names = dict(zip((n for n, _ in kernel.layouts), step.buffers, strict=True))
+        for n, value in zip(kernel.program.results, task.expected.naive, strict=True):
+            _fill(buffers[names[n]], kernel.layout_of[n], np.asarray(value))
+    got = [plan.buffer_of[n].layout.unpack(buffers[n]) for n in program.results]
+    for o in compare_outputs(program, got, references(program, inputs)):
+        if not o.verdict.ok:
+            message = f"the kernels' definitions give another {o.output}: {o.verdict}"
+            report.findings.append(Finding(program.name, "program", message))
+    return report
+
+
+def _task(program: Program, plan: Plan, step: KernelCall, buffers: Buffers) -> _Task:
+    kernel = plan.kernels[step.kernel]
+    mine = {n: buffers[b] for (n, _), b in zip(kernel.layouts, step.buffers, strict=True)}
+    given = {t.name: kernel.layout_of[t.name].unpack(mine[t.name]) for t in kernel.program.inputs}
+    values = {
+        key: kernel.layout_of[t.name].unpack(mine[t.name]) for t, key in kernel.program.constants
+    }
+    expected = references(kernel.program, given, values=values)
+    return _Task(program.name, kernel, mine, expected)

@@ -1,0 +1,62 @@
+"""Schedules that were lowered wrongly once, each with the kernel it belongs to."""
+
+from __future__ import annotations
+
+import pytest
+
+from tilewright.ir.kernel import parse_kernel
+from tilewright.machine.target import Target
+from tilewright.schedule.schedule import Schedule
+from tilewright.verify.schedules import replay
+
+# A load of the masked tail was moved out of its branch, over the end of the tensor.
+BRANCH = (
+    """kernel format 1:
+  stage t1 of t1
+  layout t0: [50,70] a0*70+a1*1 size 3500
+  layout t1: [70,50] a0*50+a1*1 size 3500
+program k format 1(t0: f32[50, 70]):
+  t1: f32[a0<70, a1<50] = t0[a1, a0]
+  return t1
+""",
+    "x86-sse42",
+    '{"format":1,"chunk":8,"par":2,"s0.lane":"b0","s0.nt":0,"s0.order":"b0,b1","s0.reg.b0":16,"s0.reg.b1":1,"s0.tail.b0":"peel","s0.tile.b0":48,"s0.tile.b1":32}',
+)
+# The same for a gather.
+BRANCH_GATHER = (
+    """kernel format 1:
+  stage t1 of t1
+  layout t0: [1,5,9,10] a1*90+a2*10+a3*1 size 450
+  layout t1: [450] a0*1 size 450
+program k format 1(t0: f32[1, 5, 9, 10]):
+  t1: f32[a0<450] = t0[0, a0 // 90, a0 // 10 % 9, a0 % 10] + f32(a0)
+  return t1
+""",
+    "x86-avx512",
+    '{"format":1,"chunk":1,"par":1,"s0.lane":"b0","s0.nt":0,"s0.order":"b0","s0.reg.b0":32,"s0.tile.b0":128}',
+)
+# A lane axis whose block is one point was still a masked vector, whose positions shared a place.
+ONE_POINT = (
+    """kernel format 1:
+  shared a1
+  stage t2 of t2
+  stage t3 of t3
+  layout t0: [5,20] a0*20+a1*1 size 100
+  layout t3: [5] a0*1 size 5
+program k format 1(t0: f32[5, 20]):
+  t2: f32[a1<5] = max(a2<20) t0[a1, a2]
+  t3: f32[a1<5] = sum(a2<20) exp(t0[a1, a2] - t2[a1])
+  return t3
+""",
+    "x86-avx512",
+    '{"format":1,"block.0":1,"chunk":1,"par":1,"s0.lane":"b0","s0.nt":0,"s0.order":"b0","s0.prefetch":0,"s0.reg.b0":16,"s0.reg.k0":1,"s0.tile.b0":1,"s1.lane":"k0","s1.nt":0,"s1.order":"b0","s1.prefetch":1,"s1.reg.b0":1,"s1.reg.k0":32,"s1.tile.b0":1}',
+)
+
+
+@pytest.mark.parametrize("case", [BRANCH, BRANCH_GATHER, ONE_POINT])
+def test_schedule(case: tuple[str, str, str]) -> None:
+    text, target, schedule = case
+    finding = replay(
+        parse_kernel(text), Schedule.parse(schedule), Target.named(target), native=False
+    )
+    assert finding is None, str(finding)
