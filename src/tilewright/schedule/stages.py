@@ -105,7 +105,7 @@ class StageSpace:
     def _sizes(self, lane: str | None) -> list[dict[str, int]]:
         r, out = self.r, []
         reduction = r.anchor.reduction is not None
-        lane_counts = [1, 2, 3, 4] if r.is_contraction else [1, 2, 4, 8]
+        lane_counts = [1, 2, 3, 4] if r.is_contraction else [1, 2, 3, 4, 6, 8]
         vectors: list[int] = [1]
         if lane is not None:
             n = ceil(r.extents[lane] / self.lanes)
@@ -222,6 +222,9 @@ class StageSpace:
                 1, r.extents[a]
             )
         live = rows * v
+        chunks = prod(ceil(r.extents[a] / max(1, sizes.get(a, 1))) for a in r.out)
+        if not self.shared and chunks < self.threads:
+            waste *= self.threads / max(1, chunks)  # threads that find nothing to do
         if r.is_contraction:
             loads: float = rows + v if lane not in r.reduce else 2 * live
             unroll = sizes.get(r.reduce[-1], 1) if r.reduce and lane not in r.reduce else 1
@@ -244,15 +247,24 @@ class StageSpace:
             cycles = max(live / 2, loads / 2, 4.0) + streams + 1.0 / unroll + 0.02 * unroll * live
             return cycles / (live * width) * waste
         if r.anchor.reduction is not None:
-            return (
-                max(live / 2, 4.0 if lane not in r.reduce or live < 4 else live / 2)
-                / (live * width)
-                * waste
-            )
+            # Sums that keep the lane axis need several of them in flight; a strided lane axis is
+            # loaded the other way and turned, at about four operations a vector.
+            cycles = max(live / 2, 4.0 if lane not in r.reduce or live < 4 else live / 2)
+            return (cycles + 4.0 * live * self._strided(lane)) / (live * width) * waste
         turned = self._unrolled_axes(lane, [a for a in r.out if a != lane])
         missing = bool(turned) and sizes.get(turned[0], 1) == 1
         best = 2 if not turned else 1
         return (1 + 0.2 * abs(v - best) + 4.0 * missing) / width * waste
+
+    def _strided(self, lane: str | None) -> float:
+        """The share of what is read and written that is strided along the lane axis."""
+        sizes, strided = 0, 0
+        for x in (*self.r.accesses, *self.r.writes):
+            size = prod(self.r.extents.get(a, 1) for a in x.strides if x.uses(a))
+            sizes += size
+            if lane is not None and x.strides.get(lane, 0) not in (0, 1):
+                strided += size
+        return strided / max(1, sizes)
 
     # -- loop orders and the rest
     def groups(self) -> list[Group]:
