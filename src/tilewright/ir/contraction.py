@@ -27,6 +27,7 @@ __all__ = ["BLOCK", "Contraction", "contraction_of"]
 BLOCK = 1 << 22  # elements of an operand block: 32 MiB of float64
 _IN_ORDER = 1 << 25  # multiply-adds that the naive evaluation may do one after the other
 _STEPS = 1 << 13
+_CACHED = 1 << 16  # elements that stay in the second-level cache
 _LONG = 1 << 22  # multiply-adds from which a longdouble product is split into exact float64 ones
 
 
@@ -70,24 +71,21 @@ class Contraction:
 
 
 def contraction_of(body: Expr, guard: Expr | None, extents: dict[str, int]) -> Contraction | None:
-    """`body` as a product of two factors, each over fewer axes than all, if it is one."""
+    """`body` as a product of two factors, if it is one."""
     groups = [(p, frozenset(p.names("index"))) for p in _factors(body)]
-    total = frozenset(extents)
 
     def size(names: frozenset[str]) -> int:
         return prod(extents[n] for n in names)
 
-    while len(groups) > 1:
+    while len(groups) > 2:
         pairs = list(itertools.combinations(range(len(groups)), 2))
         free = [p for p in pairs if groups[p[0]][1] <= groups[p[1]][1]]
         free += [p for p in pairs if groups[p[1]][1] <= groups[p[0]][1]]
-        if not free and len(groups) == 2:
-            break
         pick = min(free or pairs, key=lambda p: size(groups[p[0]][1] | groups[p[1]][1]))
         (a, na), (b, nb) = groups[pick[0]], groups[pick[1]]
         groups = [g for k, g in enumerate(groups) if k not in pick]
         groups.append((E.mul(a, b), na | nb))
-    if len(groups) != 2 or total in (groups[0][1], groups[1][1]):
+    if len(groups) != 2:
         return None
     (left, nl), (right, nr) = groups
     if guard is None:
@@ -175,14 +173,26 @@ def _matmul(a: Array, b: Array, numerics: Numerics) -> Array:
         if work < _LONG or not (np.isfinite(a).all() and np.isfinite(b).all()):
             return np.asarray(np.matmul(a, b))
         return _long_matmul(a, b)
-    if numerics.name == "naive" and work <= _IN_ORDER and shared <= _STEPS:
-        total = np.zeros((batch, rows, columns), a.dtype)
-        for k in range(shared):
-            total += a[:, :, k, None] * b[:, k, None, :]
-        return total
+    if numerics.name == "naive" and (
+        (work <= _IN_ORDER and shared <= _STEPS) or (work <= 8 * _IN_ORDER and shared <= 64)
+    ):
+        return _in_order(a, b)
     if rows == columns == 1:
         return np.asarray(np.einsum("bmk,bkn->bmn", a, b))
     return np.asarray(np.matmul(np.ascontiguousarray(a), np.ascontiguousarray(b)))
+
+
+def _in_order(a: Array, b: Array) -> Array:
+    """The product with every element summed left to right."""
+    (batch, rows, shared), columns = a.shape, b.shape[2]
+    total = np.zeros((batch, rows, columns), a.dtype)
+    step = max(1, _CACHED // max(1, batch * columns))
+    for start in range(0, rows, step):
+        block = np.ascontiguousarray(a[:, start : start + step].transpose(2, 0, 1))
+        part = total[:, start : start + step]
+        for k in range(shared):
+            part += block[k, :, :, None] * b[:, k, None, :]
+    return total
 
 
 def _magnitude(x: Array) -> int:
