@@ -162,6 +162,10 @@ class StageSpace:
         contiguous.
         """
         r = self.r
+        # Along an axis that an address is not linear in, a tile would have to be gathered.
+        others = [
+            a for a in others if all(x.strides.get(a, 0) is not None for x in self.r.accesses)
+        ]
         if not others:
             return []
         if r.is_contraction:
