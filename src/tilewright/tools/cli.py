@@ -189,7 +189,7 @@ def tune(
     target: str | None,
     db: Path | None,
     json_path: str | None,
-) -> None:
+) -> int:
     """Search for faster schedules of MODEL and keep them in the database."""
     from tilewright.tools import models
 
@@ -204,6 +204,7 @@ def tune(
     )
     _output().print(models.summary(result), markup=False)
     _json(result)
+    return outcome.INTERRUPTED if result["interrupted"] else outcome.DONE
 
 
 @cli.command()

@@ -42,6 +42,7 @@ def tune(
 
     config = current(budget=budget_s, num_threads=threads, target=target, db=db)
     model = wiring.load_model(path)
+    wiring.needs_program(model)
     started = time.monotonic()
     with display(f"tune {path.name}") as shown, timing_lock(f"tune {path.name}", say=shown.note):
         compiled = wiring.compile_model(
@@ -61,6 +62,7 @@ def tune(
         "seconds": time.monotonic() - started,
         "database": str(config.database_path),
         "saved": None if output is None else str(output),
+        "interrupted": wiring.was_interrupted(compiled),
         "stats": dict(compiled.stats),
     }
 
@@ -68,7 +70,8 @@ def tune(
 def summary(result: Mapping[str, Any]) -> str:
     """The closing lines of `tune`, with the line that uses the result."""
     stats = result["stats"]
-    lines = [f"{result['model']}: tuned in {result['seconds']:.1f} s"]
+    end = "interrupted after" if result["interrupted"] else "tuned in"
+    lines = [f"{result['model']}: {end} {result['seconds']:.1f} s"]
     for name in ("kernels_tuned", "kernels_compiled"):
         if stats.get(name) is not None:
             lines.append(f"{name.replace('_', ' ')}: {stats[name]}")
@@ -172,10 +175,17 @@ def _compiled(
     target: str | None,
     db: Path | None,
 ) -> Any:
-    """The model compiled; an artifact or a printed stage as it is."""
+    """The model compiled; a printed stage as it is. Errors: U003 for an artifact."""
     config = current(num_threads=threads, target=target, db=db)
     model = wiring.load_model(path)
-    if wiring.is_compiled(model) or wiring.is_printed(model):
+    if wiring.is_compiled(model):
+        raise UserError(
+            "U003",
+            f"{path.name} is a saved model: it holds code, and no stages",
+            where="MODEL",
+            hint="give the model that it was made from",
+        )
+    if wiring.is_printed(model):
         return model
     return wiring.compile_model(
         model,

@@ -129,7 +129,7 @@ def load_model(path: Path | str) -> Any:
 
 def is_compiled(model: Any) -> bool:
     """Does it run as it is, as an artifact does?"""
-    return hasattr(model, "run") and hasattr(model, "input_specs")
+    return hasattr(model, "input_specs") and hasattr(model, "run")
 
 
 def is_printed(model: Any) -> bool:
@@ -150,13 +150,20 @@ def program(text: str) -> Any:
 
 
 def needs_program(model: Any) -> None:
-    """Errors: U003 for a stage below the program, which carries too little to compile or check."""
+    """Errors: U003 for a stage below the program, and for an artifact."""
     if is_printed(model):
         raise UserError(
             "U003",
             f"a printed {model.stage} can be dumped further, and not be run",
             where="MODEL",
             hint="give the model, or its program with the constants beside it",
+        )
+    if is_compiled(model):
+        raise UserError(
+            "U003",
+            "a saved model is compiled already",
+            where="MODEL",
+            hint="give the model that it was made from",
         )
 
 
@@ -196,6 +203,12 @@ def compile_model(
 def program_of(model: Any) -> Any:
     """The Program of a loaded ONNX model; a Program is its own."""
     return getattr(model, "program", model)
+
+
+def was_interrupted(compiled: Any) -> bool:
+    """Did Ctrl-C end the search early? What was measured until then is kept and used."""
+    tuning = getattr(getattr(compiled, "latest", None), "tuning", None)
+    return bool(getattr(tuning, "interrupted", False))
 
 
 def work(compiled: Any) -> dict[str, float]:
