@@ -51,9 +51,23 @@ program k format 1(t0: f32[5, 20]):
     "x86-avx512",
     '{"format":1,"block.0":1,"chunk":1,"par":1,"s0.lane":"b0","s0.nt":0,"s0.order":"b0","s0.prefetch":0,"s0.reg.b0":16,"s0.reg.k0":1,"s0.tile.b0":1,"s1.lane":"k0","s1.nt":0,"s1.order":"b0","s1.prefetch":1,"s1.reg.b0":1,"s1.reg.k0":32,"s1.tile.b0":1}',
 )
+# Packing operand A lost the mask of a lane axis that is reduced.
+REDUCED_LANE = (
+    """kernel format 1:
+  stage t4 of t4
+  layout t0: [37,29] a0*29+a1*1 size 1073
+  layout t1: [29,45] a0*45+a1*1 size 1305
+  layout t4: [37,45] a0*45+a1*1 size 1665
+program k format 1(t0: f32[37, 29], t1: f32[29, 45]):
+  t4: f32[a0<37, a1<45] = sum(a2<29) t0[a0, a2] * t1[a2, a1]
+  return t4
+""",
+    "x86-sse42",
+    '{"format":1,"chunk":8,"par":2,"s0.lane":"k0","s0.order":"n0:L2,m0:L2,n0,m0","s0.pack.a":"block","s0.pack.b":"panel","s0.reg.k0":4,"s0.reg.m0":5,"s0.reg.n0":1,"s0.tail.m0":"overlap","s0.tile.m0":32,"s0.tile.n0":32}',
+)
 
 
-@pytest.mark.parametrize("case", [BRANCH, BRANCH_GATHER, ONE_POINT])
+@pytest.mark.parametrize("case", [BRANCH, BRANCH_GATHER, ONE_POINT, REDUCED_LANE])
 def test_schedule(case: tuple[str, str, str]) -> None:
     text, target, schedule = case
     finding = replay(

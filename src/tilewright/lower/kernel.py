@@ -235,6 +235,8 @@ class _Lowering:
         read, name = roles.a.read, roles.a.tensor
         if name not in self.kernel.layout_of or read.attr[1] or name in self.constants:
             return spec
+        if spec.lane in roles.reduce:
+            return spec  # rows are read along the lane already, and its level has a mask
         varying = [
             (i, x.attr)
             for i, x in enumerate(read.args)
