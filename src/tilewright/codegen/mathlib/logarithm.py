@@ -10,6 +10,7 @@ a polynomial in f = m - 1, which is exact.
 from __future__ import annotations
 
 import math
+import sys
 
 from tilewright.codegen.mathlib import coefficients as table
 from tilewright.codegen.mathlib.exponential import (
@@ -25,6 +26,7 @@ from tilewright.codegen.mathlib.tape import Tape, Value
 __all__ = ["acosh", "asinh", "atanh", "cbrt", "log", "log1p", "log2", "pow"]
 
 THREE_QUARTERS = {"f32": 0x3F400000, "f64": 0x3FE8000000000000}
+LARGEST = {"f32": (2.0 - 2.0**-23) * 2.0**127, "f64": sys.float_info.max}
 # vfixupimm: a response for each of qnan, snan, 0, 1, -inf, +inf, negative, positive. 0 keeps the
 # result, 2 is the NaN made quiet, 3 a NaN, 4 and 5 -inf and +inf.
 LOG_RESPONSES = (2, 2, 4, 0, 3, 5, 3, 0)
@@ -42,14 +44,14 @@ def split(t: Tape, x: Value) -> tuple[Value, Value]:
             t.avx512("getexp", t.real, (kind, v.text), (kind, v.text)) for v in (x, mantissa)
         ]
         return exponents[0] - exponents[1], mantissa - 1.0
+    # Denormals times 2^m. Masks select constants against zero, which is cheaper than blending.
     tiny = x < 2.0 ** (1 - t.exponent_bias)
-    x = t.select(tiny, x * 2.0**m, x)
-    # The exponent of 4/3 x, an integer below 2^m, made a float by the exponent bits of 2^m.
     one = t.exponent_bias << m
-    moved = t.to_bits(x) + (one - THREE_QUARTERS[t.dtype])
-    base = 2.0**m + t.exponent_bias
+    power = t.select(tiny, t.const(t.word, m << m), 0) + one
+    moved = t.to_bits(x * t.from_bits(power)) + (one - THREE_QUARTERS[t.dtype])
+    # The exponent of 4/3 x, an integer below 2^m, made a float by the exponent bits of 2^m.
     exponent = t.from_bits(moved.lshr(m) | ((t.exponent_bias + m) << m))
-    k = exponent - t.select(tiny, t.real_const(base + m), base)
+    k = (exponent - (2.0**m + t.exponent_bias)) - t.select(tiny, t.real_const(float(m)), 0.0)
     mantissa = t.from_bits((moved & ((1 << m) - 1)) + THREE_QUARTERS[t.dtype])
     return k, mantissa - 1.0
 
@@ -62,9 +64,11 @@ def log_special(t: Tape, x: Value, y: Value) -> Value:
         tokens = (t.type(t.word), t.const(t.word, responses).text)
         operands = ((kind, y.text), (kind, x.text), tokens, ("i32", "0"))
         return t.avx512("fixupimm", t.real, *operands)
-    y = t.select(x < math.inf, y, x)
-    special = t.select(x.equals(0.0), t.real_const(-math.inf), math.nan)
-    return t.select(x > 0.0, y, special)
+    # y is finite for 0 and infinity; all ones is a NaN.
+    poles = t.select(x.equals(0.0), t.real_const(-math.inf), 0.0)
+    poles = poles + t.select(x.equals(math.inf), t.real_const(math.inf), 0.0)
+    outside = t.select(t.not_at_least(x, 0.0), t.const(t.word, -1), 0)
+    return t.from_bits(t.to_bits(y + poles) | outside)
 
 
 def log_sum(t: Tape, k: Value, f: Value) -> Value:
@@ -103,10 +107,11 @@ def log1p(t: Tape, x: Value) -> Value:
         power = t.avx512("scalef", t.real, *operands)
         f = t.fma(x, power, power - 1.0)
     else:
-        # 2^(2-k) and x / 4, because 2^-k itself can be denormal.
+        # 2^(2-k) and x / 4, because 2^-k itself can be denormal; f must be finite.
+        x_finite = t.clamp(x, None, LARGEST[t.dtype])
         magic = t.to_bits(k + 1.5 * 2.0**m)
         power = t.from_bits(((t.exponent_bias + 2) << m) - (magic << m))
-        f = t.fma(x * 0.25, power, t.fma(power, 0.25, -1.0))
+        f = t.fma(x_finite * 0.25, power, t.fma(power, 0.25, -1.0))
     y = log_special(t, u, log_sum(t, k, f))
     return t.select(t.abs(x) < 2.0 ** -(m + 1), x, y)
 

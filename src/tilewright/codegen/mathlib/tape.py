@@ -185,6 +185,10 @@ class Tape:
         op = f"fcmp {ordered}" if a.elem in _FLOATS else f"icmp {signed}"
         return self.write(f"{op} {self.type(a.elem)} {a.text}, {b.text}", "i1")
 
+    def not_at_least(self, a: Value, b: Value | float) -> Value:
+        """A mask: not a >= b, which holds for NaN."""
+        return self.compare("ult", "slt", a, b)
+
     def select(self, mask: Value, a: Value | float, b: Value | float) -> Value:
         """`mask ? a : b` per lane; at least one of `a` and `b` is a `Value`."""
         elem = a.elem if isinstance(a, Value) else b.elem if isinstance(b, Value) else self.real
