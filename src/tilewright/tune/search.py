@@ -60,12 +60,12 @@ class TuningEvent:
 def is_gain(timing: Timing) -> bool:
     """Is it faster than the reference of the same rounds, beyond noise?
 
-    The median of the paired ratios must exceed `NOISE`, and the lower quartile 1.
+    Both estimates of the ratio must exceed `NOISE`, and the lower quartile of the pairs 1.
     """
-    pairs = [a / b for a, b in zip(timing.reference_ns, timing.samples_ns, strict=False)]
+    pairs = timing.pairs
     if len(pairs) < 3:
         return False
-    return float(np.median(pairs)) >= NOISE and float(np.quantile(pairs, 0.25)) > 1.0
+    return timing.ratio >= NOISE and float(np.quantile(pairs, 0.25)) > 1.0
 
 
 def gain_of(results: Sequence[Timing | Rejected]) -> int | None:
@@ -306,7 +306,7 @@ class Search:
                 task.proposer.tell(c.rows, None)
                 task.note_rejection(r.code)
             else:
-                task.proposer.tell(c.rows, r.ratio)
+                task.proposer.tell(c.rows, r.quiet_ratio)
         bar = max(NOISE, task.best_ratio * 1.005)
         fine = [
             (r.ratio, c) for c, r in zip(candidates, results, strict=True)
@@ -329,7 +329,7 @@ class Search:
         for (before, c), r in zip(best, results, strict=True):
             records.append(task.record(c.schedule, r))
             if isinstance(r, Timing):
-                task.proposer.tell(c.rows, (r.ratio * before) ** 0.5)
+                task.proposer.tell(c.rows, (r.quiet_ratio * before) ** 0.5)
         won = gain_of(results)
         timing = None if won is None else results[won]
         if won is not None and isinstance(timing, Timing) and timing.ratio > task.best_ratio:
