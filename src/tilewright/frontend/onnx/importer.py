@@ -36,7 +36,7 @@ from tilewright.frontend.onnx.value import Node, Value, sizes_of
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr
-from tilewright.ir.program import Dim, Program, defined_by, verify_program
+from tilewright.ir.program import Definition, Dim, Program, defined_by, verify_program
 
 __all__ = ["Imported", "Importer", "from_onnx", "import_onnx"]
 
@@ -50,7 +50,8 @@ class Imported:
 
     origins: definition -> "node (OpType)"; values: ONNX value -> tensor of the Program, for
     comparing node by node; inputs and outputs: the Program's names -> ONNX names, in order;
-    warnings: what was rewritten inexactly or assumed.
+    warnings: what was rewritten inexactly; assumptions: what the model asks of its symbolic sizes,
+    and which node asks.
     """
 
     program: Program
@@ -61,6 +62,7 @@ class Imported:
     opset: int
     producer: str
     warnings: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
 
 def from_onnx(
@@ -68,9 +70,10 @@ def from_onnx(
     *,
     name: str | None = None,
     known: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Program:
     """The Program of an ONNX model; see `import_onnx`."""
-    return import_onnx(source, name=name, known=known).program
+    return import_onnx(source, name=name, known=known, sizes=sizes).program
 
 
 def import_onnx(
@@ -78,11 +81,12 @@ def import_onnx(
     *,
     name: str | None = None,
     known: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Imported:
     """Import an ONNX model given by path or as bytes.
 
     known: values of inputs that the shapes depend on; such inputs are no inputs of the Program any
-    more.
+    more. sizes: values of symbolic sizes, by the names that the model or the Program gives them.
     Errors: F001 not ONNX, F002 external data, F003 newer opset, F004 cycle or undefined name, F005
     unsupported operator or form, F006 contradicting shapes.
     """
@@ -90,18 +94,19 @@ def import_onnx(
     if name is None:
         stem = Path(source).stem if isinstance(source, (str, os.PathLike)) else ""
         name = stem or model.graph.name or "model"
-    sizes = Sizes()
+    facts = Sizes()
+    facts.equal = {identifier(n, "d"): E.const(int(v)) for n, v in (sizes or {}).items()}
     for _ in range(_MAX_FACTS):
         try:
-            imported = Importer(model, external, sizes, name, known or {}).run()
-            if not sizes.stale:
+            imported = Importer(model, external, facts, name, known or {}).run()
+            if not facts.stale:
                 return imported
         except LearnedFact:
             pass
         except UserError:
-            if not sizes.stale:
+            if not facts.stale:
                 raise
-        sizes.restart()
+        facts.restart()
     raise UserError("F006", "the sizes of the model could not be made to agree", where=name)
 
 
@@ -188,6 +193,7 @@ class Importer:
             opsets.get("", 0),
             f"{self.model.producer_name} {self.model.producer_version}".strip(),
             tuple(self.warnings),
+            tuple(f"{fact}: {where}" for fact, where in self.sizes.reasons.items()),
         )
 
     def _declare_inputs(self, graph: Any, scope: Scope) -> dict[str, str]:
@@ -371,18 +377,21 @@ class Importer:
         """A dim whose size is known only at run time; an extern's result defines it."""
         return self.sizes.declare(self.builder.fresh(hint))
 
-    def sources_of(self, v: Value) -> list[str]:
-        """The model's inputs that a value is computed from, by their ONNX names."""
+    def sources_of(self, v: Value) -> tuple[list[str], list[str]]:
+        """The model's inputs and the sizes that a value is computed from, by their ONNX names."""
         onnx_names = {
             x._tensor.name: name
             for name, x in self.scope_of_graph.values.items()
             if x._tensor is not None and x._tensor in self.builder.inputs
         }
-        wanted = {v.tensor.name}
+        wanted, dims = {v.tensor.name}, set[str]()
         for s in reversed(self.builder.statements):
             if any(t.name in wanted for t in defined_by(s)):
                 wanted.update(statement_reads(s))
-        return [onnx_names[t.name] for t in self.builder.inputs if t.name in wanted]
+                if isinstance(s, Definition):
+                    dims.update(*(e.names("dim") for e in s.expressions()))
+        inputs = [onnx_names[t.name] for t in self.builder.inputs if t.name in wanted]
+        return inputs, sorted(dims)
 
     def cast_target(self, n: Node) -> DType:
         """The dtype that Cast or CastLike converts to."""
@@ -413,6 +422,8 @@ class Importer:
         self.scope = scope
         if not scope.depth:
             self.builder.origin = f"{name} ({proto.op_type})"
+        if not scope.depth:
+            self.sizes.where = f"node {name!r} ({proto.op_type})"
         n = Node(
             self,
             proto.op_type,

@@ -333,6 +333,9 @@ def _fold_split(n: Node, x: Array, *_: Array) -> list[Array]:
     return list(np.split(x, np.cumsum(sizes)[:-1], axis))
 
 
+# A slice that starts this near to an end is taken to mean that so many elements are there; the
+# range of the size is narrowed accordingly.
+_SMALL = 16
 _FAR = 10**9  # exporters write "to the end" as this or more
 
 
@@ -341,17 +344,18 @@ def _slice_bounds(n: Node, size: Expr, start: Expr, end: Expr, step: int) -> tup
     z = n.sizes
     zero = E.const(0)
 
-    def clamp(e: Expr, low: Expr, high: Expr) -> Expr:
+    def clamp(e: Expr, low: Expr, high: Expr, starts: bool = False) -> Expr:
         value = E.int_value(e)
         if value is not None and value < 0:
             if value <= -_FAR:
                 return low
             e = size + value
-            z.require_at_least(size, -value)
+            if value >= -_SMALL:
+                z.require_at_least(size, -value)
         elif value is not None:
             if value >= _FAR:
                 return high
-            if value <= 1:
+            if value <= 1 or (starts and value <= _SMALL):
                 z.require_at_least(size, value)
         elif z.low(e) < 0:
             if z.bounds(e)[1] < 0:
@@ -361,7 +365,7 @@ def _slice_bounds(n: Node, size: Expr, start: Expr, end: Expr, step: int) -> tup
         return z.larger(z.smaller(e, high), low)
 
     if step > 0:
-        first, last = clamp(start, zero, size), clamp(end, zero, size)
+        first, last = clamp(start, zero, size, True), clamp(end, zero, size)
         length = last - first
     else:
         first, last = clamp(start, E.const(-1), size - 1), clamp(end, E.const(-1), size - 1)

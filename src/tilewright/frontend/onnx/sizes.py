@@ -10,7 +10,8 @@ simplification holds for all values of the dims that the facts allow.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -41,8 +42,13 @@ class Sizes:
     equal: dict[str, Expr] = field(default_factory=dict)
     at_least: dict[str, int] = field(default_factory=dict)
     multiple: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)  # fact -> the node that asked for it
+    where: str = ""
     stale: bool = False  # a multiple was learned: what was simplified before it is not simplest
     _tidied: dict[Expr, Expr] = field(default_factory=dict)
+
+    def _note(self, fact: str) -> None:
+        self.reasons.setdefault(fact, self.where)
 
     def restart(self) -> None:
         """Forget the dims, keep the facts."""
@@ -58,10 +64,14 @@ class Sizes:
         return E.dim(name)
 
     def require_at_least(self, e: Expr, low: int) -> bool:
-        """Make `e >= low` hold where e is a plain dim: its range is narrowed."""
+        """Make `e >= low` hold where e is a plain dim: its range is narrowed (and `stale` set, as
+        what was simplified before may have a simpler form now).
+        """
         if self.low(e) >= low:
             return True
         if e.op == "dim" and e.attr in self.dims:
+            self.stale = self.stale or low > 1
+            self._note(f"{e} >= {low}")
             self.at_least[e.attr] = low
             self.dims[e.attr] = replace(self.dims[e.attr], lo=low)
             return True
@@ -201,6 +211,7 @@ class Sizes:
         low, high = self.bounds(a - b)
         if low > 0 or high < 0:
             return False
+        a, b = _without_common_factors(a, b)
         for x, y in ((a, b), (b, a)):
             solved = self._solve(x, y) if y.op == "const" or x.op == "dim" else None
             if solved is not None and solved[0] not in solved[1].names("dim"):
@@ -213,6 +224,9 @@ class Sizes:
                         n: math.lcm(self.multiple.get(n, 1), m if n in chosen else 1) for n in names
                     }
                     if E.int_value(self._scaled(a - b, scale)) == 0:
+                        for n, k in scale.items():
+                            if k > self.multiple.get(n, 1):
+                                self._note(f"{n} is a multiple of {k}")
                         self.multiple.update(scale)
                         self._tidied.clear()
                         self.stale = True
@@ -222,6 +236,7 @@ class Sizes:
     def _learn_equal(self, name: str, value: Expr) -> None:
         self.equal = {n: E.substitute(e, {E.dim(name): value}) for n, e in self.equal.items()}
         self.equal[name] = value
+        self._note(f"{name} is {value}")
         raise LearnedFact
 
     def _solve(self, x: Expr, y: Expr) -> tuple[str, Expr] | None:
@@ -310,6 +325,28 @@ class Sizes:
         return self.tidy(
             E.substitute(q, {E.dim(n): E.floordiv(E.dim(n), E.const(m)) for n, m in scale.items()})
         )
+
+
+def _without_common_factors(a: Expr, b: Expr) -> tuple[Expr, Expr]:
+    """Two products of sizes without what divides every term of both."""
+    pa, pb = E.polynomial(a), E.polynomial(b)
+    if not pa or not pb:
+        return a, b
+    common = Counter(next(iter(pa)))
+    for atoms in (*pa, *pb):
+        common &= Counter(atoms)
+    g = math.gcd(*pa.values(), *pb.values())
+
+    def reduced(p: Mapping[tuple[Expr, ...], int]) -> Expr:
+        out: dict[tuple[Expr, ...], int] = {}
+        for atoms, k in p.items():
+            rest = list(atoms)
+            for x in common.elements():
+                rest.remove(x)
+            out[tuple(rest)] = k // g
+        return E.from_polynomial(out)
+
+    return reduced(pa), reduced(pb)
 
 
 def _times(x: float, y: float) -> float:

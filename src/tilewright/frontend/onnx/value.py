@@ -43,22 +43,25 @@ def sizes_of(shape: Sequence[int | Expr]) -> tuple[Expr, ...]:
 
 
 class ValueNeeded(UserError):
-    """F005: sizes depend on a value that only the run gives. `inputs`: the model's inputs it is
-    computed from.
+    """F005: a size, or a branch, depends on a value that only the run gives.
+
+    inputs, dims: the model's inputs and sizes that it is computed from.
     """
 
-    def __init__(self, message: str, where: str, inputs: Sequence[str]) -> None:
-        given = ", ".join(f"{name!r}: array" for name in inputs)
-        hint = (
-            f"pass known={{{given}}} to bake the value in"
-            if inputs
-            else "see docs/onnx-coverage.md"
-        )
+    def __init__(
+        self, message: str, where: str, inputs: Sequence[str], dims: Sequence[str] = ()
+    ) -> None:
+        hints = []
+        if inputs:
+            hints.append(f"known={{{', '.join(f'{name!r}: array' for name in inputs)}}}")
+        if dims:
+            hints.append(f"sizes={{{', '.join(f'{name!r}: number' for name in dims)}}}")
+        hint = f"import with {', '.join(hints)}" if hints else "see docs/onnx-coverage.md"
         super().__init__("F005", message, where=where, hint=hint)
-        self.inputs = tuple(inputs)
+        self.inputs, self.dims = tuple(inputs), tuple(dims)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (ValueNeeded, (self.message, self.where, self.inputs))
+        return (ValueNeeded, (self.message, self.where, self.inputs, self.dims))
 
 
 class Value:
@@ -285,7 +288,7 @@ class Node:
         return ValueNeeded(
             f"{self.op}: {what or f'input {k}'} must follow from constants and sizes",
             self.where,
-            self.importer.sources_of(self[k]),
+            *self.importer.sources_of(self[k]),
         )
 
     def contradiction(self, message: str) -> UserError:

@@ -9,7 +9,17 @@ from onnx import helper
 
 from tilewright.errors import UserError
 from tilewright.frontend.onnx import import_onnx
-from unit.frontend.onnx.support import check, floats, graph, model, node, single
+from unit.frontend.onnx.support import (
+    agree,
+    check,
+    floats,
+    graph,
+    model,
+    node,
+    onnxruntime_results,
+    run,
+    single,
+)
 
 F = np.float32
 
@@ -131,6 +141,24 @@ def test_a_condition_known_at_run_time_is_refused() -> None:
     )
     with pytest.raises(UserError, match=r"F005.*the condition must follow") as caught:
         import_onnx(data)
-    assert "known={'cond': array}" in caught.value.hint
+    assert "import with known={'cond': array}" == caught.value.hint
     imported = import_onnx(data, known={"cond": np.array(True)})
     assert len(imported.program.inputs) == 1
+
+
+def test_a_condition_on_a_symbolic_size_asks_for_the_size() -> None:
+    """What PyTorch writes for `squeeze`: a branch on whether a size is 1."""
+    squeeze = graph([node("Squeeze", "x last", "r1")], {}, ["r1"], {"last": np.array([-1])})
+    keep = graph([node("Identity", "x", "r2")], {}, ["r2"])
+    data = model(
+        [node("Shape", "x", "s"), node("Gather", "s last_1", "n"), node("Equal", "n one", "cond"),
+         node("If", "cond", "t", then_branch=squeeze, else_branch=keep), node("Relu", "t", "y")],
+        {"x": (F, (3, "n.frames"))}, ["y"], {"last_1": np.array([-1]), "one": np.array([1])},
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"F005.*the condition must follow") as caught:
+        import_onnx(data)
+    assert caught.value.hint == "import with sizes={'n_frames': number}"
+    for name, size in (("n.frames", 1), ("n_frames", 4)):
+        imported = import_onnx(data, sizes={name: size})
+        x = floats(3, size)
+        agree(run(imported, {"x": x}), onnxruntime_results(data, {"x": x}))

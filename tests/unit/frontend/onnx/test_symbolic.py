@@ -96,6 +96,7 @@ def test_feature_pyramid_teaches_a_multiple() -> None:
     )  # fmt: skip
     imported = sweep(data, [{"x": (1, 2, 8, 12)}, {"x": (1, 2, 4, 4)}])
     assert [d.multiple for d in imported.program.dims] == [4, 4]
+    assert imported.assumptions[0] == "H is a multiple of 4: node 'y' (Add)"
     assert [str(e) for e in imported.program.tensors["half"].shape[2:]] == ["H // 2", "W // 2"]
     with pytest.raises(UserError, match="R004"):
         run(imported, {"x": floats(1, 2, 6, 8)})
@@ -105,6 +106,7 @@ def test_broadcast_of_two_names_makes_them_one() -> None:
     data = model([node("Add", "x z", "y")], {"x": (F, ("N", 3)), "z": (F, ("M", 3))}, ["y"])
     imported = sweep(data, [{"x": (4, 3), "z": (4, 3)}])
     assert len(imported.program.dims) == 1
+    assert imported.assumptions == ("N is M: node 'y' (Add)",)
     with pytest.raises(UserError, match="R004"):
         run(imported, {"x": floats(4, 3), "z": floats(5, 3)})
 
@@ -129,6 +131,29 @@ def test_sizes_through_floating_point() -> None:
     )  # fmt: skip
     imported = sweep(data, [{"x": (1, 2, 5, 8)}, {"x": (1, 2, 3, 6)}])
     assert [str(e) for e in imported.program.tensors["y"].shape] == ["1", "2", "H*2", "W // 2"]
+
+
+def test_sizes_that_an_exporter_baked_in_are_found() -> None:
+    """A Reshape to a traced length means that the length is not free."""
+    data = model(
+        [node("Shape", "x", "s"), node("Gather", "s one", "b"), node("Mul", "b four", "bh"),
+         node("Concat", "five bh two", "shape", axis=0), node("Reshape", "x shape", "y")],
+        {"x": (F, ("T", "B", 8))}, ["y"],
+        {"one": ints(1), "four": ints(4), "five": ints(5), "two": ints(2)},
+    )  # fmt: skip
+    imported = sweep(data, [{"x": (5, 3, 8)}])
+    assert imported.assumptions == ("T is 5: node 'y' (Reshape)",)
+
+
+def test_slices_teach_what_other_slices_use() -> None:
+    """`roll`: the first part is simple once the second says that there are two elements."""
+    data = model(
+        [node("Slice", "x zero two", "a"), node("Slice", "x two far", "b"),
+         node("Concat", "b a", "y", axis=0)],
+        {"x": (F, ("N", 3))}, ["y"], {"zero": ints(0), "two": ints(2), "far": ints(2**40)},
+    )  # fmt: skip
+    imported = sweep(data, [{"x": (2, 3)}, {"x": (5, 3)}])
+    assert str(imported.program.tensors["y"].shape[0]) == "N"
 
 
 def test_range_and_arithmetic_masks() -> None:
@@ -189,7 +214,7 @@ def test_values_of_inputs_can_be_baked_in() -> None:
     with pytest.raises(UserError, match=r"F005.*must follow from constants") as caught:
         import_onnx(data)
     assert caught.value.inputs == ("shape",)  # type: ignore[attr-defined]
-    assert "known={'shape': array}" in caught.value.hint
+    assert "import with known={'shape': array}" == caught.value.hint
     imported = import_onnx(data, known={"shape": ints(3, -1)})
     assert list(imported.inputs) == ["x"]
     x = floats(2, 6)
