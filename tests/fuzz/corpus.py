@@ -594,6 +594,61 @@ def _reductions() -> list[Entry]:
     return out
 
 
+def _narrow() -> list[Entry]:
+    out: list[Entry] = []
+    for t in ("f16", "bf16"):
+        out.append(
+            (
+                f"sums_{t}",
+                f"""(x: {t}[5, 190], w: {t}[190, 37]):
+  s: {t}[i<5, j<37] = sum(k<190) x[i, k] * w[k, j]
+  u: {t}[i<5] = sum(j<190) x[i, j]
+  v: {t}[i<5, j<190] = scan sum(j) x[i, j]
+  l: {t}[i<5, j<190] = scan logsumexp(j) x[i, j]
+  g: {t}[i<5] = sum(j<190 if j > i) x[i, j]
+  m: {t}[i<5] = max(j<190) x[i, j]
+  p: {t}[j<190] = prod(i<5) x[i, j]
+  return s, u, v, g, m, p, l
+""",
+                (),
+            )
+        )
+    out.append(
+        (
+            "scan_logsumexp",
+            """(x: f32[5, 19]):
+  s: f32[i<5, j<19] = scan logsumexp(i) x[i, j]
+  u: f32[i<5, j<19] = scan logsumexp(j) log(abs(x[i, j]))
+  return s, u
+""",
+            (),
+        )
+    )
+    out.append(
+        (
+            "scatter_logsumexp",
+            """(u: f32[31, 5], i: i64[31], b: f32[11, 5]):
+  z: f32[p<11, q<5] = scatter logsumexp(r<31, q<5) at (i[r], q) of u[r, q] base b[p, q]
+  return z
+""",
+            (),
+        )
+    )
+    out.append(
+        (
+            "recurrent_logsumexp",
+            """(x: f32[4, 18]):
+  recur t<4:
+    s: f32[t<4] = logsumexp(k<18) x[t, k] + (h[t - 1, k] else 0.0)
+    h: f32[t<4, j<18] = tanh(x[t, j] + s[t])
+  return h
+""",
+            (),
+        )
+    )
+    return out
+
+
 def _moves() -> list[Entry]:
     return [
         (
@@ -839,5 +894,5 @@ def _recurrences() -> list[Entry]:
 
 
 CORPUS: list[Entry] = [
-    *_matmul(), *_convolution(), *_rows(), *_reductions(), *_moves(), *_recurrences(),
+    *_matmul(), *_convolution(), *_rows(), *_reductions(), *_narrow(), *_moves(), *_recurrences(),
 ]  # fmt: skip

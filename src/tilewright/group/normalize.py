@@ -228,6 +228,17 @@ def _live(body: list[Statement], results: Iterable[str]) -> list[Statement]:
     return out[::-1]
 
 
+def _parts(
+    d: Definition, shapes: dict[str, tuple[int, ...]], taken: set[str]
+) -> list[Definition]:
+    """The tidied definition, or the definitions that it stands for."""
+    parts = [d]
+    if d.reduction is not None and d.reduction.monoid == "logsumexp":
+        parts = _expand_logsumexp(d, taken)
+        shapes.update((x.name, shapes[d.name]) for x in parts)
+    return [_tidy_definition(x, shapes) for x in parts]
+
+
 def normalize(p: Program) -> Program:
     """See the module docstring. Errors: P001 where an extent is still symbolic."""
     shapes = _shapes(p)
@@ -235,15 +246,10 @@ def normalize(p: Program) -> Program:
     body: list[Statement] = []
     for s in p.body:
         if isinstance(s, Definition):
-            parts = [s]
-            if s.reduction is not None and s.reduction.monoid == "logsumexp":
-                parts = _expand_logsumexp(s, taken)
-                shapes.update((d.name, shapes[s.name]) for d in parts)
-            body += [_tidy_definition(d, shapes) for d in parts]
+            body += _parts(s, shapes, taken)
         elif isinstance(s, Recurrence):
-            body.append(
-                Recurrence(s.axis, tuple(_tidy_definition(d, shapes) for d in s.definitions))
-            )
+            parts = [x for d in s.definitions for x in _parts(d, shapes, taken)]
+            body.append(Recurrence(s.axis, tuple(parts)))
         else:
             body.append(s)
     body = _live(body, p.results)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from itertools import count
 
 from tilewright.ir import nest as N
+from tilewright.ir.dtypes import BOOL
 from tilewright.ir.expr import Expr
 from tilewright.ir.nest import Node, TileType
 
@@ -116,6 +117,17 @@ class Builder:
     def map(self, op: str, type: TileType, args: tuple[Tile, ...]) -> Tile:
         names = tuple(a.name for a in args)
         return self.pure((op, names), N.Map, type, args, (), op, names)
+
+    def combine(self, op: str, type: TileType, a: Tile, b: Tile) -> Tile:
+        """Two values combined by a monoid's operation."""
+        if op != "logaddexp":
+            return self.map(op, type, (a, b))
+        # The larger one moved up by what the smaller adds; an infinite one is the result itself.
+        high, low = self.map("max", type, (a, b)), self.map("min", type, (a, b))
+        gap = self.map("exp", type, (self.map("sub", type, (low, high)),))
+        total = self.map("add", type, (high, self.map("log1p", type, (gap,))))
+        infinite = self.map("isinf", TileType(BOOL, type.axes, type.lane), (high,))
+        return self.map("select", type, (infinite, high, total))
 
     def relayout(self, type: TileType, value: Tile) -> Tile:
         return self.pure(value.name, N.Relayout, type, (value,), (), value.name)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL, I64
+from tilewright.ir.dtypes import BOOL, F32, I64, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.nest import For, If, Prefetch, TileType
 from tilewright.ir.program import MONOIDS, Definition, identity_of
@@ -184,7 +184,7 @@ def emit_stage(b: Builder, spec: StageSpec, region: Region, lanes: int, given: l
             whole = whole.narrowed(a.name, E.const(0), E.int_value(a.extent) or 0)
 
     def tile(r: Region) -> None:
-        if any(n == 0 for n in r.lengths.values()) and d.reduction is None:
+        if any(r.lengths[a.name] == 0 for a in d.axes):
             return
         if d.scan is not None:
             _emit_scan(b, spec, r)
@@ -242,6 +242,7 @@ def _emit_reduction(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
     monoid = d.reduction.monoid
     op = MONOIDS[monoid]
     identity = identity_of(monoid, d.dtype)
+    work = _working_type(monoid, d.dtype)
     extents = {a.name: E.int_value(a.extent) or 0 for a in d.reduction.axes}
     # Axes that keep their own accumulators, with their register extents.
     kept = {x.axis: min(x.block, extents[x.axis]) for x in spec.reduce if x.axis in spec.partial}
@@ -252,7 +253,7 @@ def _emit_reduction(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
     order = [a.name for a in d.axes] + [a for a in extents if a in kept]
     lane = spec.lane if acc_sizes.get(spec.lane or "", 1) > 1 else None
     acc_axes = tuple((a, acc_sizes[a]) for a in order if acc_sizes.get(a, 1) > 1)
-    acc_type = TileType(d.dtype, acc_axes, lane if lane in dict(acc_axes) else None)
+    acc_type = TileType(work, acc_axes, lane if lane in dict(acc_axes) else None)
     start = b.fill(acc_type, identity)
 
     def accumulate(region: Region, acc: Tile) -> Tile:
@@ -267,11 +268,11 @@ def _emit_reduction(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
             present = {*acc_type.names, *left.type.names, *right.type.names}
             if d.dtype.is_float and all(n == 1 or a in present for a, n in sizes.items()):
                 return b.contract(acc_type, acc, left, right)
-        value = inner.value(d.body)
+        value = _converted(b, inner.value(d.body), work)
         value = _guarded(b, inner, d, value, masked, identity)
         for a in [a for a in value.type.names if a not in acc_type.names]:
             t = TileType(
-                d.dtype,
+                work,
                 tuple(x for x in value.type.axes if x[0] != a),
                 None if value.type.lane == a else value.type.lane,
             )
@@ -283,12 +284,23 @@ def _emit_reduction(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
     for a, _ in acc_axes:
         if a in kept:
             t = TileType(
-                d.dtype,
+                work,
                 tuple(x for x in acc.type.axes if x[0] != a),
                 None if acc.type.lane == a else acc.type.lane,
             )
             acc = b.reduce(t, acc, a, op)
-    return acc
+    return _converted(b, acc, d.dtype)
+
+
+def _working_type(monoid: str, dtype: DType) -> DType:
+    """What a reduction accumulates in: 16-bit floats are summed in f32."""
+    return F32 if dtype.bits == 16 and dtype.is_float and monoid not in ("max", "min") else dtype
+
+
+def _converted(b: Builder, value: Tile, dtype: DType) -> Tile:
+    if value.type.dtype is dtype:
+        return value
+    return b.map("cast", TileType(dtype, value.type.axes, value.type.lane), (value,))
 
 
 def _block(spec: StageSpec, axis: str) -> int:
@@ -305,6 +317,7 @@ def _guarded(
 ) -> Tile:
     """Replace contributions that the guard or a masked tail leaves out by the identity."""
     conditions = []
+    dtype = value.type.dtype
     if d.reduction is not None and d.reduction.guard is not None:
         conditions.append(scope.value(d.reduction.guard))
     for a, v in masked.items():
@@ -318,7 +331,7 @@ def _guarded(
     for c in conditions:
         axes = set(c.type.names) | set(value.type.names)
         value = b.map(
-            "select", scope.type(d.dtype, axes), (c, value, b.fill(TileType(d.dtype), identity))
+            "select", scope.type(dtype, axes), (c, value, b.fill(TileType(dtype), identity))
         )
     return value
 
@@ -464,7 +477,7 @@ def _emit_scan(b: Builder, spec: StageSpec, r: Region) -> None:
     length = r.lengths[axis]
     sizes = {a.name: (1 if a.name == axis else r.lengths[a.name]) for a in d.axes}
     outer = _scope(b, spec, r.narrowed(axis, E.const(0), 1), sizes)
-    acc_type = outer.type(d.dtype, set(outer.tiled))
+    acc_type = outer.type(_working_type(monoid, d.dtype), set(outer.tiled))
     start = b.fill(acc_type, identity_of(monoid, d.dtype))
     var = b.counter()
     b.enter(var)
@@ -473,8 +486,9 @@ def _emit_scan(b: Builder, spec: StageSpec, r: Region) -> None:
     scope = _scope(b, spec, region, sizes)
     for m in spec.before:
         _define(scope, spec, m, scope.value(m.body))
-    total = b.map(MONOIDS[monoid], acc_type, (acc, scope.value(d.body)))
-    _define(scope, spec, d, total)
+    value = _converted(b, scope.value(d.body), acc_type.dtype)
+    total = b.combine(MONOIDS[monoid], acc_type, acc, value)
+    _define(scope, spec, d, _converted(b, total, d.dtype))
     for m in spec.after:
         _define(scope, spec, m, scope.value(m.body))
     nodes = b.leave()

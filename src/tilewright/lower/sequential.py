@@ -83,6 +83,10 @@ def lower_scatter(lowering: _Lowering) -> None:
         offset = b.map("add", TileType(I64), (offset, b.fill(TileType(I64), 0)))
     value = scope.value(s.body)
     monoid = MONOIDS[s.monoid] if s.monoid else None
+    if monoid == "logaddexp":  # not a monoid of the scatter operation
+        old = b.gather(TileType(s.dtype), place.buffer, E.const(0), offset, mask, 0)
+        value = b.combine(monoid, TileType(s.dtype), old, value)
+        monoid = None
     b.effect(
         Scatter(
             place.buffer, E.const(0), offset.name, value.name, mask.name if mask else None, monoid
