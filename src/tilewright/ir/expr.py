@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -329,8 +330,13 @@ def _poly_mul(p: Polynomial, q: Polynomial) -> Polynomial:
     return {k: v for k, v in out.items() if v}
 
 
+@lru_cache(maxsize=1 << 14)
+def _rank(atoms: tuple[Expr, ...]) -> tuple[int, list[str]]:
+    return (-len(atoms), [str(a) for a in atoms])
+
+
 def _order(item: tuple[tuple[Expr, ...], int]) -> tuple[int, list[str]]:
-    return (-len(item[0]), [str(a) for a in item[0]])
+    return _rank(item[0])
 
 
 def from_polynomial(p: Polynomial) -> Expr:
