@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import I64
+from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import (
     Axis,
@@ -78,7 +78,27 @@ def _tidy_definition(d: Definition, shapes: dict[str, tuple[int, ...]]) -> Defin
         r = Reduction(r.monoid, r.axes, guard)
     if r is not None and not r.axes and r.guard is None and r.monoid not in ("argmax", "argmin"):
         r = None
-    return replace(d, body=tidy(d.body, ranges, shapes), reduction=r)
+    body = tidy(d.body, ranges, shapes)
+    if r is not None and r.guard is not None:
+        body = _guard_reads(body, ranges, shapes)
+    return replace(d, body=body, reduction=r)
+
+
+def _guard_reads(e: Expr, ranges: Ranges, shapes: dict[str, tuple[int, ...]]) -> Expr:
+    """`else 0` for reads that only the guard of the reduction keeps inside: the value is not used
+    there, but the address may not be touched.
+    """
+    swap: dict[Expr, Expr] = {}
+    for r in e.reads():
+        if r.attr[1]:
+            continue
+        subs = tuple(E.substitute(s, swap) for s in r.args)
+        zero = E.const(False, r.dtype) if r.dtype is BOOL else E.const(0, r.dtype)
+        padded = E.read(r.attr[0], subs, r.dtype, zero)
+        kept = tidy(padded, ranges, shapes)
+        if kept.attr[1] or subs != r.args:
+            swap[r] = kept
+    return E.substitute(e, swap) if swap else e
 
 
 def _expand_logsumexp(d: Definition, taken: set[str]) -> list[Definition]:
