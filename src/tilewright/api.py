@@ -13,7 +13,6 @@ import operator
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ import numpy as np
 import tilewright.config as config
 from tilewright.errors import UserError
 from tilewright.group.fuse import Decision
-from tilewright.group.plan import plan_program
+from tilewright.group.plan import own_results, plan_program
 from tilewright.ir import expr as E
 from tilewright.ir.kernel import Kernel
 from tilewright.ir.plan import Plan
-from tilewright.ir.program import Axis, Definition, Program, Tensor
+from tilewright.ir.program import Program, Tensor
 from tilewright.machine.target import Target
 from tilewright.runtime.artifact import bind_artifact
 from tilewright.runtime.context import ArrayType, Binding
@@ -175,7 +174,7 @@ class _Variant:
     def __init__(self, model: CompiledModel, sizes: Mapping[str, int]) -> None:
         started = time.perf_counter()
         self.sizes = dict(sizes)
-        self.program = _own_results(model.program.bind(sizes) if sizes else model.program)
+        self.program = own_results(model.program.bind(sizes) if sizes else model.program)
         self.plan: Plan
         self.decisions: list[Decision]
         self.plan, self.decisions = plan_program(self.program, model.target)
@@ -228,33 +227,13 @@ class _Variant:
             "constant_bytes": constants,
             "seconds": dict(self.linked.seconds),
         }
+        if config.current().dump:
+            from tilewright.tools.stages import dump_by_setting
+
+            dump_by_setting(model, self)
 
     def _default(self, target: Target) -> Choose:
         return lambda kernel: space_of(kernel, target, self.threads).default()
-
-
-def _own_results(p: Program) -> Program:
-    """The Program with a copy of every input or constant that it returns: a result has its own
-    memory.
-    """
-    given = [
-        n
-        for n in dict.fromkeys(p.results)
-        if any(t.name == n for t in (*p.inputs, *(t for t, _ in p.constants)))
-    ]
-    if not given:
-        return p
-    taken, names, copies = set(p.tensors), {}, []
-    for n in given:
-        t = p.tensors[n]
-        name = f"{n}_returned"
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        axes = tuple(Axis(f"i{k}", size) for k, size in enumerate(t.shape))
-        copies.append(Definition(name, t.dtype, axes, E.read(n, [a.index for a in axes], t.dtype)))
-        names[n] = name
-    return replace(p, body=(*p.body, *copies), results=tuple(names.get(n, n) for n in p.results))
 
 
 def _array_type(t: Tensor) -> ArrayType:

@@ -33,12 +33,38 @@ from tilewright.ir.program import (
 )
 from tilewright.machine.target import Target
 
-__all__ = ["plan_program"]
+__all__ = ["own_results", "plan_program", "prepare"]
+
+
+def own_results(p: Program) -> Program:
+    """The Program with a copy of every input or constant that it returns: a result has its own
+    memory.
+    """
+    held = {t.name for t in p.inputs} | {t.name for t, _ in p.constants}
+    given = [n for n in dict.fromkeys(p.results) if n in held]
+    taken, names, copies = set(p.tensors), {}, []
+    for n in given:
+        t = p.tensors[n]
+        name = f"{n}_returned"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        axes = tuple(Axis(f"i{k}", size) for k, size in enumerate(t.shape))
+        copies.append(Definition(name, t.dtype, axes, E.read(n, [a.index for a in axes], t.dtype)))
+        names[n] = name
+    if not given:
+        return p
+    return replace(p, body=(*p.body, *copies), results=tuple(names.get(n, n) for n in p.results))
+
+
+def prepare(program: Program) -> Program:
+    """The form that is grouped; preparing it again changes nothing."""
+    return pad_inputs(normalize(program))
 
 
 def plan_program(program: Program, target: Target) -> tuple[Plan, list[Decision]]:
     """The Plan of a bound Program. Errors: P001 where a dim is still symbolic."""
-    p = pad_inputs(normalize(program))
+    p = prepare(program)
     groups, definitions, decisions = group_program(p, target)
     layouts, alias = choose_layouts(p, groups, definitions)
     groups = [

@@ -19,7 +19,7 @@ from tilewright.runtime.call import ModelCall
 from tilewright.runtime.context import ArrayType, Binding
 from tilewright.runtime.pool_text import MAX_THREADS
 
-__all__ = ["CallableModel", "nearest"]
+__all__ = ["CallableModel", "check_sizes", "nearest"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -157,22 +157,31 @@ class CallableModel:
 
     def sizes(self, symbols: Mapping[str, int]) -> dict[str, int]:
         """A size for every dim, in order, checked against its range. Errors: R004."""
-        for d in self.dims:
-            v = symbols.get(d.name)
-            if v is None:
-                raise UserError(
-                    "R004", f"nothing tells the size {d.name!r}",
-                    hint=f"pass dims={{{d.name!r}: ...}}",
-                )  # fmt: skip
-            if v < d.lo or (d.hi is not None and v > d.hi) or v % d.multiple:
-                most = " and more" if d.hi is None else f" to {d.hi}"
-                extra = f", multiples of {d.multiple}" if d.multiple != 1 else ""
-                raise UserError(
-                    "R004", f"{d.name} is {v}; the model allows {d.lo}{most}{extra}",
-                    where=_places(self.input_specs, d.name),
-                    hint="give arrays of a size in this range",
-                )  # fmt: skip
-        return {d.name: symbols[d.name] for d in self.dims}
+        return check_sizes(self.dims, self.input_specs, symbols)
+
+
+def check_sizes(
+    dims: Sequence[Dim], inputs: Sequence[ArrayType], symbols: Mapping[str, int]
+) -> dict[str, int]:
+    """A size for every dim, in order, checked against its range. Errors: R004."""
+    for d in dims:
+        v = symbols.get(d.name)
+        if v is None:
+            raise UserError(
+                "R004",
+                f"nothing tells the size {d.name!r}",
+                hint=f"pass dims={{{d.name!r}: ...}}, or --dim {d.name}=... on the command line",
+            )
+        if v < d.lo or (d.hi is not None and v > d.hi) or v % d.multiple:
+            most = " and more" if d.hi is None else f" to {d.hi}"
+            extra = f", multiples of {d.multiple}" if d.multiple != 1 else ""
+            raise UserError(
+                "R004",
+                f"{d.name} is {v}; the model allows {d.lo}{most}{extra}",
+                where=_places(inputs, d.name),
+                hint="give arrays of a size in this range",
+            )
+    return {d.name: symbols[d.name] for d in dims}
 
 
 def _places(inputs: Sequence[ArrayType], symbol: str) -> str:

@@ -62,14 +62,14 @@ def explain(model: Any, *, kernel: str | None = None, memory: bool = False) -> s
     from tilewright.ir.plan import KernelCall
     from tilewright.machine.target import Target
     from tilewright.runtime.calibrate import hardware
-    from tilewright.tools.stages import _names, kernel_number
+    from tilewright.tools.stages import kernel_number, names_of
     from tilewright.tools.work import work_of
 
     variant = model.latest
     if memory:
         return _memory(variant, model.origins)
     plan, linked = variant.plan, variant.linked
-    names = _names(plan)
+    names = names_of(plan)
     numbers = list(range(len(plan.kernels)))
     chosen = numbers if kernel is None else [kernel_number(kernel, numbers, names)]
     rates = hardware(model.target if model.target != Target.native() else None)

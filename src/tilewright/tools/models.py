@@ -186,7 +186,13 @@ def _compiled(
             hint="give the model that it was made from",
         )
     if wiring.is_printed(model):
-        return model
+        return model.on(
+            target=config.target,
+            threads=config.num_threads,
+            dims=dims,
+            db=config.database_path,
+            frozen=config.frozen,
+        )
     return wiring.compile_model(
         model,
         dims=dims,

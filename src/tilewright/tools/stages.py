@@ -1,17 +1,21 @@
 """Every stage of a compiled model as text, and text of any stage as something to go on from.
 
-In: a `CompiledModel`, or a file that `dump` wrote. Out: text; or a `Printed` whose later stages are
-made from the text alone. Invariant: feeding a printed stage back gives the keys and the code that
-it came from. Several kernels are told apart by lines `--- kernel N`; constants lie beside the text
-in `constants.safetensors`, by content.
+In: a `CompiledModel`, or a file that `dump` wrote. Out: text and files; or a `Printed`. Invariant:
+feeding a printed stage back gives the keys and the code that it came from.
+
+Several kernels are told apart by lines `--- kernel NUMBER KEY NAMES`, their schedules by lines
+`--- schedule NUMBER`. Constants lie beside the text in `constants.safetensors`, by content; text
+without them can be dumped further, not run.
 """
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,119 +25,102 @@ from tilewright.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from tilewright.ir.kernel import Kernel
-    from tilewright.ir.nest import LoopNest
     from tilewright.ir.plan import Plan
-    from tilewright.machine.target import Target
-    from tilewright.schedule.schedule import Schedule
+    from tilewright.ir.program import Program
+    from tilewright.tools.printed import Printed
 
     Array = np.ndarray[Any, Any]
 else:
     Array = Any
 
-__all__ = ["CONSTANTS", "Printed", "dump", "load"]
+__all__ = ["CONSTANTS", "constants_beside", "dump", "dump_by_setting", "kernel_number", "load"]
+__all__ += ["names_of", "without_constants", "write"]
 
 CONSTANTS = "constants.safetensors"
+PER_KERNEL = ("kernels", "schedule", "loops", "llvm", "asm")
 _SUFFIX = {"llvm": "ll", "asm": "s"}
-_KERNEL = re.compile(r"^(?:; )?--- kernel (\d+)\n", re.MULTILINE)
-_SCHEDULE = re.compile(r"^--- schedule (\d+)\n", re.MULTILINE)
+_COMMENT = {"llvm": "; ", "asm": "# "}
+_KERNEL = re.compile(
+    r"^(?:; )?--- kernel (?P<number>\d+)(?: [0-9a-f]{16})?(?: (?P<names>.*))?\n", re.MULTILINE
+)
+_SCHEDULE = re.compile(r"^--- schedule (?P<number>\d+)\n", re.MULTILINE)
+_LLVM = re.compile(r"(;|source_filename|target |define |declare |@|attributes #)")
+_PRINTED = re.compile(rf"\s*(plan |kernel |nest |(; )?--- kernel |{_LLVM.pattern})")
 
 
-@dataclass
-class Printed:
-    """What a text holds: the earliest stage it was printed at, and what the later ones need.
+# ---- printing ----------------------------------------------------------------------------------
 
-    plan: of the stages `plan` and `schedule`. kernels, nests, llvm: by number, where the text
-    starts there. schedules: by number, where the text fixes them; else each kernel's default.
+
+def dump(model: Any, stage: str, *, kernel: str | None = None, folder: Path | None = None) -> str:
+    """The text of one stage of a compiled model; with `folder` also files, constants beside them.
+
+    Errors: U001 for an unknown kernel, U003 for an unknown stage or an unwritable folder.
     """
+    if stage == "program":  # as imported, before its sizes are bound
+        from tilewright.machine.target import Target
+        from tilewright.tools.printed import Printed
 
-    stage: str
-    target: Target
-    threads: int
-    plan: Plan | None = None
-    kernels: Mapping[int, Kernel] = field(default_factory=dict)
-    schedules: Mapping[int, Schedule] = field(default_factory=dict)
-    nests: Mapping[int, LoopNest] = field(default_factory=dict)
-    llvm: Mapping[int, str] = field(default_factory=dict)
+        whole = Printed(
+            stage, Target.native(), 1, program=model.program, values=model.program.values
+        )
+        return write(whole, stage, kernel, folder)
+    return write(_of_variant(model, model.latest), stage, kernel, folder)
 
-    def dump(self, stage: str, *, kernel: str | None = None, folder: Path | None = None) -> str:
-        """The text of this stage or a later one. Errors: U003 for an earlier one."""
-        if DUMP_STAGES.index(stage) < DUMP_STAGES.index(self.stage):
-            raise UserError(
-                "U003",
-                f"the stage {stage} comes before {self.stage}, which is what the file holds",
-                where="--stage",
-                hint=f"ask for {self.stage} or a later stage, or give the model",
-            )
-        names = {} if self.plan is None else _names(self.plan)
-        text = _render(stage, kernel, names, self._parts(stage), self.plan, self._schedules())
-        if folder is not None:
-            _write(folder, stage, kernel, text, {})
-        return text
 
-    def explain(self, *, kernel: str | None = None, memory: bool = False) -> str:
+def dump_by_setting(model: Any, variant: Any) -> None:
+    """What the setting `dump` asks for, into a folder of `dump_dir` for each model and size."""
+    config = current()
+    stage, _, kernel = config.dump.partition("@")[0].partition(",")
+    if "@" in config.dump:
         raise UserError(
             "U003",
-            f"a printed {self.stage} carries no decisions to explain",
-            where="MODEL",
-            hint="give the model or its program",
+            f"there is no pass {config.dump.partition('@')[2]!r}",
+            where="TILEWRIGHT_DUMP",
+            hint="leave @pass out: each stage is one pass",
         )
-
-    def _schedules(self) -> dict[int, Schedule]:
-        from tilewright.schedule.kernel_space import space_of
-
-        return {
-            number: self.schedules.get(number)
-            or space_of(kernel, self.target, self.threads).default()
-            for number, kernel in self.kernels.items()
-        }
-
-    def _nests(self) -> Mapping[int, LoopNest]:
-        if self.nests:
-            return self.nests
-        from tilewright.runtime.link import lower_kernel
-
-        schedules = self._schedules()
-        return {
-            number: lower_kernel(kernel, schedules[number], self.target).nest
-            for number, kernel in self.kernels.items()
-        }
-
-    def _texts(self) -> Mapping[int, str]:
-        if self.llvm:
-            return self.llvm
-        from tilewright.codegen.llvm import emit_llvm
-
-        return {number: emit_llvm(nest, self.target) for number, nest in self._nests().items()}
-
-    def _parts(self, stage: str) -> dict[int, str]:
-        match stage:
-            case "kernels":
-                return {number: str(kernel) for number, kernel in self.kernels.items()}
-            case "loops":
-                return {number: str(nest) for number, nest in self._nests().items()}
-            case "llvm":
-                return dict(self._texts())
-            case "asm":
-                return _assembly(self._texts(), self.target)
-        return {}
+    held = _of_variant(model, variant)
+    folder = config.dump_dir / f"{variant.program.name}-{variant.program.key[:8]}"
+    for wanted in DUMP_STAGES if stage == "all" else (stage,):
+        if wanted == "program":
+            whole = replace(held, program=model.program)
+            write(whole, wanted, None, folder)
+        else:
+            write(held, wanted, kernel or None if wanted in PER_KERNEL else None, folder)
 
 
-def _assembly(texts: Mapping[int, str], target: Target) -> dict[int, str]:
-    from tilewright.runtime.build import emit_assembly
+def _of_variant(model: Any, variant: Any) -> Printed:
+    """The stages of a compiled variant, as they were made."""
+    from tilewright.tools.printed import Printed
 
-    return {number: emit_assembly(text, target) for number, text in texts.items()}
+    linked = variant.linked
+    return Printed(
+        "program",
+        model.target,
+        variant.threads,
+        program=variant.program,
+        plan=variant.plan,
+        kernels=dict(enumerate(variant.plan.kernels)),
+        computes=_computes(variant.plan),
+        schedules=dict(enumerate(linked.schedules)),
+        nests={number: low.nest for number, low in enumerate(linked.lowered)},
+        llvm=dict(enumerate(linked.texts)),
+        values=variant.program.values,
+    )
 
 
-def _names(plan: Plan) -> dict[int, tuple[str, ...]]:
+def names_of(plan: Plan) -> dict[int, list[str]]:
     """What each kernel of a plan computes, over all its calls."""
     from tilewright.ir.plan import KernelCall
 
-    names: dict[int, tuple[str, ...]] = {}
+    names: dict[int, list[str]] = {}
     for step in plan.steps:
         if isinstance(step, KernelCall):
-            names[step.kernel] = (*names.get(step.kernel, ()), *step.names)
+            names.setdefault(step.kernel, []).extend(step.names)
     return names
+
+
+def _computes(plan: Plan) -> dict[int, str]:
+    return {number: ", ".join(names) for number, names in names_of(plan).items()}
 
 
 def kernel_number(kernel: str, numbers: Sequence[int], names: Mapping[int, Sequence[str]]) -> int:
@@ -143,8 +130,6 @@ def kernel_number(kernel: str, numbers: Sequence[int], names: Mapping[int, Seque
     known = {name: number for number, found in names.items() for name in found}
     if kernel in known:
         return known[kernel]
-    import difflib
-
     near = difflib.get_close_matches(kernel, known, 1, 0.4)
     last = max(numbers, default=-1)
     hint = f"did you mean {near[0]}? " if near else ""
@@ -156,47 +141,112 @@ def kernel_number(kernel: str, numbers: Sequence[int], names: Mapping[int, Seque
     )
 
 
-def _render(
-    stage: str,
-    kernel: str | None,
-    names: Mapping[int, Sequence[str]],
-    parts: Mapping[int, str],
-    plan: Plan | None,
-    schedules: Mapping[int, Schedule],
-) -> str:
-    if stage == "plan":
-        return str(plan)
-    if stage == "schedule":
-        chosen = schedules
-        if kernel is not None:
-            number = kernel_number(kernel, list(schedules), names)
-            chosen = {number: schedules[number]}
-        lines = "".join(f"--- schedule {n}\n{schedule}\n" for n, schedule in chosen.items())
-        return lines if kernel is not None or plan is None else f"{plan}{lines}"
-    mark = "; " if stage == "llvm" else ""
+def write(p: Printed, stage: str, kernel: str | None, folder: Path | None) -> str:
+    """The text of one stage; with `folder` a file of it, one for each kernel, and the constants.
+
+    Errors: U001 for an unknown kernel, U003 for a stage that there is not.
+    """
+    _require(p, stage, kernel)
+    parts = _parts(p, stage)
+    chosen = list(parts)
     if kernel is not None:
-        return parts[kernel_number(kernel, list(parts), names)]
-    return "".join(f"{mark}--- kernel {number}\n{_line(text)}" for number, text in parts.items())
+        names = {number: text.split(", ") for number, text in p.computes.items()}
+        chosen = [kernel_number(kernel, chosen, names)]
+        text = parts[chosen[0]]
+    elif stage in ("program", "derived"):
+        text = str(p.program if stage == "program" else p.derived)
+    elif stage == "plan" or (stage == "schedule" and p.plan is not None):
+        text = str(p.plan) + "".join(_schedule_lines(p).values() if stage == "schedule" else ())
+    else:
+        text = "".join(parts.values())
+    if folder is not None:
+        files = {f"{stage}.{number}": parts[number] for number in chosen}
+        if kernel is None:
+            files[stage] = text
+        _write(folder, {f"{n}.{_SUFFIX.get(stage, 'txt')}": t for n, t in files.items()}, p.values)
+    return text
 
 
-def _line(text: str) -> str:
-    return text if text.endswith("\n") else text + "\n"
+def _require(p: Printed, stage: str, kernel: str | None) -> None:
+    """Errors: U003."""
+    if stage not in DUMP_STAGES:
+        raise UserError(
+            "U003",
+            f"there is no stage {stage!r}",
+            where="stage",
+            hint="one of " + ", ".join(DUMP_STAGES),
+        )
+    there = {
+        "program": p.program,
+        "derived": p.program,
+        "plan": p.plan,
+        "kernels": p.kernels,
+        "schedule": p.kernels,
+        "loops": p.kernels or p.nests,
+    }
+    if not there.get(stage, True):
+        raise UserError(
+            "U003",
+            f"the stage {stage} comes before {p.stage}, which is what the file holds",
+            where="--stage",
+            hint=f"ask for {p.stage} or a later stage, or give the model",
+        )
+    if kernel is not None and stage not in PER_KERNEL:
+        raise UserError(
+            "U003",
+            f"the stage {stage} is of the whole model, not of a kernel",
+            where="--kernel",
+            hint="kernels have the stages " + ", ".join(PER_KERNEL),
+        )
 
 
-def _write(
-    folder: Path, stage: str, kernel: str | None, text: str, values: Mapping[str, Array]
-) -> None:
-    """The text, and the constants that it names, into a folder. Errors: U003."""
+def _parts(p: Printed, stage: str) -> dict[int, str]:
+    """The text of every kernel, headed by its number, the stage's key, and what it computes."""
+    texts: Mapping[int, tuple[str, str]]
+    match stage:
+        case "kernels":
+            texts = {number: (k.key, str(k)) for number, k in p.kernels.items()}
+        case "schedule":
+            lines = _schedule_lines(p)
+            texts = {number: (k.key, f"{k}{lines[number]}") for number, k in p.kernels.items()}
+        case "loops":
+            texts = {number: (nest.key, str(nest)) for number, nest in p.loops().items()}
+        case "llvm":
+            texts = {number: (_hash(text), text) for number, text in p.texts().items()}
+        case "asm":
+            texts = {number: (_hash(text), text) for number, text in p.assembly().items()}
+        case _:
+            return {}
+    out = {}
+    for number, (key, text) in texts.items():
+        names = p.computes.get(number, "")
+        head = f"{_COMMENT.get(stage, '')}--- kernel {number} {key[:16]} {names}".rstrip()
+        out[number] = f"{head}\n{text}" + ("" if text.endswith("\n") else "\n")
+    return out
+
+
+def _schedule_lines(p: Printed) -> dict[int, str]:
+    return {n: f"--- schedule {n}\n{schedule}\n" for n, schedule in p.chosen().items()}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write(folder: Path, files: Mapping[str, str], values: Mapping[str, Array]) -> None:
+    """Texts, and the constants that they name, into a folder. Errors: U003."""
     from tilewright.runtime.tensors import write_tensors
 
-    name = stage if kernel is None else f"{stage}.{kernel}"
+    used = {k: a for k, a in values.items() if any(f"@{k}" in text for text in files.values())}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.{_SUFFIX.get(stage, 'txt')}").write_text(text, encoding="utf-8")
-        if values:
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        kept = constants_beside(folder / CONSTANTS) if used else {}
+        if set(used) - set(kept):
             temporary = folder / f".{CONSTANTS}.{os.getpid()}"
             with temporary.open("wb") as file:
-                write_tensors(file, values)
+                write_tensors(file, {**kept, **used})
             temporary.replace(folder / CONSTANTS)
     except OSError as error:
         raise UserError(
@@ -207,46 +257,7 @@ def _write(
         ) from error
 
 
-def dump(model: Any, stage: str, *, kernel: str | None = None, folder: Path | None = None) -> str:
-    """The text of one stage of a compiled model; with `folder` also a file, constants beside it.
-
-    Errors: U001 for an unknown kernel, U003 for an unknown stage or an unwritable folder.
-    """
-    if stage not in DUMP_STAGES:
-        raise UserError(
-            "U003",
-            f"there is no stage {stage!r}",
-            where="stage",
-            hint="one of " + ", ".join(DUMP_STAGES),
-        )
-    if stage in ("program", "derived"):
-        text = str(model.program)
-        values = dict(model.program.values)
-    else:
-        variant = model.latest
-        linked = variant.linked
-        printed = Printed(
-            "kernels",
-            model.target,
-            variant.threads,
-            variant.plan,
-            dict(enumerate(variant.plan.kernels)),
-            dict(enumerate(linked.schedules)),
-            {number: low.nest for number, low in enumerate(linked.lowered)},
-            dict(enumerate(linked.texts)),
-        )
-        text = printed.dump(stage, kernel=kernel)
-        values = dict(variant.program.values)
-    if folder is not None:
-        used = {key: array for key, array in values.items() if key in text}
-        _write(folder, stage, kernel, text, used)
-    return text
-
-
-def _sections(pattern: re.Pattern[str], text: str) -> tuple[str, dict[int, str]]:
-    """The text before the first mark, and the text after each mark by its number."""
-    pieces = pattern.split(text)
-    return pieces[0], {int(n): body for n, body in zip(pieces[1::2], pieces[2::2], strict=True)}
+# ---- reading -----------------------------------------------------------------------------------
 
 
 def constants_beside(path: Path) -> dict[str, Array]:
@@ -257,46 +268,83 @@ def constants_beside(path: Path) -> dict[str, Array]:
     return dict(read_tensors(file)) if file.is_file() else {}
 
 
-def load(text: str, *, target: str | None = None, threads: int | None = None) -> Printed | None:
+def without_constants(program: Program) -> Printed:
+    """A program whose constants are not there: its later stages can be printed."""
+    from tilewright.machine.target import Target, available_cpus
+    from tilewright.tools.printed import Printed
+
+    config = current()
+    threads = config.num_threads or available_cpus()
+    return Printed("program", Target.named(config.target), threads, program=program)
+
+
+def _sections(pattern: re.Pattern[str], text: str) -> tuple[str, dict[int, str], dict[int, str]]:
+    """The text before the first mark; by number, the text after each mark, and its names."""
+    marks = list(pattern.finditer(text))
+    ends = [*(m.start() for m in marks), len(text)][1:]
+    bodies, names = {}, {}
+    for m, end in zip(marks, ends, strict=False):
+        number = int(m["number"])
+        bodies[number] = text[m.end() : end]
+        if found := m.groupdict().get("names"):
+            names[number] = found
+    return text[: marks[0].start()] if marks else text, bodies, names
+
+
+def load(
+    text: str,
+    *,
+    target: str | None = None,
+    threads: int | None = None,
+    values: Mapping[str, Array] | None = None,
+) -> Printed | None:
     """What a text holds from the stage `plan` on; None where it is a program or index notation.
 
-    Errors: those of the parsers; S002 for text of an unknown format.
+    values: the constants beside it. Errors: those of the parsers; S002 for an unknown format.
     """
+    if not _PRINTED.match(text):
+        return None
+    from tilewright.ir.kernel import parse_kernel
+    from tilewright.ir.nest import parse_nest
+    from tilewright.ir.plan import parse_plan
     from tilewright.machine.target import Target, available_cpus
+    from tilewright.schedule.schedule import Schedule
+    from tilewright.tools.printed import Printed
 
     config = current(target=target, num_threads=threads)
-    machine = Target.named(config.target)
-    count = config.num_threads or available_cpus()
-    body, schedules = _sections(_SCHEDULE, text)
-    lines = text.lstrip().splitlines()
-    first = lines[0] if lines else ""
-    if first.startswith("plan "):
-        from tilewright.ir.plan import parse_plan
-        from tilewright.schedule.schedule import Schedule
-
-        plan = parse_plan(body)
-        return Printed(
-            "schedule" if schedules else "plan",
-            machine,
-            count,
-            plan,
-            dict(enumerate(plan.kernels)),
-            {number: Schedule.parse(line) for number, line in schedules.items()},
-        )
-    head, parts = _sections(_KERNEL, text)
-    if not parts:
-        parts = {0: head}
-    inner = next(iter(parts.values())).lstrip()
-    if inner.startswith("kernel "):
-        from tilewright.ir.kernel import parse_kernel
-
-        kernels = {number: parse_kernel(part) for number, part in parts.items()}
-        return Printed("kernels", machine, count, kernels=kernels)
-    if inner.startswith("nest "):
-        from tilewright.ir.nest import parse_nest
-
-        nests = {number: parse_nest(part) for number, part in parts.items()}
-        return Printed("loops", machine, count, nests=nests)
-    if re.match(r"(;|source_filename|target |define |declare |@|attributes )", inner):
-        return Printed("llvm", machine, count, llvm=parts)
-    return None
+    found = Printed(
+        "plan",
+        Target.named(config.target),
+        config.num_threads or available_cpus(),
+        values=values or {},
+    )
+    if text.lstrip().startswith("plan "):
+        body, schedules, _ = _sections(_SCHEDULE, text)
+        found.plan = parse_plan(body)
+        found.kernels = dict(enumerate(found.plan.kernels))
+        found.computes = _computes(found.plan)
+        found.schedules = {number: Schedule.parse(line) for number, line in schedules.items()}
+    else:
+        head, parts, names = _sections(_KERNEL, text)
+        parts = parts or {0: head}
+        found.computes = names
+        inner = next(iter(parts.values())).lstrip()
+        if inner.startswith("kernel "):
+            found.stage = "kernels"
+            pieces = {number: _sections(_SCHEDULE, part) for number, part in parts.items()}
+            found.kernels = {number: parse_kernel(body) for number, (body, _, _) in pieces.items()}
+            found.schedules = {
+                number: Schedule.parse(line)
+                for number, (_, lines, _) in pieces.items()
+                for line in lines.values()
+            }
+        elif inner.startswith("nest "):
+            found.stage = "loops"
+            found.nests = {number: parse_nest(part) for number, part in parts.items()}
+        elif _LLVM.match(inner):
+            found.stage, found.llvm = "llvm", parts
+        else:
+            return None
+    if found.schedules:
+        found.stage = "schedule"
+    return found

@@ -109,22 +109,15 @@ def load_model(path: Path | str) -> Any:
         return tw.onnx.load(path)
     from tilewright.tools import stages
 
-    printed = stages.load(text)
+    held = stages.constants_beside(path)
+    printed = stages.load(text, values=held)
     if printed is not None:
         return printed
     found = tw.program(text)
     missing = {key for _, key in found.constants} - set(found.values)
-    if missing:
-        held = stages.constants_beside(path)
-        if missing - set(held):
-            raise UserError(
-                "U003",
-                f"the constants of {path.name} are not in {stages.CONSTANTS} beside it",
-                where="MODEL",
-                hint="write both with `tilewright dump MODEL --stage program -o DIR`",
-            )
-        found = dataclasses.replace(found, values={**found.values, **held})
-    return found
+    if missing - set(held):
+        return stages.without_constants(found)
+    return dataclasses.replace(found, values={**found.values, **held}) if missing else found
 
 
 def is_compiled(model: Any) -> bool:
@@ -133,8 +126,8 @@ def is_compiled(model: Any) -> bool:
 
 
 def is_printed(model: Any) -> bool:
-    """Is it a stage below the program, which is there to be looked at?"""
-    from tilewright.tools.stages import Printed
+    """Is it a stage below the program, or a program without its constants?"""
+    from tilewright.tools.printed import Printed
 
     return isinstance(model, Printed)
 
@@ -152,9 +145,10 @@ def program(text: str) -> Any:
 def needs_program(model: Any) -> None:
     """Errors: U003 for a stage below the program, and for an artifact."""
     if is_printed(model):
+        what = "a program without its constants" if model.program else f"a printed {model.stage}"
         raise UserError(
             "U003",
-            f"a printed {model.stage} can be dumped further, and not be run",
+            f"{what} cannot be tuned or checked",
             where="MODEL",
             hint="give the model, or its program with the constants beside it",
         )
@@ -181,8 +175,12 @@ def compile_model(
 ) -> CompiledModel:
     """Compile; `tune` is seconds; `on_event` is told the state of the search once a second.
 
-    Errors: U003 for a stage that carries no program; those of `tilewright.compile`.
+    Errors: U003 for a stage that cannot run; those of `tilewright.compile`.
     """
+    if is_printed(model):
+        machine = model.on(target=target, threads=threads, dims=dims, db=db, frozen=frozen)
+        ready: CompiledModel = machine.runnable()
+        return ready
     needs_program(model)
     tw = _public()
     extra: dict[str, Any] = {} if on_event is None else {"on_event": on_event}
