@@ -85,13 +85,15 @@ class Candidate:
 class Expected:
     """What output buffer `buffer` must hold: `values`, or what the reference candidate writes.
 
-    Exact when `bound` is None, else no element differs by more; NaN and infinities must agree.
+    Exact when `bound` is None, else no element differs by more than `bound` plus `relative` times
+    the largest magnitude of a float output; NaN and infinities must agree.
     """
 
     buffer: int
     dtype: str
     values: bytes | None = field(default=None, repr=False)
     bound: float | None = None
+    relative: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -253,10 +255,12 @@ def write_expected(expected: Expected, blobs: Blobs) -> Header:
         "dtype": expected.dtype,
         "values": values,
         "bound": expected.bound,
+        "relative": expected.relative,
     }
 
 
 def read_expected(header: Header, blobs: Mapping[str, bytes]) -> Expected:
     """Inverse of `write_expected`."""
     values = None if header["values"] is None else blobs[header["values"]]
-    return Expected(header["buffer"], header["dtype"], values, header["bound"])
+    bound, relative = header["bound"], header["relative"]
+    return Expected(header["buffer"], header["dtype"], values, bound, relative)

@@ -6,6 +6,7 @@ schedules are worth compiling. Invariant: schedules with equal canonical rows lo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from math import ceil, log, prod
 
@@ -14,7 +15,7 @@ from tilewright.ir.kernel import Kernel
 from tilewright.machine.cost import Loop, Stream, Tiling, Work, balance, lines, stage_cycles
 from tilewright.machine.target import Target
 from tilewright.schedule.roles import StageRoles, stage_roles
-from tilewright.schedule.schedule import Schedule
+from tilewright.schedule.schedule import Value
 from tilewright.schedule.space import Space
 
 __all__ = ["KernelCost"]
@@ -22,6 +23,20 @@ __all__ = ["KernelCost"]
 Rows = tuple[int, ...]
 _PACK_CYCLES = 0.12  # per byte that is copied into panels
 _MOST_BODY = 400  # vector operations of an innermost body, tails aside
+
+
+class _View:
+    """Parameters of a row tuple by name; what `Schedule` offers, without making one."""
+
+    def __init__(self, cost: KernelCost, rows: Rows) -> None:
+        self._cost, self._rows = cost, rows
+
+    def integer(self, name: str, default: int = 0) -> int:
+        v = self._cost.value(self._rows, name, default)
+        return int(v) if not isinstance(v, str) else default
+
+    def text(self, name: str, default: str = "") -> str:
+        return str(self._cost.value(self._rows, name, default))
 
 
 class _Stage:
@@ -43,6 +58,10 @@ class _Stage:
             )
             self.tensors.append(x.tensor)
         touched |= set(self.tensors)
+        self.written_bytes = max(
+            [prod(n for a, n in r.extents.items() if x.uses(a)) * x.dtype_bytes for x in r.writes],
+            default=0,
+        )
         members = kernel.stages[k].members
         operations = float(sum(cost(kernel.definitions[m].body) for m in members))
         self.work = Work(
@@ -50,7 +69,7 @@ class _Stage:
             tuple(streams), max(1.0, operations), r.is_contraction,
         )  # fmt: skip
 
-    def with_packing(self, s: Schedule) -> tuple[Work, float]:
+    def with_packing(self, s: _View) -> tuple[Work, float]:
         """The stage as the schedule packs it, and the cycles of packing."""
         r = self.roles
         cycles = 0.0
@@ -62,14 +81,15 @@ class _Stage:
                 if operand is None or operand is not x or not is_packed:
                     continue
                 old = streams[i]
-                streams[i] = Stream(old.strides, old.element_bytes, False, True, old.is_known)
+                streams[i] = replace(old, is_packed=True)
                 if not x.constant:
                     size = prod(n for a, n in r.extents.items() if x.uses(a)) * x.dtype_bytes
                     cycles += _PACK_CYCLES * size
-        w = self.work
-        return Work(w.extents, w.reduced, tuple(streams), w.operations, w.is_product), cycles
+        if s.integer(self.prefix + "nt"):
+            streams = [replace(x, is_streamed=x.is_write) for x in streams]
+        return replace(self.work, streams=tuple(streams)), cycles
 
-    def tiling(self, s: Schedule, outer: dict[str, int]) -> Tiling:
+    def tiling(self, s: _View, outer: dict[str, int]) -> Tiling:
         """The loops of the stage, as lowering reads the parameters."""
         r, p = self.roles, self.prefix
         sizes = {a: max(1, s.integer(f"{p}reg.{n}", 1)) for a, n in r.names.items()}
@@ -119,34 +139,45 @@ class KernelCost:
     def is_contraction(self, stage: int) -> bool:
         return self._stages[stage].roles.is_contraction
 
-    def value(self, rows: Rows, name: str) -> object:
+    def value(self, rows: Rows, name: str, default: Value = "") -> Value:
         """One parameter of a schedule."""
-        k, i = self._number[name]
-        return self.space.groups[k].rows[rows[k]][i]
+        at = self._number.get(name)
+        return default if at is None else self.space.groups[at[0]].rows[rows[at[0]]][at[1]]
+
+    @cached_property
+    def _idle(self) -> list[tuple[int, int, str, str]]:
+        """(group, row of the default, kind, the parameter that decides) of those that may be idle.
+
+        A cache block counts where the order has its level, a tail where the tile has more than one
+        row, the grain where there is more than one thread.
+        """
+        out = []
+        for k, g in enumerate(self.space.groups):
+            stage, _, rest = g.names[0].partition(".")
+            if len(g.names) != 1:
+                continue
+            if rest.startswith("tile.") and f"{stage}.order" in self._number:
+                out.append((k, g.start, rest[len("tile.") :] + ":", f"{stage}.order"))
+            elif rest.startswith("tail.") and f"{stage}.reg.{rest[5:]}" in self._number:
+                out.append((k, g.start, "1", f"{stage}.reg.{rest[5:]}"))
+            elif g.names[0] == "chunk" and self.threads == 1:
+                out.append((k, g.start, "", ""))
+        return out
 
     def canonical(self, rows: Rows) -> Rows:
         """The same schedule with the parameters that no loop reads at their defaults."""
         out = list(rows)
-        for k, g in enumerate(self.space.groups):
-            if len(g.names) != 1:
+        for k, start, text, name in self._idle:
+            if out[k] == start:
                 continue
-            stage, _, rest = g.names[0].partition(".")
-            if rest.startswith("tile."):
-                if f"{stage}.order" in self._number:
-                    order = str(self.value(rows, f"{stage}.order"))
-                    if rest[len("tile.") :] + ":" not in order:
-                        out[k] = g.start
-            elif rest.startswith("tail."):
-                size = f"{stage}.reg.{rest[len('tail.') :]}"
-                if size in self._number and self.value(rows, size) == 1:
-                    out[k] = g.start
-            elif g.names[0] == "chunk" and self.threads == 1:
-                out[k] = g.start
+            value = str(self.value(rows, name)) if name else ""
+            if not name or (value == "1" if text == "1" else text not in value):
+                out[k] = start
         return tuple(out)
 
     def is_reasonable(self, rows: Rows) -> bool:
         """Is the innermost body of a size worth compiling?"""
-        s = self.space.at(rows)
+        s = _View(self, rows)
         lanes = self.target.lanes(32)
         for stage in self._stages:
             r, body = stage.roles, 1
@@ -156,11 +187,14 @@ class KernelCost:
                 body *= ceil(size / lanes) if a == lane else size
             if body > _MOST_BODY:
                 return False
+            # Alone in a loop a stream of stores wins; the kernel that reads the result then loses.
+            if s.integer(stage.prefix + "nt") and stage.written_bytes < 2 * self.target.l2_bytes:
+                return False
         return True
 
     def cycles(self, rows: Rows) -> float:
         """Cycles of a schedule with all its threads."""
-        s = self.space.at(rows)
+        s = _View(self, rows)
         outer = {
             a: max(1, s.integer(f"block.{i}", 1)) for i, a in enumerate(self.kernel.shared)
         }
@@ -200,7 +234,7 @@ class KernelCost:
                 seen[name] = max(seen.get(name, 0.0), 64.0 * lines(stream, box))
         return sum(seen.values())
 
-    def _chunks(self, stage: _Stage, s: Schedule, outer: dict[str, int]) -> int:
+    def _chunks(self, stage: _Stage, s: _View, outer: dict[str, int]) -> int:
         """How many chunks the parallel loop has; 1 where there is none."""
         depth, grain = s.integer("par", 1), max(1, s.integer("chunk", 1))
         r = stage.roles

@@ -26,17 +26,18 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 _NOISE = 0.01  # of a measured log ratio
 _SPREAD = 0.12  # of a schedule that shares nothing with those measured, times the prior's own range
-_POOL = 240
+_POOL = 160
 _PARENTS = 4
 _SLOW = -0.7  # log ratio given to a candidate that was refused
-_WEIGHT = (1.0, 4.0)  # prior weight: mean, and how many results it takes to move it
+_WEIGHT = (0.8, 4.0)  # prior weight: mean, and how many results it takes to move it
 
 
 class _Codes:
     """Rows of a group as points: close rows behave alike."""
 
     def __init__(self, group: Group) -> None:
-        self.near = group.near
+        self._group = group
+        self._near: dict[int, list[int]] = {}
         columns = []
         for i, kind in enumerate(group.kinds):
             values = [r[i] for r in group.rows]
@@ -47,6 +48,12 @@ class _Codes:
                 columns.append(np.array([3.0 * ranks[v] for v in values]))
         self.points = np.stack(columns, 1) if columns else np.zeros((len(group.rows), 1))
         self.weight = min(1.0, 0.3 + 0.7 * np.log(len(group.rows)) / np.log(60.0))
+
+    def near(self, row: int) -> list[int]:
+        """`Group.near`, remembered."""
+        if row not in self._near:
+            self._near[row] = self._group.near(row)
+        return self._near[row]
 
     def alike(self, a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Floats:
         gap = self.points[a][:, None, :] - self.points[b][None, :, :]
@@ -107,7 +114,7 @@ class Proposer:
             pool[rows] = None
 
     def _moved(self, rows: Rows, k: int) -> Rows:
-        near = self.space.groups[k].near(rows[k])
+        near = self._codes[k].near(rows[k])
         if not near:
             return rows
         return (*rows[:k], int(near[int(self.rng.integers(len(near)))]), *rows[k + 1 :])
@@ -119,7 +126,7 @@ class Proposer:
         parents = self.best[:_PARENTS]
         for parent in parents[:2]:
             for k in self._free:
-                near = self.space.groups[k].near(parent[k])
+                near = self._codes[k].near(parent[k])
                 for j in rng.permutation(len(near))[:24]:
                     self._add(pool, (*parent[:k], near[int(j)], *parent[k + 1 :]))
         tries = 0

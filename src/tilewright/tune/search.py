@@ -14,6 +14,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from tilewright.errors import Rejected, TilewrightError
 from tilewright.ir.interpreter import run_program
@@ -97,14 +98,9 @@ class Search:
         if not self.tasks:
             return
         try:
-            self._baselines()
-            while (task := self._next()) is not None:
-                self._batch(task)
-                self.tell(task)
-            for task in sorted(self.tasks, key=lambda t: -t.calls * t.default_ns):
-                self._finish(task)
-                self.tell(task)
-            self.tell(None)
+            # Threads of the linear algebra library that spin would be timed with the candidates.
+            with threadpool_limits(1):
+                self._run()
         except KeyboardInterrupt:
             self.interrupted = True
             stop_workers()  # the terminal sent them the signal, too
@@ -116,6 +112,16 @@ class Search:
             log.warning("tuning stops: no measuring process could be started (%s)", error)
         finally:
             self.bench.close()
+
+    def _run(self) -> None:
+        self._baselines()
+        while (task := self._next()) is not None:
+            self._batch(task)
+            self.tell(task)
+        for task in sorted(self.tasks, key=lambda t: -t.calls * t.default_ns):
+            self._finish(task)
+            self.tell(task)
+        self.tell(None)
 
     # -- progress
     def tell(self, task: Task | None) -> None:
@@ -168,14 +174,14 @@ class Search:
         if isinstance(found, Rejected):
             self._fail(task, found)
             return
-        timing, outputs = found
+        timing = found
+        task.pace = (0.8 + 40 * 1e-9 * timing.ns, 6)
         task.default_ns = timing.ns
         task.facts.default_us = timing.ns / 1e3
-        task.batch_s = 0.3 + 8 * 6 * timing.ns * 1e-9
         bound = task.bound_ns(hardware(task.target))
         task.headroom = min(1.0, max(0.08, 1.0 - bound / timing.ns))
         self.keep([task.record(task.default, timing, ratio=1.0)])
-        self._check(task, arrays, outputs)
+        self._check(task, job)
         self._release(task)
 
     def _fail(self, task: Task, why: Rejected) -> None:
@@ -191,16 +197,17 @@ class Search:
         if task.job is not None and len(self.tasks) > 1 and task.job.bytes > _KEPT_BYTES:
             task.old_job, task.job = task.job.light(), None
 
-    def _check(
-        self, task: Task, arrays: Mapping[str, Array], got: Mapping[str, Array]
-    ) -> None:
+    def _check(self, task: Task, job: Job) -> None:
         """Compare the default's output with the oracle where that is cheap."""
         work = oracle_s(task)
         if self._oracle_s + work > _ORACLE_SHARE * self.budget_s:
             return
         self._oracle_s += work
         program = task.kernel.program
-        inputs = {t.name: arrays[t.name] for t in program.inputs}
+        got = self.bench.run_reference(job)
+        if isinstance(got, Rejected):
+            return
+        inputs = {t.name: job.array(t.name) for t in program.inputs}
         try:
             want = run_program(program, inputs, values=self.values)
         except TilewrightError as error:  # random inputs that the program does not allow
@@ -227,7 +234,7 @@ class Search:
         want = 0.0
         for t in self.tasks:
             if t.best_rows is not None:
-                want += 0.05 + 14 * t.default_ns * 1e-9
+                want += 0.05 + t.seconds(1) + 14 * t.default_ns * 1e-9
         return max(want, 0.02 * self.budget_s) if want else 0.0
 
     def _next(self) -> Task | None:
@@ -237,17 +244,20 @@ class Search:
             return None
         able = [
             t for t in self.tasks
-            if t.is_searched and t.gain() > 0 and t.fruitless < _FRUITLESS and t.batch_s < 2 * left
+            if t.is_searched and t.gain() > 0 and t.fruitless < _FRUITLESS and t.seconds(1) < left
         ]  # fmt: skip
         if not able:
             return None
-        return max(able, key=lambda t: t.gain() / t.batch_s)
+        return max(able, key=lambda t: t.gain() / t.seconds(_BATCH))
 
     def _batch(self, task: Task) -> None:
         """Propose, build, measure, and learn."""
         at = self.clock.elapsed_s
-        count = max(2, min(_BATCH, int(0.15 * self.budget_s / (5e-9 * task.default_ns + 0.05))))
-        candidates, refused = self._build(task, task.proposer.ask(count))
+        left = 0.8 * (self.clock.left_s - self._reserve_s())
+        first = 4 if task.batches == 0 else _BATCH
+        count = max(1, min(first, task.affordable(min(left, 0.3 * self.budget_s))))
+        proposals, task.revisit = task.revisit or task.proposer.ask(count), []
+        candidates, refused = self._build(task, proposals)
         results: list[Record] = [task.record(task.space.at(r), why) for r, why in refused]
         for rows, why in refused:
             task.proposer.tell(rows, None)
@@ -258,7 +268,8 @@ class Search:
         self.keep(results)
         task.batches += 1
         task.fruitless = 0 if task.best_ratio > best_before * 1.005 else task.fruitless + 1
-        task.batch_s = 0.5 * task.batch_s + 0.5 * (self.clock.elapsed_s - at)
+        if candidates:
+            task.pace = (self.clock.elapsed_s - at, len(candidates))
 
     def _build(
         self, task: Task, proposals: Sequence[Rows]

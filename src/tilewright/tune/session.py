@@ -24,8 +24,9 @@ from tilewright.ir.plan import KernelCall, Plan
 from tilewright.machine.target import Target
 from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.schedule import Schedule
+from tilewright.schedule.space import SPACE_VERSION
 from tilewright.tune.database import Database, Record
-from tilewright.tune.search import Search, TuningEvent
+from tilewright.tune.search import NOISE, Search, TuningEvent
 from tilewright.tune.task import KernelFacts, Task
 
 __all__ = ["Tuning", "TuningEvent", "tune_plan"]
@@ -75,6 +76,7 @@ class _Records:
     def __init__(self, db: Path | str | None, read_only: bool) -> None:
         path = Path(db) if db is not None else current().database_path
         self.db: Database | None = None
+        self._winners: dict[frozenset[str], dict[Schedule, float]] | None = None
         self.can_write = not read_only
         for mode in dict.fromkeys((read_only, True)):
             try:
@@ -118,15 +120,17 @@ class _Records:
         """Confirmed schedules of other tasks, thread counts or machines: where to look first."""
         if self.db is None:
             return []
-        names = {n for g in task.space.groups for n in g.names}
-        out: dict[Schedule, float] = {}
-        for r in self.db.records(target=task.target.name, status="ok", confirmed=True):
-            if r.ratio is None or r.ratio < 1.02:
-                continue
-            s = Schedule.parse(r.schedule)
-            if set(s.values) == names:
-                out[s] = max(out.get(s, 0.0), r.ratio)
-        return sorted(out, key=lambda s: -out[s])[:8]
+        if self._winners is None:
+            self._winners = {}
+            for r in self.db.records(target=task.target.name, status="ok", confirmed=True):
+                if r.ratio is None or r.ratio < NOISE or r.space_version != SPACE_VERSION:
+                    continue
+                s = Schedule.parse(r.schedule)
+                known = self._winners.setdefault(frozenset(s.values), {})
+                known[s] = max(known.get(s, 0.0), r.ratio)
+        names = frozenset(n for g in task.space.groups for n in g.names)
+        found = self._winners.get(names, {})
+        return sorted(found, key=lambda s: -found[s])[:8]
 
     def close(self) -> None:
         if self.db is not None:

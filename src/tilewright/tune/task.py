@@ -17,14 +17,13 @@ import numpy as np
 
 from tilewright.codegen.llvm import emit_llvm
 from tilewright.errors import Rejected
-from tilewright.ir import expr as E
 from tilewright.ir.kernel import Kernel
-from tilewright.ir.program import Program
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.hardware import HardwareDescriptor, fingerprint
 from tilewright.machine.target import Target
 from tilewright.runtime.build import build_many
 from tilewright.runtime.calibrate import cpu_name
+from tilewright.runtime.candidates import Fill
 from tilewright.schedule.schedule import Schedule
 from tilewright.schedule.space import SPACE_VERSION, Space
 from tilewright.tune.bench import Built, Job, Timing
@@ -38,7 +37,7 @@ __all__ = ["CODEGEN_EPOCH", "Candidate", "KernelFacts", "Task", "kernel_arrays"]
 Array = np.ndarray[Any, np.dtype[Any]]
 CODEGEN_EPOCH = "1"  # raise it when a schedule becomes other code: old timings are then priors
 MOST_TEXT = 400_000  # characters of LLVM text that are worth compiling
-_BIG = 1 << 20  # elements from which random inputs repeat a block
+_FIXED = 3  # a batch costs as much as this many candidates before its first one
 _SAMPLES = 32  # of one timing that the database keeps
 
 
@@ -102,6 +101,7 @@ class Task:
             self.cost.canonical, self.cost.is_reasonable,
         )  # fmt: skip
         self.facts = KernelFacts(kernel.task_key, self.label, 0, schedule=str(self.default))
+        self.revisit: list[Rows] = []  # what an interrupted search found
         self.nests: dict[str, Rows] = {}
         self.default_ns = 0.0
         self.job: Job | None = None
@@ -111,7 +111,7 @@ class Task:
         self.best_timing: Timing | None = None
         self.fruitless = 0  # batches in a row without a gain
         self.batches = 0
-        self.batch_s = 0.4  # what a batch costs
+        self.pace = (0.8, 6)  # seconds of the last batch, and how many candidates it had
         self.headroom = 0.5
         self.failed = ""  # why it cannot be tuned
 
@@ -178,15 +178,19 @@ class Task:
         self.facts.note = record.detail
 
     def remember(self, records: Sequence[Record]) -> None:
-        """Results of an earlier search that did not end: they are not measured again."""
+        """Results of an earlier search that did not end: only the best are measured again."""
+        best: dict[Rows, float] = {}
         for r in records:
             rows = self.space.rows_of(Schedule.parse(r.schedule))
-            if rows is None:
+            if rows is None or rows == self.proposer.default:
                 continue
+            if r.status == "ok" and r.ratio is not None and r.ratio > 1.0:
+                best[rows] = r.ratio
             self.proposer.tell(rows, None if r.status != "ok" else r.ratio)
             self.facts.trials += 1
             if r.status != "ok":
-                self.facts.rejected[r.code] = self.facts.rejected.get(r.code, 0) + 1
+                self.note_rejection(r.code)
+        self.revisit = sorted(best, key=lambda x: -best[x])[:3]
 
     def record(
         self, schedule: Schedule, result: Timing | Rejected, *, confirmed: bool = False,
@@ -236,8 +240,9 @@ class Task:
         data = build_many([emit_llvm(lowered.nest, self.target)], self.target)[0]
         return data if isinstance(data, Rejected) else Built(lowered, data)
 
-    def arrays(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        return kernel_arrays(self.kernel.program, values)
+    def arrays(self, values: Mapping[str, Array]) -> dict[str, Array | Fill]:
+        """Arrays of the inputs and constants, or how to make them."""
+        return kernel_arrays(self.kernel, values)
 
     def bound_ns(self, hardware: HardwareDescriptor) -> float:
         """Time that operations or bytes take at least."""
@@ -259,25 +264,38 @@ class Task:
         now = self.default_ns / self.best_ratio
         return self.calls * now * self.headroom * 0.15 * 0.75**self.fruitless
 
+    def seconds(self, count: int) -> float:
+        """What a batch of so many candidates takes; part of it is for the batch as such."""
+        seconds, before = self.pace
+        return seconds * (_FIXED + count) / (_FIXED + before)
+
+    def affordable(self, seconds: float) -> int:
+        """How many candidates a batch of these seconds may have."""
+        return int(seconds / self.seconds(1) * (_FIXED + 1) - _FIXED)
+
     def note_rejection(self, code: str) -> None:
         self.facts.rejected[code] = self.facts.rejected.get(code, 0) + 1
 
 
 def kernel_arrays(
-    program: Program, values: Mapping[str, Array], seed: int = 0
-) -> dict[str, Array]:
-    """Random inputs and the constants of a kernel's program, by tensor name."""
-    out: dict[str, Array] = {}
-    if all(t.dtype.is_float for t in program.inputs):
-        rng = np.random.default_rng(seed)
-        for t in program.inputs:
-            shape = tuple(E.int_value(e) or 0 for e in t.shape)
-            count = prod(shape)
-            # A period that is prime, so that a wrong address meets a wrong value.
-            block = rng.standard_normal(min(count, _BIG - 3), np.float32).astype(t.dtype.np)
-            out[t.name] = np.resize(block, shape) if count > block.size else block.reshape(shape)
-    else:
+    kernel: Kernel, values: Mapping[str, Array], seed: int = 0
+) -> dict[str, Array | Fill]:
+    """Random inputs and the constants of a kernel, by tensor name.
+
+    Plain float inputs are given as a recipe, so that they need not travel.
+    """
+    program = kernel.program
+    out: dict[str, Array | Fill] = {}
+    is_plain = all(t.dtype.is_float for t in program.inputs)
+    if not is_plain:
         out |= random_inputs(program, {}, seed)
+    for k, t in enumerate(program.inputs if is_plain else ()):
+        layout = kernel.layout_of[t.name]
+        if layout.is_row_major:
+            out[t.name] = Fill("random", t.dtype.np.name, seed + k)
+        else:
+            rng = np.random.default_rng([seed, k])
+            out[t.name] = rng.standard_normal(layout.shape, np.float32).astype(t.dtype.np)
     known = {**program.values, **values}
     for t, key in program.constants:
         out[t.name] = np.asarray(known[key])
