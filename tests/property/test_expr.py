@@ -39,7 +39,9 @@ def integers(draw: st.DrawFn, depth: int = 4) -> tuple[Expr, Meaning]:
         name = draw(st.sampled_from(INDEXES + DIMS))
         return (E.index(name) if name in INDEXES else E.dim(name)), lambda v: v[name]
     a, fa = draw(integers(depth=depth - 1))
-    kind = draw(st.sampled_from(["add", "sub", "mul", "floordiv", "mod", "min", "max", "neg", "select"]))
+    kind = draw(
+        st.sampled_from(["add", "sub", "mul", "floordiv", "mod", "min", "max", "neg", "select"])
+    )
     if kind == "neg":
         return E.neg(a), lambda v: -fa(v)
     if kind in ("floordiv", "mod") and draw(st.integers(0, 4)):
