@@ -69,6 +69,17 @@ def move_entries() -> list[Entry]:
             (),
         ),
         (
+            "concat_plain",
+            """(x: f32[5, 9], y: f32[5, 14], k: i64[9]):
+  t: f32[i<5, j<9] = exp(x[i, j])
+  z: f32[i<5, j<23] = where(j < 9, t[i, j], y[i, j - 9])
+  s: f32[i<5] = sum(j<23) where(j < 14, y[4 - i, j], x[i, j - 14])
+  g: f32[j<23] = where(j < 9, x[2, k[j]], 1.0)
+  return z, s, g
+""",
+            (),
+        ),
+        (
             "tile",
             """(x: f32[5, 9]):
   y: f32[i<15, j<18] = x[i % 5, j % 9] + 1.0

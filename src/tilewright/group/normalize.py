@@ -79,26 +79,37 @@ def _tidy_definition(d: Definition, shapes: dict[str, tuple[int, ...]]) -> Defin
     if r is not None and not r.axes and r.guard is None and r.monoid not in ("argmax", "argmin"):
         r = None
     body = tidy(d.body, ranges, shapes)
-    if r is not None and r.guard is not None:
-        body = _guard_reads(body, ranges, shapes)
-    return replace(d, body=body, reduction=r)
+    whole = r is not None and r.guard is not None
+    return replace(d, body=_protect(body, whole, ranges, shapes), reduction=r)
 
 
-def _guard_reads(e: Expr, ranges: Ranges, shapes: dict[str, tuple[int, ...]]) -> Expr:
-    """`else 0` for reads that only the guard of the reduction keeps inside: the value is not used
-    there, but the address may not be touched.
+def _protect(e: Expr, whole: bool, ranges: Ranges, shapes: dict[str, tuple[int, ...]]) -> Expr:
+    """`else 0` for reads that only a condition keeps inside: their value is not used elsewhere, but
+    the address may not be touched. `whole`: all of `e` stands under the guard of a reduction.
     """
     swap: dict[Expr, Expr] = {}
-    for r in e.reads():
+    for r in e.reads() if whole else _conditional_reads(e):
         if r.attr[1]:
             continue
-        subs = tuple(E.substitute(s, swap) for s in r.args)
         zero = E.const(False, r.dtype) if r.dtype is BOOL else E.const(0, r.dtype)
-        padded = E.read(r.attr[0], subs, r.dtype, zero)
-        kept = tidy(padded, ranges, shapes)
-        if kept.attr[1] or subs != r.args:
-            swap[r] = kept
-    return E.substitute(e, swap) if swap else e
+        padded = tidy(E.read(r.attr[0], r.args, r.dtype, zero), ranges, shapes)
+        if padded.attr[1]:
+            swap[r] = padded
+    while swap:  # a read may stand in the subscripts of another: outer ones first
+        new = E.substitute(e, swap)
+        if new is e:
+            break
+        e = new
+    return e
+
+
+def _conditional_reads(e: Expr) -> list[Expr]:
+    """Reads that stand on a side of a `where`."""
+    out: dict[Expr, None] = {}
+    for n in e.walk():
+        if n.op == "select":
+            out.update((r, None) for side in n.args[1:] for r in side.reads())
+    return list(out)
 
 
 def _expand_logsumexp(d: Definition, taken: set[str]) -> list[Definition]:
@@ -248,9 +259,7 @@ def _live(body: list[Statement], results: Iterable[str]) -> list[Statement]:
     return out[::-1]
 
 
-def _parts(
-    d: Definition, shapes: dict[str, tuple[int, ...]], taken: set[str]
-) -> list[Definition]:
+def _parts(d: Definition, shapes: dict[str, tuple[int, ...]], taken: set[str]) -> list[Definition]:
     """The tidied definition, or the definitions that it stands for."""
     parts = [d]
     if d.reduction is not None and d.reduction.monoid == "logsumexp":
@@ -270,6 +279,10 @@ def normalize(p: Program) -> Program:
         elif isinstance(s, Recurrence):
             parts = [x for d in s.definitions for x in _parts(d, shapes, taken)]
             body.append(Recurrence(s.axis, tuple(parts)))
+        elif isinstance(s, Scatter):
+            inner, outer = axis_ranges(s.source), axis_ranges(s.axes)
+            value = _protect(s.body, False, inner, shapes)
+            body.append(replace(s, body=value, base=_protect(s.base, False, outer, shapes)))
         else:
             body.append(s)
     body = _live(body, p.results)

@@ -103,3 +103,23 @@ def test_a_read_that_only_its_guard_keeps_inside_is_padded() -> None:
     y, z = (s for s in p.body if isinstance(s, Definition))
     assert str(y.body) == "(x[i + k - 4] else 0.0)"
     assert str(z.body) == "x[k]"
+
+
+def test_a_read_that_only_a_where_keeps_inside_is_padded() -> None:
+    p = normal("""program p(x: f32[5], y: f32[9]):
+  z: f32[i<14] = where(i < 5, x[i], y[i - 5])
+  return z
+""")
+    (z,) = p.body
+    assert isinstance(z, Definition)
+    assert [str(r) for r in z.body.reads()] == ["(x[i] else 0.0)", "(y[i - 5] else 0.0)"]
+
+
+def test_reads_inside_subscripts_are_padded_too() -> None:
+    p = normal("""program p(x: f32[5], n: i64[9]):
+  z: f32[i<14] = where(i < 9, x[n[i]], 1.0)
+  return z
+""")
+    (z,) = p.body
+    assert isinstance(z, Definition)
+    assert [str(r) for r in z.body.reads()] == ["(n[i] else 0)", "(x[(n[i] else 0)] else 0.0)"]
