@@ -16,12 +16,14 @@ from math import ceil, prod
 
 from tilewright.machine.target import Target
 
-__all__ = ["Loop", "Stream", "Tiling", "Work", "balance", "compute_cycles", "lines", "stage_cycles"]
+__all__ = ["Loop", "Stream", "Tiling", "Work", "balance", "lines", "stage_cycles"]
 
 # Cycles for a byte that comes from the second level, the third, or memory. Prefetching hides part.
 _CYCLES_PER_BYTE = (0.012, 0.05, 0.16)
+_STREAMED_CYCLES = 0.06  # for a byte that is stored past the caches
 _FULL = 0.75  # share of a cache that one nest may count on
 _LATENCY = 4.0  # of a dependent multiply-add
+_STRIDED_CYCLES = 12.0  # a vector gathered from, or scattered to, as many lines as it has lanes
 _FORK_CYCLES = 6000.0
 _CHUNK_CYCLES = 60.0
 
@@ -31,6 +33,7 @@ class Stream:
     """A tensor that a stage reads or writes: element stride per axis (0: unused, None: unknown).
 
     packed: the copy that the nest reads has no gaps. known: an earlier stage has touched it.
+    streamed: stores go past the caches.
     """
 
     strides: tuple[int | None, ...]
@@ -38,6 +41,7 @@ class Stream:
     is_write: bool = False
     is_packed: bool = False
     is_known: bool = False
+    is_streamed: bool = False
 
     def uses(self, axis: int) -> bool:
         return self.strides[axis] != 0
@@ -94,42 +98,64 @@ def lines(s: Stream, box: Sequence[int], line_bytes: int = 64) -> float:
     return rows * max(1.0, run * s.element_bytes / line_bytes)
 
 
-def _boxes(work: Work, tiling: Tiling) -> tuple[list[list[int]], list[int]]:
-    """Index box inside the first d loops, for every d, and the trips of each loop."""
-    box = list(work.extents)
-    boxes, trips = [list(box)], []
-    for loop in tiling.loops:
-        step = max(1, min(loop.step, box[loop.axis]))
-        trips.append(max(1, ceil(box[loop.axis] / step)))
-        box[loop.axis] = step
-        boxes.append(list(box))
-    return boxes, trips
+class _Traffic:
+    """The loops of a stage from the outermost: boxes inside them, trips, lines of every stream."""
 
+    def __init__(self, work: Work, tiling: Tiling, line_bytes: int) -> None:
+        self.work, self.tiling, self.line_bytes = work, tiling, line_bytes
+        box = list(work.extents)
+        self.trips: list[int] = []
+        self.lines = [self._lines(box)]
+        for loop in tiling.loops:
+            step = max(1, min(loop.step, box[loop.axis]))
+            trips = max(1, ceil(box[loop.axis] / step))
+            self.trips.append(trips)
+            box[loop.axis] = step
+            self.lines.append(self._lines(box) if trips > 1 else self.lines[-1])
 
-def traffic_bytes(
-    work: Work, tiling: Tiling, cache_bytes: int, *, keeps_known: bool, line_bytes: int = 64
-) -> float:
-    """Bytes that enter a cache of this size while the stage runs."""
-    boxes, trips = _boxes(work, tiling)
-    room = _FULL * cache_bytes
-    depth = len(trips)
-    for d in range(len(boxes)):
-        if line_bytes * sum(lines(s, boxes[d], line_bytes) for s in work.streams) <= room:
-            depth = d
-            break
-    total = 0.0
-    for s in work.streams:
-        if s.is_known and keeps_known:
-            continue
-        times = 1
-        is_inner = True
-        for k in range(depth - 1, -1, -1):
-            # What a loop does not move is still there in its next trip.
-            if is_inner and not s.uses(tiling.loops[k].axis):
+    def _lines(self, box: list[int]) -> list[float]:
+        return [lines(s, box, self.line_bytes) for s in self.work.streams]
+
+    def bytes(self, cache_bytes: int, keeps_known: bool) -> float:
+        """Bytes that enter a cache of this size while the stage runs, when it ran before."""
+        room = _FULL * cache_bytes / self.line_bytes
+        depth = len(self.trips)
+        for d, each in enumerate(self.lines):
+            if sum(each) <= room:
+                depth = d
+                break
+        total = 0.0
+        for i, s in enumerate(self.work.streams):
+            if depth == 0 or s.is_streamed or (s.is_known and keeps_known):
                 continue
-            is_inner = False
-            times *= trips[k]
-        total += times * lines(s, boxes[depth], line_bytes) * line_bytes * (2 if s.is_write else 1)
+            times = 1
+            is_inner = True
+            for k in range(depth - 1, -1, -1):
+                # What a loop does not move is still there in its next trip.
+                if is_inner and not s.uses(self.tiling.loops[k].axis):
+                    continue
+                is_inner = False
+                times *= self.trips[k]
+            total += times * self.lines[depth][i] * (2 if s.is_write else 1)
+        return total * self.line_bytes
+
+
+def strided_cycles(work: Work, tiling: Tiling, lanes: int) -> float:
+    """Cycles of vectors whose elements do not lie side by side."""
+    lane, total = tiling.lane, 0.0
+    if lane < 0:
+        return 0.0
+    for s in work.streams:
+        stride = s.strides[lane]
+        if stride in (0, 1) or s.is_packed:
+            continue
+        vectors = 1.0 / lanes
+        for axis, n in enumerate(work.extents):
+            if s.is_write and axis in work.reduced:
+                continue
+            # A vector that an axis does not move is loaded once for all rows of the tile.
+            vectors *= n if s.uses(axis) else ceil(n / max(1, tiling.registers[axis]))
+        total += vectors * _STRIDED_CYCLES
     return total
 
 
@@ -178,13 +204,15 @@ def stage_cycles(work: Work, tiling: Tiling, target: Target, *, block_bytes: flo
     cache, what an earlier stage has touched costs nothing there.
     """
     lanes = target.lanes(32)
-    total = compute_cycles(work, tiling, lanes)
+    total = compute_cycles(work, tiling, lanes) + strided_cycles(work, tiling, lanes)
+    traffic = _Traffic(work, tiling, target.cache_line_bytes)
     levels = (target.l1_bytes, target.l2_bytes, target.l3_bytes)
     for size, price in zip(levels, _CYCLES_PER_BYTE, strict=True):
-        if size <= 0:
-            continue
-        keeps = block_bytes <= _FULL * size
-        total += price * traffic_bytes(work, tiling, size, keeps_known=keeps)
+        if size > 0:
+            total += price * traffic.bytes(size, block_bytes <= _FULL * size)
+    for i, s in enumerate(work.streams):
+        if s.is_streamed:
+            total += _STREAMED_CYCLES * traffic.lines[0][i] * target.cache_line_bytes
     return total
 
 

@@ -196,7 +196,9 @@ class Proposer:
             draw = mean + root @ self.rng.standard_normal(len(pool))
             draw[out] = -np.inf
             out.append(int(np.argmax(draw)))
-        return [pool[k] for k in out[:count]]
+        chosen = [pool[k] for k in out[:count]]
+        self.seen.update(chosen)
+        return chosen
 
     @staticmethod
     def _scale(prior: Floats, y: Floats) -> float:

@@ -277,7 +277,6 @@ class Search:
         found: list[Candidate] = []
         refused: list[tuple[Rows, Rejected]] = []
         for rows in proposals:
-            task.proposer.skip(rows)
             c = task.candidate(rows)
             if isinstance(c, Rejected):
                 log.warning("a schedule of the Space was refused: %s", c.detail)
