@@ -162,8 +162,12 @@ def inline_reads(e: Expr, d: Definition, shape: tuple[int, ...]) -> Expr | None:
         if r.attr[1]:
             inner = d.body
             extents = {a.name: E.int_value(a.extent) or 0 for a in d.axes}
-            if not (
-                inner.op == "read" and not inner.attr[1] and is_plain_read(inner, extents, shape)
+            checked = {s.attr for s in inner.args if s.op == "index"}
+            if (
+                inner.op != "read"
+                or inner.attr[1]
+                or not is_plain_read(inner, extents, shape)
+                or not checked >= set(extents)  # each subscript decides whether `else` holds
             ):
                 return None
             body = E.read(body.attr[0], body.args, body.dtype, r.args[-1])

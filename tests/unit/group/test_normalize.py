@@ -123,3 +123,16 @@ def test_reads_inside_subscripts_are_padded_too() -> None:
     (z,) = p.body
     assert isinstance(z, Definition)
     assert [str(r) for r in z.body.reads()] == ["(n[i] else 0)", "(x[(n[i] else 0)] else 0.0)"]
+
+
+def test_an_else_is_not_lost_where_the_source_lacks_an_axis() -> None:
+    p = normal("""program p(x: f32[1, 4]):
+  t: f32[i<3, j<1, k<4] = x[j, k]
+  y: f32[i<7, k<4] = (t[i - 2, 0, k] else 1.0)
+  u: f32[j<1, k<4] = x[j, k]
+  z: f32[i<7, k<4] = (u[i - 2, k] else 1.0)
+  return y, z
+""")
+    assert [s.name for s in p.body if isinstance(s, Definition)] == ["t", "y", "z"]
+    assert "(t[i - 2, 0, k] else 1.0)" in str(p)
+    assert "(x[i - 2, k] else 1.0)" in str(p)
