@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.errors import UserError
 from tilewright.ir.dtypes import DTYPES
 
 __all__ = ["EXTERNS", "descending_order"]
@@ -40,6 +41,8 @@ def topk(
     """
     if count is not None:
         k = int(np.asarray(count).reshape(-1)[0])
+    if not 0 <= k <= x.shape[axis]:
+        raise UserError("R004", f"top-k of {k} of {x.shape[axis]} elements", where="extern topk")
     values, order = sort(x, axis=axis, descending=largest)
     head = np.arange(k)
     return np.take(values, head, axis), np.take(order, head, axis)

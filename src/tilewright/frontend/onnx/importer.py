@@ -19,7 +19,7 @@ import numpy as np
 
 from tilewright.errors import UserError
 from tilewright.frontend.builder import Builder, identifier, statement_reads
-from tilewright.frontend.onnx.checks import check_node
+from tilewright.frontend.onnx.checks import check_node, check_reads, check_types
 from tilewright.frontend.onnx.external import ExternalData
 from tilewright.frontend.onnx.folding import fold
 from tilewright.frontend.onnx.functions import body_of
@@ -179,6 +179,7 @@ class Importer:
         dims = self._dims()
         program = self.builder.program(results, dims)
         verify_program(program)
+        check_reads(program, self.sizes, self.builder.origins)
         live = program.tensors
         return Imported(
             program,
@@ -409,7 +410,8 @@ class Importer:
         domain = "" if proto.domain == "ai.onnx" else proto.domain
         name = scope.prefix + (proto.name or next((o for o in proto.output if o), proto.op_type))
         opset = scope.opsets.get(domain, 1)
-        check_node(proto, opset, domain, f"node {name!r} ({proto.op_type}, opset {opset})")
+        where = f"node {name!r} ({proto.op_type}, opset {opset})"
+        check_node(proto, opset, domain, where)
         attributes: dict[str, Any] = {}
         for a in proto.attribute:
             if a.ref_attr_name:
@@ -418,6 +420,8 @@ class Importer:
             else:
                 attributes[a.name] = attribute_value(a, self.external)
         inputs = [self.lookup(x, scope) for x in proto.input]
+        dtypes = [None if v is None else v.dtype for v in inputs]
+        check_types(proto.op_type, opset, domain, dtypes, where)
         saved = self.scope, self.builder.origin
         self.scope = scope
         if not scope.depth:
@@ -465,6 +469,13 @@ class Importer:
                 results = r.expand(n)
             except Undecided:
                 raise n.refuse("sizes that cannot be followed at import") from None
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                raise UserError(
+                    "F001",
+                    f"{n.op}: its attributes and inputs make no sense: {error}",
+                    where=n.where,
+                    hint="does onnx.checker.check_model accept the model?",
+                ) from error
             return [results] if isinstance(results, Value) else list(results)
         body = body_of(n, proto)
         if body is not None:

@@ -258,6 +258,8 @@ def lp_normalization(n: Node) -> Value:
     """x divided by its p-norm along an axis; 0 where the norm is 0."""
     x = n[0]
     p = int(n.attribute("p", 2))
+    if p not in (1, 2):
+        raise n.refuse(f"a norm of order {p}", "orders 1 and 2")
     axis = n.axis(x.rank, default=-1)
     total = reduced(n, x, [axis], lambda e: power_of_abs(e, p), "norm")
 

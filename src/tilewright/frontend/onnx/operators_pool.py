@@ -171,6 +171,8 @@ def _norm(
     over_names: Sequence[str],
 ) -> Value:
     p = float(n.attribute("p", 2))
+    if p < 1:
+        raise n.refuse(f"a norm of order {p}")
     accumulate = x.dtype.accumulator
 
     def body(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:

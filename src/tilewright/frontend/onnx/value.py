@@ -136,8 +136,10 @@ class Value:
         """
         subs = [s if isinstance(s, Expr) else E.const(s) for s in subscripts]
         if len(subs) != self.rank:
-            raise InternalError(
-                "X001", f"{self.hint!r} of rank {self.rank} read with {len(subs)} subscripts"
+            raise UserError(
+                "F006",
+                f"{self.hint!r} has rank {self.rank}, {len(subs)} is needed",
+                where=self.builder.origin or self.hint,
             )
         if orelse is not None and not isinstance(orelse, Expr):
             orelse = E.const(orelse, self.dtype)

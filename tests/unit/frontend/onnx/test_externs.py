@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tilewright.errors import UserError
 from tilewright.ir.externs import (
     EXTERNS,
     bitcast,
@@ -41,6 +42,8 @@ def test_topk() -> None:
     values, indices = topk(x, np.array([1]), axis=0, largest=False)
     assert values.tolist() == [[1, 0, 2]] and indices.tolist() == [[0, 1, 1]]
     assert topk(np.zeros((2, 0)), axis=1, k=0)[0].shape == (2, 0)
+    with pytest.raises(UserError, match="R004"):
+        topk(x, axis=1, k=4)
 
 
 def test_nonzero() -> None:
