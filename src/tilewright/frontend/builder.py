@@ -142,9 +142,9 @@ class Builder:
         return tuple(out)
 
     # ---- tensors
-    def input(self, name: str, dtype: DType, shape: Sequence[Expr]) -> Tensor:
+    def input(self, name: str, dtype: DType, shape: Sequence[Expr | int]) -> Tensor:
         """Declare an input; its name was reserved through `taken`."""
-        return self._declare(Tensor(name, dtype, tuple(shape)), self.inputs)
+        return self._declare(Tensor(name, dtype, _sizes(shape)), self.inputs)
 
     def _declare(self, t: Tensor, into: list[Tensor] | None = None) -> Tensor:
         if t.name in self.tensors:
@@ -191,11 +191,11 @@ class Builder:
         self,
         function: str,
         args: Sequence[str],
-        results: Sequence[tuple[str, DType, Sequence[Expr]]],
+        results: Sequence[tuple[str, DType, Sequence[Expr | int]]],
         **attributes: Attribute,
     ) -> tuple[Tensor, ...]:
         """Append an extern call; `results` are (hint, dtype, shape)."""
-        tensors = tuple(Tensor(self.fresh(h), t, tuple(s)) for h, t, s in results)
+        tensors = tuple(Tensor(self.fresh(h), t, _sizes(s)) for h, t, s in results)
         self.add(Extern(tensors, function, tuple(args), tuple(attributes.items())))
         return tensors
 
@@ -238,6 +238,10 @@ class Builder:
             tuple(constants),
             values,
         )
+
+
+def _sizes(shape: Iterable[Expr | int]) -> tuple[Expr, ...]:
+    return tuple(s if isinstance(s, Expr) else E.const(s) for s in shape)
 
 
 def _numbered(name: str) -> Iterator[str]:

@@ -169,7 +169,10 @@ def check_node(proto: Any, opset: int, domain: str, where: str) -> None:
             f"{proto.op_type} has {len(proto.input)} inputs, at most {expected.most}",
             where=where,
         )
-    for k, (_, required) in enumerate(expected.inputs):
+    needed = [required for _, required in expected.inputs]
+    if expected.variadic:
+        needed = needed[:-1] + [True] * (len(proto.input) - len(needed) + 1)
+    for k, required in enumerate(needed):
         if required and (k >= len(proto.input) or not proto.input[k]):
             raise UserError("F001", f"{proto.op_type} lacks its input {k}", where=where)
     if len(proto.input) < expected.least:
