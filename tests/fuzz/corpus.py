@@ -261,6 +261,16 @@ def _reductions() -> list[Entry]:
                 (),
             )
         )
+    for axis in "ijk":
+        text = f"""(x: f32[8, 6, 40]):
+  c: f32[i<8, j<6, k<40] = scan sum({axis}) sin(x[i, j, k])
+  m: f32[i<8, j<6] = max(k<40) c[i, j, k]
+  e: f32[i<8, j<6, k<40] = exp(c[i, j, k] - m[i, j])
+  s: f32[i<8, j<6] = sum(k<40) e[i, j, k]
+  y: f32[i<8, j<6, k<40] = e[i, j, k] / s[i, j]
+  return y
+"""
+        out.append((f"scan_softmax_{axis}", text, ()))
     return out
 
 

@@ -599,7 +599,7 @@ def _feed_reductions(st: _State, g: Group) -> None:
         tail, anchor = st.definitions[first.members[-1]], st.definitions[second.anchor]
         k += 1
         if (
-            st.definitions[first.anchor].reduction is not None
+            not _is_pointwise(st.definitions[first.anchor])
             or anchor.reduction is None
             or is_contraction(anchor)
         ):

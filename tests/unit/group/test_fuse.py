@@ -227,3 +227,19 @@ def test_blocks_with_constants_share_their_task() -> None:
   return s
 """, ("u", "v"))  # fmt: skip
     assert len({k.task_key for k in plan.kernels}) == 1
+
+
+def test_a_prefix_is_a_stage_of_its_own() -> None:
+    """A prefix walks its axis in its own loop, so it cannot be computed tile by tile."""
+    plan, _ = planned("""program p(x: f32[8, 6, 40]):
+  c: f32[i<8, j<6, k<40] = scan sum(i) x[i, j, k]
+  m: f32[i<8, j<6] = max(k<40) c[i, j, k]
+  e: f32[i<8, j<6, k<40] = exp(c[i, j, k] - m[i, j])
+  s: f32[i<8, j<6] = sum(k<40) e[i, j, k]
+  y: f32[i<8, j<6, k<40] = e[i, j, k] / s[i, j]
+  return y
+""")
+    for kernel in plan.kernels:
+        for stage in kernel.stages:
+            scans = [m for m in stage.members if kernel.definitions[m].scan is not None]
+            assert scans in ([], [stage.anchor])
