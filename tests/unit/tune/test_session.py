@@ -1,0 +1,306 @@
+"""tune_plan: what is looked up, searched, kept and said; nothing is compiled or timed here."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tilewright.errors import Rejected
+from tilewright.group.plan import plan_program
+from tilewright.ir.plan import Plan
+from tilewright.ir.program import parse_program
+from tilewright.machine.target import Target
+from tilewright.schedule.kernel_space import space_of
+from tilewright.schedule.schedule import Schedule
+from tilewright.tune import search, task
+from tilewright.tune.bench import Built, Job, Timing
+from tilewright.tune.database import Database
+from tilewright.tune.session import Tuning, tune_plan
+
+TARGET = Target.named("x86-avx512")
+PROGRAM = """program p(x: f32[512, 512], w: f32[512, 512], v: f32[512, 24]):
+  a: f32[i<512, j<512] = sum(k<512) x[i, k] * w[k, j]
+  b: f32[i<512, j<512] = sum(k<512) a[k, i] * w[k, j]
+  c: f32[i<512, j<512] = sum(k<512) b[k, i] * w[k, j]
+  d: f32[i<512, j<24] = sum(k<512) c[k, i] * v[k, j]
+  return d
+"""
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return plan_program(parse_program(PROGRAM), TARGET)[0]
+
+
+def pseudo_ratio(built: Built) -> float:
+    """A time ratio that depends on the code alone: 0.7 to 1.4."""
+    digest = hashlib.sha256(built.lowered.nest.key.encode()).digest()
+    return 0.7 + 0.7 * digest[0] / 255
+
+
+class FakeBench:
+    """Answers like the measuring process, at once."""
+
+    def __init__(self) -> None:
+        self.measured = 0
+        self.before: Callable[[int], None] = lambda count: None
+        self.answer: Callable[[Job, Built, bool], Timing | Rejected] = self.timing
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def baseline(self, job: Job, seconds: float) -> Timing | Rejected:
+        job.reference_ns = 1e5
+        return Timing((1e5, 1e5, 1e5), (1e5, 1e5, 1e5))
+
+    def run_reference(self, job: Job) -> Rejected:
+        return Rejected("R020", "nothing to compare")
+
+    def timing(self, job: Job, built: Built, is_race: bool) -> Timing | Rejected:
+        mine = 1e5 / pseudo_ratio(built)
+        return Timing(tuple([mine] * 7), tuple([1e5] * 7))
+
+    def measure(
+        self, job: Job, candidates: Sequence[Built], seconds: float, *, least: int = 2,
+        is_race: bool = True,
+    ) -> list[Timing | Rejected]:  # fmt: skip
+        self.measured += len(candidates)
+        self.before(self.measured)
+        return [self.answer(job, b, is_race) for b in candidates]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> FakeBench:
+    fake = FakeBench()
+
+    def objects(texts: Sequence[str], *arguments: Any, **more: Any) -> list[bytes]:
+        return [t.encode() for t in texts]
+
+    monkeypatch.setattr(search, "Bench", lambda: fake)
+    monkeypatch.setattr(search, "build_many", objects)
+    monkeypatch.setattr(task, "build_many", objects)
+    monkeypatch.setattr(search, "stop_workers", lambda: None)
+    monkeypatch.setattr(search, "_FRUITLESS", 2)
+    return fake
+
+
+def tuned(plan: Plan, db: Path, **changes: Any) -> Tuning:
+    options: dict[str, Any] = {"budget_s": 2.5, "db": db, "frozen": False, "on_event": None}
+    return tune_plan(plan, {}, TARGET, 1, **(options | changes))
+
+
+def defaults(plan: Plan) -> list[Schedule]:
+    return [space_of(k, TARGET, 1).default() for k in plan.kernels]
+
+
+def test_a_search_finds_confirms_and_remembers(
+    plan: Plan, bench: FakeBench, tmp_path: Path
+) -> None:
+    path = tmp_path / "db.sqlite"
+    first = tuned(plan, path)
+    assert first.kernels_tuned == len(plan.kernels) == len(first.facts)
+    assert first.trials > 5
+    assert [first.choose(k) for k in plan.kernels] != defaults(plan)
+    fact = max(first.facts.values(), key=lambda f: f.ratio or 0.0)
+    assert {f.source for f in first.facts.values()} == {"search"}
+    assert fact.ratio is not None and fact.ratio > 1.02
+    assert fact.default_us is not None and fact.tuned_us is not None
+    assert fact.tuned_us < fact.default_us
+    records = Database(path, read_only=True).records(confirmed=True)
+    assert {r.task_key: r.schedule for r in records} == {
+        key: f.schedule for key, f in first.facts.items()
+    }
+
+    bench.measured = 0
+    second = tuned(plan, path)
+    assert second.kernels_tuned == 0 == bench.measured
+    assert second.schedules == first.schedules
+    assert {f.source for f in second.facts.values()} == {"database"}
+
+
+def test_no_budget_only_looks_up(plan: Plan, bench: FakeBench, tmp_path: Path) -> None:
+    path = tmp_path / "db.sqlite"
+    nothing = tuned(plan, path, budget_s=0.0)
+    assert nothing.kernels_tuned == 0 == bench.measured
+    assert [nothing.choose(k) for k in plan.kernels] == defaults(plan)
+    assert not path.exists()
+    found = tuned(plan, path)
+    assert tuned(plan, path, budget_s=0.0).schedules == found.schedules
+
+
+def test_frozen_without_records_says_so(
+    plan: Plan, bench: FakeBench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "tilewright.tune"):
+        frozen = tuned(plan, tmp_path / "none.sqlite", frozen=True)
+    assert frozen.missing == len(plan.kernels)
+    assert bench.measured == 0
+    assert [frozen.choose(k) for k in plan.kernels] == defaults(plan)
+    assert "[T002]" in caplog.text
+    assert all("T002" in f.note for f in frozen.facts.values())
+
+
+def test_frozen_with_records_uses_them_and_is_silent(
+    plan: Plan, bench: FakeBench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "db.sqlite"
+    found = tuned(plan, path)
+    with caplog.at_level(logging.WARNING, "tilewright.tune"):
+        assert tuned(plan, path, frozen=True).schedules == found.schedules
+    assert not caplog.records
+
+
+def test_what_is_not_confirmed_is_not_used(plan: Plan, bench: FakeBench, tmp_path: Path) -> None:
+    """Every trial looks faster, every longer comparison says that it is not."""
+
+    def answer(job: Job, built: Built, is_race: bool) -> Timing:
+        mine = 8e4 if is_race else 1.01e5
+        return Timing(tuple([mine] * 7), tuple([1e5] * 7))
+
+    bench.answer = answer
+    path = tmp_path / "db.sqlite"
+    got = tuned(plan, path)
+    assert [got.choose(k) for k in plan.kernels] == defaults(plan)
+    assert {f.ratio for f in got.facts.values()} == {1.0}
+    assert tuned(plan, path).kernels_tuned == 0  # that the default stays is a result, too
+
+
+def test_a_winner_that_loses_the_last_comparison_is_dropped(
+    plan: Plan, bench: FakeBench, tmp_path: Path
+) -> None:
+    again: dict[str, int] = {}
+
+    def answer(job: Job, built: Built, is_race: bool) -> Timing:
+        key = built.lowered.nest.key
+        again[key] = again.get(key, 0) + (not is_race)
+        mine = 8e4 if again[key] < 2 else 9.9e4
+        return Timing(tuple([mine] * 7), tuple([1e5] * 7))
+
+    bench.answer = answer
+    got = tuned(plan, tmp_path / "db.sqlite")
+    assert [got.choose(k) for k in plan.kernels] == defaults(plan)
+
+
+def test_rejections_are_counted_and_recorded(
+    plan: Plan, bench: FakeBench, tmp_path: Path
+) -> None:
+    codes = ["R020", "R021", "R022", "V001"]
+
+    def answer(job: Job, built: Built, is_race: bool) -> Timing | Rejected:
+        digest = hashlib.sha256(built.lowered.nest.key.encode()).digest()
+        if digest[1] % 3 == 0:
+            return Rejected(codes[digest[2] % 4], "planted")
+        return bench.timing(job, built, is_race)
+
+    bench.answer = answer
+    path = tmp_path / "db.sqlite"
+    got = tuned(plan, path)
+    assert got.rejected
+    assert got.rejected == Database(path, read_only=True).rejections()
+    refused = {r.schedule for r in Database(path, read_only=True).records(status="rejected")}
+    assert not refused & {str(s) for s in got.schedules.values()}
+
+
+def test_ctrl_c_keeps_what_was_found(plan: Plan, bench: FakeBench, tmp_path: Path) -> None:
+    def stop(count: int) -> None:
+        if count > 12:
+            raise KeyboardInterrupt
+
+    bench.before = stop
+    path = tmp_path / "db.sqlite"
+    got = tuned(plan, path)
+    assert got.interrupted
+    assert len(got.schedules) == len(plan.kernels)
+    before = len(Database(path, read_only=True))
+    assert before >= 5
+    changed = [f for f in got.facts.values() if f.source == "search"]
+    assert all(f.ratio is not None and f.ratio > 1.02 for f in changed)
+    bench.before = lambda count: None
+    bench.measured = 0
+    after = tuned(plan, path)
+    assert after.kernels_tuned == len(plan.kernels) - len(changed)
+    for key, f in after.facts.items():
+        if got.facts[key].source == "search":
+            assert f.source == "database"
+        else:  # trials of the interrupted search count on
+            assert f.trials >= got.facts[key].trials
+
+
+def test_an_interrupted_search_measures_its_best_first(
+    plan: Plan, bench: FakeBench, tmp_path: Path
+) -> None:
+    """A trial that was measured, but never confirmed, is not lost."""
+    path = tmp_path / "db.sqlite"
+    k = plan.kernels[0]
+    space = space_of(k, TARGET, 1)
+    good = next(s for s in space.neighbours(space.default()))
+    t = task.Task(k, space, TARGET, 1)
+    with Database(path) as db:
+        db.add(t.record(good, Timing((5e4, 5e4, 5e4), (1e5, 1e5, 1e5))))
+    first: list[Built] = []
+
+    def answer(job: Job, built: Built, is_race: bool) -> Timing | Rejected:
+        if job.kernel is k:
+            first.append(built)
+        return bench.timing(job, built, is_race)
+
+    bench.answer = answer
+    tuned(plan, path)
+    candidate = t.candidate(space.rows_of(good) or ())
+    assert isinstance(candidate, task.Candidate)
+    assert first[0].lowered.nest.key == candidate.lowered.nest.key
+
+
+def test_an_unreadable_database_is_said_and_done_without(
+    plan: Plan, bench: FakeBench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path / "notes.txt"
+    other.write_text("not a database, and not ours " * 100)
+    broken = tmp_path / "folder"
+    broken.mkdir()
+    with caplog.at_level(logging.WARNING, "tilewright.tune"):
+        got = tuned(plan, broken)
+    assert "without the database" in caplog.text
+    assert got.kernels_tuned == len(plan.kernels)
+    assert tuned(plan, broken, budget_s=0.0).kernels_tuned == 0
+
+
+def test_events_tell_the_state(plan: Plan, bench: FakeBench, tmp_path: Path) -> None:
+    from tilewright.tools.progress import TuningState
+
+    events: list[Any] = []
+    tuned(plan, tmp_path / "db.sqlite", on_event=events.append)
+    last = events[-1]
+    assert last.finished
+    for name in TuningState.__dataclass_fields__:
+        assert hasattr(last, name)
+    assert last.kernels_done == last.kernels_total == len(plan.kernels)
+    assert last.done == last.trials > 0
+    assert last.ratio is not None and last.ratio >= 1.0
+
+
+def test_the_budget_goes_where_time_is_spent(
+    plan: Plan, bench: FakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal kernels, one of them called twice: it is searched at least as much."""
+    monkeypatch.setattr(search, "_FRUITLESS", 100)
+    monkeypatch.setattr(task.Task, "bound_ns", lambda self, hardware: 5e4)
+    got = tuned(plan, tmp_path / "db.sqlite", budget_s=2.5)
+    twice = next(f for f in got.facts.values() if f.calls == 2)
+    assert all(twice.trials >= f.trials - 8 for f in got.facts.values())
+
+
+def test_a_kernel_whose_default_fails_keeps_it_and_says_so(
+    plan: Plan, bench: FakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "baseline", lambda job, seconds: Rejected("R020", "SIGILL"))
+    got = tuned(plan, tmp_path / "db.sqlite")
+    assert got.kernels_tuned == 0
+    assert [got.choose(k) for k in plan.kernels] == defaults(plan)
+    assert all("R020" in f.note for f in got.facts.values())
