@@ -63,10 +63,14 @@ def _splittable(kernel: Kernel, axis: str, c: int) -> bool:
         layout = kernel.layout_of.get(d.name)
         if axis in out and layout is not None and layout.stride(out.index(axis)) is None:
             return False
-        for r in d.reads():  # tensors made here keep plain subscripts
-            if r.attr[0] in kernel.definitions:
-                for s in r.args[: len(r.args) - r.attr[1]]:
-                    if axis in s.names("index") and s is not E.index(axis):
+        for r in d.reads():  # tensors made here are read at the very axis, or not split
+            source = kernel.definitions.get(r.attr[0])
+            if source is not None:
+                subs = r.args[: len(r.args) - r.attr[1]]
+                for s, own in zip(subs, source.axes, strict=True):
+                    if (own.name == axis) != (s is E.index(axis)) or (
+                        s is not E.index(axis) and axis in s.indices()
+                    ):
                         return False
     return True
 

@@ -30,11 +30,11 @@ from tilewright.runtime.artifact import Argument, Artifact, ArtifactStep, bind_a
 from tilewright.runtime.context import ArrayType, Binding
 from tilewright.runtime.model import CallableModel, check_sizes
 from tilewright.schedule.schedule import Schedule
+from tilewright.tools.stages import computes_of, write
 
 __all__ = ["Printed", "Runnable"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-MISSING = "write both with `tilewright dump MODEL --stage {stage} -o FOLDER`"
 
 
 @dataclass
@@ -85,6 +85,7 @@ class Printed:
             out.program = own_results(self.program.bind(sizes))
             out.plan = plan_program(out.program, out.target)[0]
             out.kernels = dict(enumerate(out.plan.kernels))
+            out.computes = computes_of(out.plan)
         if out.kernels and not out.schedules and (tune > 0 or db is not None or frozen):
             plan = out.plan or _loose_plan(out.kernels)
             tuning = tune_plan(
@@ -156,8 +157,6 @@ class Printed:
 
     def dump(self, stage: str, *, kernel: str | None = None, folder: Path | None = None) -> str:
         """The text of this stage or a later one. Errors: U001, U003."""
-        from tilewright.tools.stages import write
-
         return write(self, stage, kernel, folder)
 
     def explain(self, *, kernel: str | None = None, memory: bool = False) -> str:
@@ -168,10 +167,27 @@ class Printed:
             hint="give the model or its program",
         )
 
+    def require_constants(self) -> None:
+        """Errors: F002 where the value of a constant is not beside the text."""
+        programs = [self.program] if self.program else [k.program for k in self.kernels.values()]
+        for program in programs:
+            for tensor, key in program.constants:
+                if key not in self.values:
+                    raise UserError(
+                        "F002",
+                        f"the value of constant {tensor.name!r} is not in the folder of the text",
+                        where=f"printed {self.stage}",
+                        hint="write both with `tilewright dump MODEL --stage "
+                        f"{self.stage} -o FOLDER`",
+                    )
+
     def runnable(self) -> Runnable:
-        """The model of the text, ready to be called. Errors: F002 for constants that are missing;
-        U003 for a stage, or a number of kernels, that does not say how to run.
+        """The model of the text, ready to be called.
+
+        Errors: F002 for missing constants; U003 for a stage, or a number of kernels, that does not
+        say how to run.
         """
+        self.require_constants()
         if self.plan is not None:
             return _run_plan(self, self.plan)
         held = self.kernels or self.nests
@@ -211,8 +227,12 @@ class Runnable:
     """A printed stage that runs: `packed` are the layouts of arrays that the code sees flat."""
 
     def __init__(
-        self, artifact: Artifact, threads: int, stats: Mapping[str, Any], packed: Mapping[str, Layout]
-    ) -> None:  # fmt: skip
+        self,
+        artifact: Artifact,
+        threads: int,
+        stats: Mapping[str, Any],
+        packed: Mapping[str, Layout],
+    ) -> None:
         self._artifact = artifact
         self._entry = _Bound(bind_artifact(artifact), threads)
         self._packed = packed
@@ -256,14 +276,6 @@ class Runnable:
 def _run_plan(p: Printed, plan: Plan, packed: Mapping[str, Layout] | None = None) -> Runnable:
     from tilewright.runtime.link import link_plan
 
-    missing = [b.name for b in plan.buffers if b.constant and b.constant not in p.values]
-    if missing:
-        raise UserError(
-            "F002",
-            f"the value of constant {missing[0]!r} is not in the folder of the text",
-            where=f"printed {p.stage}",
-            hint=MISSING.format(stage=p.stage),
-        )
     packed = packed or {}
 
     def arrays(place: str) -> tuple[ArrayType, ...]:
@@ -303,9 +315,7 @@ def _run_kernel(p: Printed) -> Runnable:
         for name, layout in kernel.layouts
     )
     plan = Plan("kernel", buffers, (kernel,), (KernelCall(0, tuple(b.name for b in buffers)),))
-    packed = {
-        b.name: b.layout for b in buffers if b.place != "const" and not b.layout.is_row_major
-    }
+    packed = {b.name: b.layout for b in buffers if b.place != "const" and not b.layout.is_row_major}
     chosen = {0: p.schedules[number]} if number in p.schedules else {}
     return _run_plan(replace(p, kernels={0: kernel}, schedules=chosen), plan, packed)
 
