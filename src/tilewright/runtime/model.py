@@ -26,7 +26,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def nearest(name: str, known: Sequence[str], otherwise: str) -> str:
     """`did you mean 'x'?` where a known name is near, else `otherwise`."""
-    near = difflib.get_close_matches(name, known, 1, 0.4)
+    near = [k for k in known if k.casefold() == name.casefold()]
+    near = near or difflib.get_close_matches(name, known, 1, 0.4)
     return f"did you mean {near[0]!r}?" if near else otherwise
 
 

@@ -34,7 +34,7 @@ else:
     Array = Any
 
 __all__ = ["CONSTANTS", "constants_beside", "dump", "dump_by_setting", "kernel_number", "load"]
-__all__ += ["names_of", "without_constants", "write"]
+__all__ += ["computes_of", "names_of", "without_constants", "write"]
 
 CONSTANTS = "constants.safetensors"
 PER_KERNEL = ("kernels", "schedule", "loops", "llvm", "asm")
@@ -100,7 +100,7 @@ def _of_variant(model: Any, variant: Any) -> Printed:
         program=variant.program,
         plan=variant.plan,
         kernels=dict(enumerate(variant.plan.kernels)),
-        computes=_computes(variant.plan),
+        computes=computes_of(variant.plan),
         schedules=dict(enumerate(linked.schedules)),
         nests={number: low.nest for number, low in enumerate(linked.lowered)},
         llvm=dict(enumerate(linked.texts)),
@@ -119,7 +119,8 @@ def names_of(plan: Plan) -> dict[int, list[str]]:
     return names
 
 
-def _computes(plan: Plan) -> dict[int, str]:
+def computes_of(plan: Plan) -> dict[int, str]:
+    """The same as text."""
     return {number: ", ".join(names) for number, names in names_of(plan).items()}
 
 
@@ -322,7 +323,7 @@ def load(
         body, schedules, _ = _sections(_SCHEDULE, text)
         found.plan = parse_plan(body)
         found.kernels = dict(enumerate(found.plan.kernels))
-        found.computes = _computes(found.plan)
+        found.computes = computes_of(found.plan)
         found.schedules = {number: Schedule.parse(line) for number, line in schedules.items()}
     else:
         head, parts, names = _sections(_KERNEL, text)

@@ -178,6 +178,7 @@ def compile_model(
     Errors: U003 for a stage that cannot run; those of `tilewright.compile`.
     """
     if is_printed(model):
+        model.require_constants()
         machine = model.on(target=target, threads=threads, dims=dims, db=db, frozen=frozen)
         ready: CompiledModel = machine.runnable()
         return ready
