@@ -260,6 +260,11 @@ class _Plain:
         self.before = self.behind = _RED
 
 
+# What candidates write, by position, rotation, size and alignment. They are checked one after the
+# other, so all but the reference may use the same memory; it is at one place for all of them.
+Memories = dict[tuple[int, int, int, int], _Guarded | _Plain]
+
+
 class Placed:
     """One buffer of a candidate in this process."""
 
@@ -307,7 +312,10 @@ def _digest(data: NDArray[np.uint8]) -> int:
 class Prepared:
     """A candidate loaded and placed: ready to run and be checked."""
 
-    def __init__(self, candidate: Candidate, plan: Plan, store: Store, number: int) -> None:
+    def __init__(
+        self, candidate: Candidate, plan: Plan, store: Store, number: int, memories: Memories
+    ) -> None:
+        self._memories = memories
         self.candidate = candidate
         self.number = number
         self._loaded = [load_object(data) for data in candidate.objects]
@@ -325,13 +333,17 @@ class Prepared:
 
     def _place(self, plan: Plan, store: Store, rotation: int) -> list[Placed]:
         places = []
-        for buffer in self.candidate.buffers:
+        for position, buffer in enumerate(self.candidate.buffers):
             shared = buffer.role == "input" and rotation == 0 and not plan.guard
-            memory: _Guarded | _Plain
-            if plan.guard:
-                memory = _Guarded(buffer.size_bytes, buffer.align)
-            else:
-                memory = _Plain(buffer.size_bytes, store.inputs[buffer] if shared else None)
+            key = (position, rotation, buffer.size_bytes, buffer.align)
+            memory = None if buffer.role == "input" else self._memories.get(key)
+            if memory is None:
+                if plan.guard:
+                    memory = _Guarded(buffer.size_bytes, buffer.align)
+                else:
+                    memory = _Plain(buffer.size_bytes, store.inputs[buffer] if shared else None)
+                if buffer.role != "input":
+                    self._memories[key] = memory
             place = Placed(buffer, memory, shared)
             place.reset()
             places.append(place)
@@ -478,13 +490,14 @@ def _run(batch: Batch, numbers: list[int], store: Store, speaker: _Speaker) -> N
     reference = None
     if batch.reference is not None:
         at(-1, "loading")
-        reference = Prepared(batch.reference, plan, store, -1)
+        reference = Prepared(batch.reference, plan, store, -1, {})
         reference.verify_run(at)
     ready: list[Prepared] = []
+    memories: Memories = {}
     for number in numbers:
         at(number, "loading")
         try:
-            prepared = Prepared(batch.candidates[number], plan, store, number)
+            prepared = Prepared(batch.candidates[number], plan, store, number, memories)
             prepared.verify_run(at)
             for expected in batch.expected:
                 if expected.values is not None:

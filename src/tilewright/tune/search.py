@@ -257,7 +257,9 @@ class Search:
         first = 4 if task.batches == 0 else _BATCH
         count = max(1, min(first, task.affordable(min(left, 0.3 * self.budget_s))))
         proposals, task.revisit = task.revisit or task.proposer.ask(count), []
-        candidates, refused = self._build(task, proposals)
+        asked = self.clock.elapsed_s
+        candidates, refused = self._build(task, proposals, count)
+        built = self.clock.elapsed_s
         results: list[Record] = [task.record(task.space.at(r), why) for r, why in refused]
         for rows, why in refused:
             task.proposer.tell(rows, None)
@@ -266,25 +268,35 @@ class Search:
         if candidates:
             results += self._measure(task, candidates)
         self.keep(results)
+        log.debug(
+            "%s: %d of %d proposed in %.3f s, built in %.3f s, measured in %.3f s; best %.3f",
+            task.label, len(candidates), len(proposals), asked - at, built - asked,
+            self.clock.elapsed_s - built, task.best_ratio,
+        )  # fmt: skip
         task.batches += 1
         task.fruitless = 0 if task.best_ratio > best_before * 1.005 else task.fruitless + 1
         if candidates:
             task.pace = (self.clock.elapsed_s - at, len(candidates))
 
     def _build(
-        self, task: Task, proposals: Sequence[Rows]
+        self, task: Task, proposals: Sequence[Rows], count: int
     ) -> tuple[list[Candidate], list[tuple[Rows, Rejected]]]:
+        """Lower until there are `count` different nests, then build them."""
         found: list[Candidate] = []
         refused: list[tuple[Rows, Rejected]] = []
-        for rows in proposals:
+        waiting = list(proposals)
+        for _ in range(3 * count):
+            if not waiting and len(found) < count:
+                waiting = task.proposer.ask(count - len(found))
+            if not waiting or self.clock.left_s <= 0:
+                break
+            rows = waiting.pop(0)
             c = task.candidate(rows)
             if isinstance(c, Rejected):
                 log.warning("a schedule of the Space was refused: %s", c.detail)
                 refused.append((rows, c))
             elif c is not None:
                 found.append(c)
-            if self.clock.left_s <= 0:
-                break
         limit = max(1.0, min(20.0, 0.3 * self.budget_s))
         objects = build_many([c.text for c in found], task.target, timeout_s=limit)
         for c, data in zip(found, objects, strict=True):
