@@ -41,7 +41,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Printed:
     """What a text holds, from its `stage` on; numbers are those of kernels in the plan.
 
-    computes: what a kernel computes, in the model's names. schedules: where the text fixes them.
+    bound: the program at fixed sizes. computes: what a kernel computes, in the model's names. schedules: where the text fixes them.
     values: the constants beside the text, by content.
     """
 
@@ -49,6 +49,7 @@ class Printed:
     target: Target
     threads: int
     program: Program | None = None
+    bound: Program | None = None
     plan: Plan | None = None
     kernels: Mapping[int, Kernel] = field(default_factory=dict)
     computes: Mapping[int, str] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class Printed:
     ) -> Printed:
         """The same for a machine, sizes, and the schedules that a search or the database gives.
 
-        Errors: R004 for sizes of a program that are not told.
+        A program keeps its open sizes where `dims` is empty. Errors: R004 for wrong ones.
         """
         from tilewright.group.plan import own_results, plan_program
         from tilewright.tune.session import tune_plan
@@ -80,10 +81,10 @@ class Printed:
         if target is not None:
             out.target = target if isinstance(target, Target) else Target.named(target)
         out.threads = threads or self.threads
-        if self.program is not None:
+        if self.program is not None and (dims or not self.program.dims):
             sizes = check_sizes(self.program.dims, (), dims or {})
-            out.program = own_results(self.program.bind(sizes))
-            out.plan = plan_program(out.program, out.target)[0]
+            out.bound = own_results(self.program.bind(sizes))
+            out.plan = plan_program(out.bound, out.target)[0]
             out.kernels = dict(enumerate(out.plan.kernels))
             out.computes = computes_of(out.plan)
         if out.kernels and not out.schedules and (tune > 0 or db is not None or frozen):
@@ -107,8 +108,8 @@ class Printed:
         """The bound program in the form that is grouped."""
         from tilewright.group.plan import prepare
 
-        assert self.program is not None
-        return prepare(self.program)
+        assert self.bound is not None
+        return prepare(self.bound)
 
     def chosen(self) -> dict[int, Schedule]:
         """A schedule for every kernel: the text's, else the default."""

@@ -15,7 +15,6 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,11 +80,7 @@ def dump_by_setting(model: Any, variant: Any) -> None:
     held = _of_variant(model, variant)
     folder = config.dump_dir / f"{variant.program.name}-{variant.program.key[:8]}"
     for wanted in DUMP_STAGES if stage == "all" else (stage,):
-        if wanted == "program":
-            whole = replace(held, program=model.program)
-            write(whole, wanted, None, folder)
-        else:
-            write(held, wanted, kernel or None if wanted in PER_KERNEL else None, folder)
+        write(held, wanted, kernel or None if wanted in PER_KERNEL else None, folder)
 
 
 def _of_variant(model: Any, variant: Any) -> Printed:
@@ -97,7 +92,8 @@ def _of_variant(model: Any, variant: Any) -> Printed:
         "program",
         model.target,
         variant.threads,
-        program=variant.program,
+        program=model.program,
+        bound=variant.program,
         plan=variant.plan,
         kernels=dict(enumerate(variant.plan.kernels)),
         computes=computes_of(variant.plan),
@@ -169,7 +165,7 @@ def write(p: Printed, stage: str, kernel: str | None, folder: Path | None) -> st
 
 
 def _require(p: Printed, stage: str, kernel: str | None) -> None:
-    """Errors: U003."""
+    """Errors: U003; R004 for a program whose sizes are open."""
     if stage not in DUMP_STAGES:
         raise UserError(
             "U003",
@@ -177,9 +173,13 @@ def _require(p: Printed, stage: str, kernel: str | None) -> None:
             where="stage",
             hint="one of " + ", ".join(DUMP_STAGES),
         )
+    if p.program is not None and p.bound is None and stage != "program":
+        from tilewright.runtime.model import check_sizes
+
+        check_sizes(p.program.dims, (), {})
     there = {
         "program": p.program,
-        "derived": p.program,
+        "derived": p.bound,
         "plan": p.plan,
         "kernels": p.kernels,
         "schedule": p.kernels,
