@@ -165,6 +165,19 @@ def _rows() -> list[Entry]:
     )
     out.append(
         (
+            "attention_no_rows",
+            """(q: f32[2, 0, 7], k: f32[2, 34, 7], v: f32[2, 34, 5]):
+  s: f32[h<2, i<0, j<34] = sum(e<7) q[h, i, e] * k[h, j, e]
+  m: f32[h<2, i<0] = max(j<34) s[h, i, j]
+  p: f32[h<2, i<0, j<34] = exp(s[h, i, j] - m[h, i])
+  o: f32[h<2, i<0, e<5] = sum(j<34) p[h, i, j] * v[h, j, e]
+  return o
+""",
+            (),
+        )
+    )
+    out.append(
+        (
             "squeeze_excite",
             """(x: f32[1, 20, 5, 7], u: f32[6, 20], v: f32[20, 6]):
   s: f32[n<1, c<20] = sum(h<5, w<7) x[n, c, h, w]

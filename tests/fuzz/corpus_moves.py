@@ -248,6 +248,17 @@ def recurrence_entries() -> list[Entry]:
             (),
         ),
         (
+            "all_steps_before",
+            """(x: f32[7, 5], w: f32[7, 7]):
+  recur t<7:
+    a: f32[t<7, j<5] = sum(k<7) w[t, k] * (h[k, j] else 0.25)
+    m: f32[t<7] = max(k<7, j<5) (a[k, j] else -1.0)
+    h: f32[t<7, j<5] = tanh(a[t, j] + x[t, j] + m[t] + (h[6 - t, j] else 0.5))
+  return h
+""",
+            ("w",),
+        ),
+        (
             "triangular_solve",
             """(l: f32[11, 11], b: f32[11, 5]):
   recur i<11:

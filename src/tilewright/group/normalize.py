@@ -272,6 +272,34 @@ def _parts(d: Definition, shapes: dict[str, tuple[int, ...]], taken: set[str]) -
     return [_tidy_definition(x, shapes) for x in parts]
 
 
+def _finished_reads(d: Definition, group: Recurrence) -> Definition:
+    """Spell out which steps of the group's tensors `d` may read: where a subscript may name a step
+    that is not finished, the `else` of the read holds there.
+    """
+    names = [x.name for x in group.definitions]
+    earlier = set(names[: names.index(d.name)])
+    step = group.axis.index
+
+    def go(e: Expr) -> Expr:
+        memo: dict[Expr, Expr] = {}
+        for r in e.reads():
+            args = tuple(E.substitute(a, memo) for a in r.args)
+            subs, orelse = (args[:-1], args[-1]) if r.attr[1] else (args, None)
+            new = E.read(r.attr[0], subs, r.dtype, orelse)
+            if r.attr[0] in names and orelse is not None:
+                behind = E.int_value(simplify(subs[0] - step, {}))
+                if behind is None or behind > -(r.attr[0] not in earlier):
+                    bound = step + 1 if r.attr[0] in earlier else step
+                    new = E.select(E.compare("lt", subs[0], bound), new, orelse)
+            memo[r] = new
+        return E.substitute(e, memo)
+
+    r = d.reduction
+    if r is not None and r.guard is not None:
+        r = replace(r, guard=go(r.guard))
+    return replace(d, body=go(d.body), reduction=r)
+
+
 def normalize(p: Program) -> Program:
     """See the module docstring. Errors: P001 where an extent is still symbolic."""
     shapes = _shapes(p)
@@ -281,7 +309,8 @@ def normalize(p: Program) -> Program:
         if isinstance(s, Definition):
             body += _parts(s, shapes, taken)
         elif isinstance(s, Recurrence):
-            parts = [x for d in s.definitions for x in _parts(d, shapes, taken)]
+            known = [_finished_reads(d, s) for d in s.definitions]
+            parts = [x for d in known for x in _parts(d, shapes, taken)]
             body.append(Recurrence(s.axis, tuple(parts)))
         elif isinstance(s, Scatter):
             inner, outer = axis_ranges(s.source), axis_ranges(s.axes)

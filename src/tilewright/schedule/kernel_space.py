@@ -78,7 +78,7 @@ def _blocks(kernel: Kernel, target: Target, threads: int) -> list[Group]:
     lanes = target.lanes(32)
     out = []
     for i, axis in enumerate(kernel.shared):
-        n = kernel.extents[axis]
+        n = max(1, kernel.extents[axis])
         contiguous = sum(r.contiguous(axis) for r in roles) > 0
         last = i == len(kernel.shared) - 1
         guess = 1

@@ -136,3 +136,20 @@ def test_an_else_is_not_lost_where_the_source_lacks_an_axis() -> None:
     assert [s.name for s in p.body if isinstance(s, Definition)] == ["t", "y", "z"]
     assert "(t[i - 2, 0, k] else 1.0)" in str(p)
     assert "(x[i - 2, k] else 1.0)" in str(p)
+
+
+def test_steps_that_are_not_finished_are_outside() -> None:
+    p = normal("""program p(x: f32[7]):
+  recur t<7:
+    a: f32[t<7] = sum(k<7) (h[k] else 0.25)
+    h: f32[t<7] = (h[t - 1] else 0.0) + (h[6 - t] else 0.5) + (a[t] else 0.0) + (a[k0[t]] else 1.0) * x[t]
+  return h
+""".replace("x: f32[7]", "x: f32[7], k0: i64[7]"))  # fmt: skip
+    (r,) = p.body
+    assert isinstance(r, Recurrence)
+    a, h = (str(d) for d in r.definitions)
+    assert "where(k < t, h[k], 0.25)" in a
+    assert "(h[t - 1] else 0.0)" in h
+    assert "where(t*-1 + 6 < t, h[t*-1 + 6], 0.5)" in h
+    assert h.count("where") == 2
+    assert "a[t]" in h
