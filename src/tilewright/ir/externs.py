@@ -94,17 +94,22 @@ def nms(
     (intersection over union), at most `limit` of them.
     """
     corners = _corners(boxes, center)
-    most = max(int(limit.reshape(-1)[0]), 0)
-    bound = float(overlap.reshape(-1)[0])
+    most = max(int(_first(limit)), 0)
+    bound = _first(overlap)
     out = []
     for b in range(scores.shape[0]):
         for c in range(scores.shape[1]):
             s = scores[b, c]
             order = descending_order(s, 0)
             if threshold is not None:
-                order = order[s[order] > threshold.reshape(-1)[0]]
+                order = order[s[order] > _first(threshold)]
             out += [(b, c, i) for i in _suppress(corners[b], order, bound, most)]
     return np.array(out, np.int64).reshape(-1, 3)
+
+
+def _first(x: Array) -> float:
+    """The value of a scalar or one-element tensor; 0 where it is empty."""
+    return float(x.reshape(-1)[0]) if x.size else 0.0
 
 
 def _corners(boxes: Array, center: bool) -> Array:

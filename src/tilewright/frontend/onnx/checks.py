@@ -220,6 +220,12 @@ def check_reads(program: Program, sizes: Sizes, origins: Mapping[str, str]) -> N
 
     A scale of three elements for four channels ends here if its row did not notice. Errors: F006.
     """
+    for t in program.tensors.values():
+        for e in t.shape:
+            if sizes.decide("lt", e, E.const(0)):
+                raise UserError(
+                    "F006", f"{t.name!r} has a size of {e}", where=origins.get(t.name, t.name)
+                )
     for s in program.body:
         for d in s.definitions if isinstance(s, Recurrence) else (s,):
             if isinstance(d, Definition) and (d.reduction is None or d.reduction.guard is None):

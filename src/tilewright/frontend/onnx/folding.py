@@ -74,7 +74,6 @@ def _value(n: Node, array: Array, dtype: DType | None) -> Value:
 
 
 # ---- constants -----------------------------------------------------------------------------------
-# --------------------
 
 
 def _numeric(n: Node, r: Row, given: Sequence[Value]) -> Value:
@@ -135,7 +134,6 @@ def fold_reduction(n: Node, x: Array, axes: Sequence[int], keep: bool) -> Array:
 
 
 # ---- tracked sizes -------------------------------------------------------------------------------
-# --------------------
 
 
 def _symbolic(n: Node, given: Sequence[Value]) -> Value:

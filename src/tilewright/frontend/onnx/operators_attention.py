@@ -29,7 +29,7 @@ class _Heads:
         if v.rank == 4:
             self.batch, self.heads, self.length, self.size = v.shape
         elif v.rank == 3:
-            count = int(n.required(heads_attribute))
+            count = n.count(heads_attribute)
             self.batch, self.length, hidden = v.shape
             self.heads, self.size = (
                 E.const(count),
@@ -245,14 +245,14 @@ def _guarded_softmax(n: Node, x: Value, names: Sequence[str], masked: bool) -> V
 def rotary_embedding(n: Node) -> Value:
     """Pairs of features rotated by the angle of their position."""
     x, cos, sin, positions = n[0], n[1], n[2], n.optional(3)
-    heads = int(n.attribute("num_heads", 0))
+    heads = n.count("num_heads") if n[0].rank == 3 else 0
     if x.rank == 4:
         size = x.shape[3]
-    elif heads:
-        size = n.divide(x.shape[2], E.const(heads), "features in heads")
     else:
-        raise n.refuse("an input of rank 3 without num_heads")
+        size = n.divide(x.shape[2], E.const(heads), "features in heads")
     rotated = int(n.attribute("rotary_embedding_dim", 0)) or n.fixed(size, "the head size")
+    if rotated < 2 or rotated % 2 or n.sizes.decide("lt", size, E.const(rotated)):
+        raise n.contradiction(f"rotary_embedding_dim {rotated} for heads of {size}")
     half = rotated // 2
     interleaved = bool(n.attribute("interleaved", 0))
     wide = x.dtype.accumulator
@@ -270,7 +270,7 @@ def rotary_embedding(n: Node) -> Value:
             c, w = cos.at(b, s, pair), sin.at(b, s, pair)
         else:
             p = E.cast(positions.at(b, s), I64)
-            c, w = cos.at(p, pair), sin.at(p, pair)
+            c, w = cos.at(p, pair, orelse=0), sin.at(p, pair, orelse=0)
         c, w = E.cast(c, wide), E.cast(w, wide)
         x1, x2 = E.cast(read(at[0]), wide), E.cast(read(at[1]), wide)
         real = E.sub(E.mul(c, x1), E.mul(w, x2))

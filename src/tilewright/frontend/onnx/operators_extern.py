@@ -68,7 +68,10 @@ def compress(n: Node) -> Value:
             return at.at(i)
 
         count: Expr = E.const(len(chosen))
+        orelse = None
     else:
+        whole = n.sizes.same(condition.shape[0], x.shape[n.axis(x.rank)])
+        orelse = None if whole else 0
         count = n.importer.new_dim(f"{n.hint}_count")
         where = n.extern("nonzero", [condition], [("at", I64, [E.const(1), count])])[0]
 
@@ -77,9 +80,14 @@ def compress(n: Node) -> Value:
 
     if "axis" in n.attributes:
         axis = n.axis(x.rank)
+        if n.sizes.decide("lt", x.shape[axis], condition.shape[0]):
+            raise n.contradiction(f"a condition of {condition.shape[0]} for {x.shape[axis]}")
         shape = [count if k == axis else s for k, s in enumerate(x.shape)]
         return n.define(
-            shape, lambda *i: x.at(*(position(e) if k == axis else e for k, e in enumerate(i)))
+            shape,
+            lambda *i: x.at(
+                *(position(e) if k == axis else e for k, e in enumerate(i)), orelse=orelse
+            ),
         )
 
     def body(i: Expr) -> Expr:

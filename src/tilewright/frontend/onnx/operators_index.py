@@ -51,16 +51,39 @@ def position(indices: Value, at: Sequence[Expr], size: Expr) -> Expr:
     return E.select(E.compare("lt", e, E.const(0)), e + size, e)
 
 
+def outside(n: Node, indices: Value, sizes: Sequence[Expr]) -> int | None:
+    """What a read at `indices` gives outside the axis: nothing where they are known to be inside,
+    else 0, so that data never makes a Program read outside a tensor. `sizes`: of the axis, or one
+    per component along the last axis of the indices. Errors: F006 for constants outside.
+    """
+    if indices.array is None:
+        return None if indices.known is not None else 0
+    array = indices.array.astype(np.int64)
+    for k, size in enumerate(sizes):
+        part = array[..., k] if len(sizes) > 1 else array
+        if not part.size:
+            continue
+        low, high = int(part.min()), int(part.max())
+        need = max(high + 1, -low)
+        if n.sizes.decide("lt", size, E.const(need)):
+            raise n.contradiction(f"an index of {low} to {high} is outside an axis of {size}")
+        if not n.sizes.decide("le", E.const(need), size):
+            return 0
+    return None
+
+
 @row("Gather", kind="index")
 def gather(n: Node) -> Value:
     """Slices along an axis, chosen by indices."""
     x, indices = n[0], n[1]
     axis = n.axis(x.rank, default=0)
     count = indices.rank
+    orelse = outside(n, indices, [x.shape[axis]])
 
     def body(*i: Expr) -> Expr:
         at = i[axis : axis + count]
-        return x.at(*i[:axis], position(indices, at, x.shape[axis]), *i[axis + count :])
+        chosen = position(indices, at, x.shape[axis])
+        return x.at(*i[:axis], chosen, *i[axis + count :], orelse=orelse)
 
     return n.define([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]], body)
 
@@ -82,10 +105,12 @@ def gather_elements(n: Node) -> Value:
     """y[i, j] = x[indices[i, j], j] along an axis."""
     x, indices = n[0], n[1]
     axis = n.axis(x.rank, default=0)
+    orelse = outside(n, indices, [x.shape[axis]])
 
     def body(*i: Expr) -> Expr:
         return x.at(
-            *(position(indices, i, x.shape[axis]) if k == axis else e for k, e in enumerate(i))
+            *(position(indices, i, x.shape[axis]) if k == axis else e for k, e in enumerate(i)),
+            orelse=orelse,
         )
 
     return n.define(indices.shape, body)
@@ -104,16 +129,18 @@ def gather_nd(n: Node) -> Value:
     batch = int(n.attribute("batch_dims", 0))
     depth = n.fixed(indices.shape[-1], "the last axis of indices")
     lead = indices.shape[:-1]
+    if batch < 0 or batch > len(lead) or batch + depth > x.rank:
+        raise n.contradiction(f"{batch} batch axes and {depth} indexed axes of {x.rank}")
+    orelse = outside(n, indices, x.shape[batch : batch + depth])
 
     def body(*i: Expr) -> Expr:
-        at = i[: len(lead)]
-        return x.at(*i[:batch], *_components(indices, x.shape[batch:], at, depth), *i[len(lead) :])
+        chosen = _components(indices, x.shape[batch:], i[: len(lead)], depth)
+        return x.at(*i[:batch], *chosen, *i[len(lead) :], orelse=orelse)
 
     return n.define([*lead, *x.shape[batch + depth :]], body)
 
 
 # ---- scatter -------------------------------------------------------------------------------------
-# --------------------
 
 
 def scatter(
@@ -227,7 +254,6 @@ def tensor_scatter(n: Node) -> Value:
 
 
 # ---- padding -------------------------------------------------------------------------------------
-# --------------------
 
 
 def _pads(n: Node, rank: int) -> tuple[list[Expr], list[Expr]]:
@@ -325,8 +351,7 @@ def center_crop_pad(n: Node) -> Value:
     )
 
 
-# ---- made from positions
-# ---------------------------------------------------------------------------------------------
+# ---- made from positions -------------------------------------------------------------------------
 
 
 @row("OneHot", kind="index", since=9, notes="the depth must follow from constants and sizes")
@@ -416,22 +441,21 @@ def reverse_sequence(n: Node) -> Value:
     time, batch = n.axis(x.rank, "time_axis", 0), n.axis(x.rank, "batch_axis", 1)
 
     def body(*i: Expr) -> Expr:
-        length = E.cast(lengths.at(i[batch]), I64)
+        length = E.minimum(E.cast(lengths.at(i[batch]), I64), x.shape[time])
         turned = E.select(E.compare("lt", i[time], length), length - 1 - i[time], i[time])
         return x.at(*(turned if k == time else e for k, e in enumerate(i)))
 
     return n.define(x.shape, body)
 
 
-# ---- blocks of pixels
-# ------------------------------------------------------------------------------------------------
+# ---- blocks of pixels ----------------------------------------------------------------------------
 
 
 @row("DepthToSpace", kind="index")
 def depth_to_space(n: Node) -> Value:
     """Channels into b x b blocks of pixels, in DCR or CRD order."""
     x = n[0]
-    b = int(n.required("blocksize"))
+    b = n.count("blocksize")
     depth = n.divide(x.shape[1], E.const(b * b), "channels in blocks")
     crd = n.attribute("mode", "DCR") == "CRD"
 
@@ -447,7 +471,7 @@ def depth_to_space(n: Node) -> Value:
 def space_to_depth(n: Node) -> Value:
     """b x b blocks of pixels into channels, in DCR or CRD order."""
     x = n[0]
-    b = int(n.required("blocksize"))
+    b = n.count("blocksize")
     crd = n.attribute("mode", "DCR") == "CRD"
     height, width = (n.divide(x.shape[k], E.const(b), "pixels in blocks") for k in (2, 3))
 
@@ -468,8 +492,8 @@ def col2im(n: Node) -> Value:
     image = [n.fixed(e, "the image's shape") for e in n.integers(1, "image_shape")]
     block = [n.fixed(e, "the block's shape") for e in n.integers(2, "block_shape")]
     count = len(image)
-    strides = [int(s) for s in n.attribute("strides") or [1] * count]
-    dilations = [int(s) for s in n.attribute("dilations") or [1] * count]
+    strides = n.counts("strides", count)
+    dilations = n.counts("dilations", count)
     pads = [int(s) for s in n.attribute("pads") or [0] * (2 * count)]
     steps = [
         (image[k] + pads[k] + pads[k + count] - ((block[k] - 1) * dilations[k] + 1)) // strides[k]

@@ -24,7 +24,6 @@ __all__ = ["regroup", "reshape_to"]
 
 
 # ---- reshape -------------------------------------------------------------------------------------
-# --------------------
 
 
 def regroup(n: Node, old: Sequence[Expr], new: Sequence[Expr], index: Sequence[Expr]) -> list[Expr]:
@@ -238,8 +237,7 @@ def _fold_transpose(n: Node, x: Array) -> Array:
     return np.asarray(np.transpose(x, n.attribute("perm")), order="C")
 
 
-# ---- joins and parts
-# -------------------------------------------------------------------------------------------------
+# ---- joins and parts -----------------------------------------------------------------------------
 
 
 @row("Concat", kind="layout", since=4)
@@ -441,8 +439,7 @@ def _fold_slice(n: Node, x: Array, *_: Array) -> Array:
     return np.asarray(x[tuple(cut)], order="C")
 
 
-# ---- copies of parts
-# -------------------------------------------------------------------------------------------------
+# ---- copies of parts -----------------------------------------------------------------------------
 
 
 @row("Tile", kind="layout", since=6, notes="repeats must follow from constants and sizes")

@@ -153,7 +153,6 @@ elementwise("IsInf", _isinf)
 
 
 # ---- activations ---------------------------------------------------------------------------------
-# --------------------
 
 
 def relu(x: Expr) -> Expr:
@@ -321,8 +320,7 @@ def clip(n: Node) -> Value:
     return n.define(n[0].shape, body)
 
 
-# ---- comparisons, logic, bits
-# ----------------------------------------------------------------------------------------
+# ---- comparisons, logic, bits --------------------------------------------------------------------
 
 
 def _compare(op: str) -> Callable[[Node, Expr, Expr], Expr]:
@@ -366,7 +364,6 @@ elementwise("BitShift", _shift, since=11)
 
 
 # ---- casts ---------------------------------------------------------------------------------------
-# --------------------
 
 
 def convert(x: Expr, to: DType) -> Expr:

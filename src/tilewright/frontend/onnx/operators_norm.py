@@ -212,7 +212,7 @@ def group_normalization(n: Node) -> Value:
     per group).
     """
     x = n[0]
-    groups = int(n.required("num_groups"))
+    groups = n.count("num_groups")
     each = n.divide(x.shape[1], E.const(groups), "channels in groups")
     grouped = reshape_to(n, x, [x.shape[0], E.const(groups), each, *x.shape[2:]], "groups")
     axes = list(range(2, grouped.rank))
@@ -278,7 +278,7 @@ def lp_normalization(n: Node) -> Value:
 def local_response_normalization(n: Node) -> Value:
     """x / (bias + alpha/size * sum of squares over neighbouring channels)^beta."""
     x = n[0]
-    size = int(n.required("size"))
+    size = n.count("size")
     alpha, beta = float(n.attribute("alpha", 1e-4)), float(n.attribute("beta", 0.75))
     bias = float(n.attribute("bias", 1.0))
     wide = x.dtype.accumulator

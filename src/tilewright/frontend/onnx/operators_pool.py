@@ -30,9 +30,6 @@ from tilewright.ir.program import identity_of
 __all__: list[str] = []
 
 
-# --------------------
-
-
 def _pool(n: Node) -> tuple[Value, list[Window], tuple[str, ...], tuple[str, ...]]:
     x = n[0]
     kernel = [int(k) for k in n.required("kernel_shape")]
@@ -234,7 +231,7 @@ def max_unpool(n: Node) -> Value:
     x, positions = n[0], n[1]
     spatial = x.rank - 2
     kernel = [int(k) for k in n.required("kernel_shape")]
-    strides = [int(s) for s in n.attribute("strides") or [1] * spatial]
+    strides = n.counts("strides", spatial)
     pads = [int(p) for p in n.attribute("pads") or [0] * (2 * spatial)]
     natural = [
         (s - 1) * strides[k] + (kernel[k] - pads[k] - pads[k + spatial])

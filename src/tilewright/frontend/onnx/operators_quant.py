@@ -205,7 +205,7 @@ def conv_integer(n: Node) -> Value:
     zx, zw = n.optional(2), n.optional(3)
     geometry = windows(n, x.shape[2:], kernel_shape(n, w))
     zero = zx.at(*[0] * zx.rank) if zx is not None else None
-    return convolution(n, x, w, geometry, int(n.attribute("group", 1)), I32, "", zero, zw)
+    return convolution(n, x, w, geometry, n.count("group", 1), I32, "", zero, zw)
 
 
 @row("QLinearConv", kind="quantized", since=10)
@@ -215,7 +215,7 @@ def qlinear_conv(n: Node) -> Value:
     bias = n.optional(8)
     geometry = windows(n, x.shape[2:], kernel_shape(n, w))
     zero = zx.at(*[0] * zx.rank)
-    acc = convolution(n, x, w, geometry, int(n.attribute("group", 1)), I32, "acc", zero, zw)
+    acc = convolution(n, x, w, geometry, n.count("group", 1), I32, "acc", zero, zw)
 
     def one(v: Value, o: Expr) -> Expr:
         return v.at(o) if v.rank == 1 and E.int_value(v.shape[0]) != 1 else v.at(*[0] * v.rank)

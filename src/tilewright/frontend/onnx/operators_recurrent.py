@@ -52,7 +52,7 @@ class _Setup:
 
     def length(self, b: Expr) -> Expr:
         assert self.lengths is not None  # for the type checker: callers looked
-        return E.cast(self.lengths.at(b), I64)
+        return E.minimum(E.cast(self.lengths.at(b), I64), self.steps)
 
     def source(self, t: Expr, b: Expr, backwards: bool) -> Expr:
         """The time step that step t of a direction looks at."""
@@ -368,7 +368,7 @@ def gru(n: Node) -> list[Value | None]:
 def linear_attention(n: Node) -> list[Value | None]:
     """Attention by a state per head: S = decay S + k v^T (or its delta-rule form), output q S."""
     q, k, v, past, decay, beta = n[0], n[1], n[2], n.optional(3), n.optional(4), n.optional(5)
-    q_heads, heads = int(n.required("q_num_heads")), int(n.required("kv_num_heads"))
+    q_heads, heads = n.count("q_num_heads"), n.count("kv_num_heads")
     rule = n.attribute("update_rule", "gated_delta")
     if rule not in ("linear", "gated", "delta", "gated_delta"):
         raise n.refuse(f"update_rule {rule!r}")

@@ -166,7 +166,6 @@ def _is_identity(n: Node, a: _Axis, transform: str) -> bool:
 
 
 # ---- nearest -------------------------------------------------------------------------------------
-# --------------------
 
 
 def _nearest(n: Node, x: Value, axes: Sequence[_Axis], transform: str, rounding: str) -> Value:
@@ -346,7 +345,6 @@ def _inside_table(n: Node, a: _Axis) -> Array:
 
 
 # ---- weighted ------------------------------------------------------------------------------------
-# --------------------
 
 
 def _weighted(n: Node, x: Value, a: _Axis, mode: str, transform: str, suffix: str) -> Value:

@@ -198,7 +198,7 @@ def roi_align(n: Node) -> Value:
             "sampling_ratio 0, a number of samples that depends on the data",
             "a positive sampling_ratio",
         )
-    height, width = int(n.attribute("output_height", 1)), int(n.attribute("output_width", 1))
+    height, width = n.count("output_height", 1), n.count("output_width", 1)
     scale = float(n.attribute("spatial_scale", 1.0))
     half = n.attribute(
         "coordinate_transformation_mode", "half_pixel" if n.opset >= 16 else "output_half_pixel"
@@ -242,7 +242,8 @@ def roi_align(n: Node) -> Value:
             inside = E.logical("and", inside, E.compare("le", c(-1.0), e))
             inside = E.logical("and", inside, E.compare("le", e, E.cast(size, wide)))
         (at_y, wy), (at_x, wx) = corner(y, x.shape[2], fy), corner(z, x.shape[3], fx)
-        value = E.cast(x.at(E.cast(batches.at(m), I64), ch, at_y, at_x), wide)
+        picked = x.at(E.cast(batches.at(m), I64), ch, at_y, at_x, orelse=0)
+        value = E.cast(picked, wide)
         return E.select(inside, E.mul(E.mul(wy, wx), value), c(0.0))
 
     shape: list[Expr | int] = [rois.shape[0], x.shape[1], height, width]
@@ -285,7 +286,7 @@ def max_roi_pool(n: Node) -> Value:
         return E.logical("and", down, inside(i[0], i[3], r[1], width, 1))
 
     def element(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
-        return x.at(E.cast(rois.at(i[0], 0), I64), i[1], r[0], r[1])
+        return x.at(E.cast(rois.at(i[0], 0), I64), i[1], r[0], r[1], orelse=float("-inf"))
 
     shape: list[Expr | int] = [rois.shape[0], x.shape[1], height, width]
     names = ("r", "c", "p", "q")
@@ -316,7 +317,7 @@ def deform_conv(n: Node) -> Value:
         raise n.refuse(f"an input of rank {x.rank}", "2-D convolution")
     kernel = kernel_shape(n, w)
     geometry = windows(n, x.shape[2:], kernel)
-    groups, moved = int(n.attribute("group", 1)), int(n.attribute("offset_group", 1))
+    groups, moved = n.count("group", 1), n.count("offset_group", 1)
     channels = n.fixed(x.shape[1], "the input channels")
     features = n.fixed(w.shape[0], "the output channels")
     inner = channels // groups
@@ -365,7 +366,6 @@ def deform_conv(n: Node) -> Value:
 
 
 # ---- Fourier -------------------------------------------------------------------------------------
-# --------------------
 
 
 def _table(n: Node, length: int, dtype: DType) -> tuple[Value, Value]:

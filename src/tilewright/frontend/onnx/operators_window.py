@@ -66,7 +66,7 @@ def windows(
     wrong lengths.
     """
     count = len(sizes)
-    strides = [int(s) for s in n.attribute("strides") or [1] * count]
+    strides = n.counts("strides", count)
     dilations = [int(d) for d in n.attribute("dilations") or [1] * count]
     pads = [int(p) for p in n.attribute("pads") or [0] * (2 * count)]
     auto = n.attribute("auto_pad", "NOTSET")
@@ -105,7 +105,6 @@ def windows(
 
 
 # ---- convolution ---------------------------------------------------------------------------------
-# --------------------
 
 
 def convolution(
@@ -192,7 +191,7 @@ def conv(n: Node) -> Value:
     if x.rank != w.rank or x.rank < 3:
         raise n.contradiction("input and kernel of different ranks")
     geometry = windows(n, x.shape[2:], kernel_shape(n, w))
-    groups = int(n.attribute("group", 1))
+    groups = n.count("group", 1)
 
     def make(m: Node, weights: Value, bias: Value | None) -> Value:
         acc = convolution(
@@ -238,9 +237,9 @@ def conv_transpose(n: Node) -> Value:
     x, w, b = n[0], n[1], n.optional(2)
     kernel = kernel_shape(n, w)
     spatial = len(kernel)
-    groups = int(n.attribute("group", 1))
-    strides = [int(s) for s in n.attribute("strides") or [1] * spatial]
-    dilations = [int(s) for s in n.attribute("dilations") or [1] * spatial]
+    groups = n.count("group", 1)
+    strides = n.counts("strides", spatial)
+    dilations = n.counts("dilations", spatial)
     extra = [int(s) for s in n.attribute("output_padding") or [0] * spatial]
     begin, counts = _transposed_geometry(n, x, kernel, strides, dilations, extra)
     channels = n.fixed(w.shape[0], "the kernel's input channels")

@@ -216,6 +216,20 @@ class Node:
             raise UserError("F001", f"{self.op} lacks its attribute {name!r}", where=self.where)
         return self.attributes[name]
 
+    def count(self, name: str, default: int | None = None) -> int:
+        """An attribute that counts something: at least 1. Errors: F006."""
+        value = self.required(name) if default is None else self.attribute(name, default)
+        if not 1 <= int(value) < 1 << 31:
+            raise UserError("F006", f"{name} is {value}", where=self.where)
+        return int(value)
+
+    def counts(self, name: str, length: int) -> list[int]:
+        """A list of counts of the given length, by default ones. Errors: F006."""
+        values = [int(v) for v in self.attribute(name) or [1] * length]
+        if len(values) != length or not all(1 <= v < 1 << 31 for v in values):
+            raise UserError("F006", f"{name} is {values}", where=self.where)
+        return values
+
     def has_output(self, k: int) -> bool:
         """Is output k named, so that someone may read it?"""
         return k < len(self.outputs) and bool(self.outputs[k])

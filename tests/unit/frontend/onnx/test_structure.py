@@ -292,3 +292,14 @@ def test_statement_kinds() -> None:
 
 def of_kinds(op: str, inputs: dict[str, np.ndarray], **attributes: object) -> set[type]:
     return {type(s) for s in import_onnx(single(op, inputs, 18, **attributes)[0]).program.body}
+
+
+def test_indices_from_data_never_read_outside() -> None:
+    at = np.array([1, 2], I64)
+    assert of_one("Gather", {"x": floats(4, 3), "z": at}) == [
+        "y: f32[i<2, j<3] = (x[where(z[i] < 0, z[i] + 4, z[i]), j] else 0.0)"
+    ]
+    constant = of_one("Gather", {"x": floats(4, 3), "c": np.array([3, 0, 3])})
+    assert constant == ["y: f32[i<3, j<3] = x[c_[i], j]"]
+    data = model([node("Gather", "x k", "y")], {"x": (F, ("N",))}, ["y"], {"k": np.array([3, 0, 3])})
+    assert body(data) == ["y: f32[i<3] = (x[k_[i]] else 0.0)"]
