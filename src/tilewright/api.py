@@ -149,11 +149,16 @@ class CompiledModel(CallableModel):
         """compile_s, tune_s, peak_bytes, kernels, kernels_compiled, kernels_tuned, flops, bytes."""
         return self.latest.stats
 
-    def explain(self, *, kernel: str | None = None, memory: bool = False) -> str:
-        """Why the model became the kernels it is, in the names of the user's graph."""
+    def explain(
+        self, *, kernel: str | None = None, memory: bool = False, measure: bool = False
+    ) -> str:
+        """Why the model became the kernels it is, in the names of the user's graph.
+
+        kernel: only this one. memory: the arena instead. measure: run it, and show times.
+        """
         from tilewright.tools.explain import explain
 
-        return explain(self, kernel=kernel, memory=memory)
+        return explain(self, kernel=kernel, memory=memory, measure=measure)
 
     def dump(self, stage: str, *, kernel: str | None = None, folder: Path | None = None) -> str:
         """The printed form of one stage: program, kernels, plan, schedule, loops, llvm or asm."""

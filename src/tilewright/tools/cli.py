@@ -277,6 +277,7 @@ def dump(
 @MODEL
 @click.option("--kernel", help="One kernel, by number or name.")
 @click.option("--memory", is_flag=True, help="Buffers, lifetimes, and the peak.")
+@click.option("--measure", is_flag=True, help="Run the model; times of kernels against bounds.")
 @dims_option
 @machine_options
 @json_option
@@ -284,6 +285,7 @@ def explain(
     model: Path,
     kernel: str | None,
     memory: bool,
+    measure: bool,
     dims: Sequence[str],
     threads: int | None,
     target: str | None,
@@ -297,6 +299,7 @@ def explain(
         model,
         kernel=kernel,
         memory=memory,
+        measure=measure,
         dims=_dims(dims),
         threads=threads,
         target=target,

@@ -226,6 +226,7 @@ def explain(
     *,
     kernel: str | None,
     memory: bool,
+    measure: bool = False,
     dims: Mapping[str, int],
     threads: int | None,
     target: str | None,
@@ -233,7 +234,7 @@ def explain(
 ) -> str:
     """The compiler's reasons, as text."""
     compiled = _compiled(path, dims, threads, target, db)
-    text: str = compiled.explain(kernel=kernel, memory=memory)
+    text: str = compiled.explain(kernel=kernel, memory=memory, measure=measure)
     return text
 
 

@@ -41,8 +41,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Printed:
     """What a text holds, from its `stage` on; numbers are those of kernels in the plan.
 
-    bound: the program at fixed sizes. computes: what a kernel computes, in the model's names. schedules: where the text fixes them.
-    values: the constants beside the text, by content.
+    bound: the program at fixed sizes. computes: what a kernel computes, in the model's names.
+    schedules: where the text fixes them. values: the constants beside the text, by content.
     """
 
     stage: str
@@ -160,7 +160,7 @@ class Printed:
         """The text of this stage or a later one. Errors: U001, U003."""
         return write(self, stage, kernel, folder)
 
-    def explain(self, *, kernel: str | None = None, memory: bool = False) -> str:
+    def explain(self, **options: object) -> str:
         raise UserError(
             "U003",
             f"a printed {self.stage} carries no decisions to explain",

@@ -5,7 +5,8 @@ schedule: recomputation, packing and intermediate buffers cost nothing here.
 
 An operation is one arithmetic node of a definition's expression at one point, and one for combining
 it into a reduction (so a multiply-add is 2); exp and the like count 1. A guarded reduction counts
-the points where the guard holds, sampled evenly. Bytes are every input, constant and output once.
+the points where the guard holds. Bytes are every input, constant and output once; of a table that
+is looked up only as many elements as there are lookups.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tilewright.ir.scalar import evaluate
 
 __all__ = ["Work", "work_of"]
 
-_SAMPLES = 4096
+_MOST = 1 << 20  # points of a guard that are all looked at; of more, so many samples
 _FREE = {"const", "index", "dim", "read", "cast"}
 
 
@@ -53,9 +54,11 @@ class Work:
 def work_of(program: Program) -> Work:
     """Count a Program. Errors: P001 where a size is symbolic."""
     tensors = program.tensors
-    read = sum(_bytes(tensor) for tensor in program.inputs)
-    read += sum(_bytes(tensor) for tensor, _ in program.constants)
-    written = sum(_bytes(tensors[name]) for name in dict.fromkeys(program.results))
+    touched = _touched(program)
+    given = [*program.inputs, *(tensor for tensor, _ in program.constants)]
+    read = sum(min(_elements(t), touched[t.name]) * t.dtype.bytes for t in given)
+    results = [tensors[name] for name in dict.fromkeys(program.results)]
+    written = sum(_elements(tensor) * tensor.dtype.bytes for tensor in results)
     return Work(sum(_operations(statement) for statement in program.body), read, written)
 
 
@@ -66,8 +69,39 @@ def _size(extent: Expr) -> int:
     return value
 
 
-def _bytes(tensor: Tensor) -> int:
-    return math.prod(_size(extent) for extent in tensor.shape) * tensor.dtype.bytes
+def _elements(tensor: Tensor) -> int:
+    return math.prod(_size(extent) for extent in tensor.shape)
+
+
+def _touched(program: Program) -> dict[str, int]:
+    """How many elements of every tensor can be read at most: a lookup in a table reads few."""
+    out = dict.fromkeys(program.tensors, 0)
+
+    def note(body: Expr, axes: Iterable[Axis]) -> None:
+        extents = {axis.name: _size(axis.extent) for axis in axes}
+        for read in body.reads():
+            used = {name for s in read.args for name in s.names("index")}
+            out[read.attr[0]] += math.prod(extents[name] for name in used)
+
+    for statement in program.body:
+        match statement:
+            case Extern():
+                for name in statement.args:
+                    out[name] += _elements(program.tensors[name])
+            case Recurrence():
+                for d in statement.definitions:
+                    for body in d.expressions():
+                        note(body, (statement.axis, *d.all_axes))
+            case Scatter():
+                for body in (statement.body, *statement.subscripts):
+                    note(body, statement.source)
+                note(statement.base, statement.axes)
+            case Definition():
+                for body in statement.expressions():
+                    note(body, statement.all_axes)
+    for name in program.results:
+        out[name] += _elements(program.tensors[name])
+    return out
 
 
 def _points(axes: Iterable[Axis]) -> int:
@@ -108,18 +142,18 @@ def _nodes(body: Expr) -> int:
 
 def _share(guard: Expr, axes: Sequence[Axis]) -> float:
     """The share of the iteration points where the guard holds; 1 where it depends on data."""
-    if guard.reads():
+    used = guard.names("index")
+    extents = {axis.name: _size(axis.extent) for axis in axes if axis.name in used}
+    if guard.reads() or 0 in extents.values():
         return 1.0
-    extents = [_size(axis.extent) for axis in axes]
-    if 0 in extents:
-        return 1.0
-    stream = np.random.default_rng(0)
-    names = [axis.name for axis in axes]
-    points = {
-        name: stream.integers(0, extent, _SAMPLES)
-        for name, extent in zip(names, extents, strict=True)
-    }
-    return float(np.mean(np.broadcast_to(_evaluate(guard, points), _SAMPLES)))
+    count = math.prod(extents.values())
+    if count <= _MOST:
+        places = np.unravel_index(np.arange(count), tuple(extents.values()) or (1,))
+    else:
+        stream, count = np.random.default_rng(0), _MOST
+        places = tuple(stream.integers(0, extent, count) for extent in extents.values())
+    points = dict(zip(extents, places, strict=False))
+    return float(np.mean(np.broadcast_to(_evaluate(guard, points), count)))
 
 
 def _evaluate(node: Expr, points: Mapping[str, Any]) -> Any:

@@ -75,7 +75,7 @@ class Model:
 
         return call
 
-    def explain(self, *, kernel=None, memory=False):
+    def explain(self, *, kernel=None, memory=False, measure=False):
         return f"explained {kernel} {memory}"
 
     def dump(self, stage, *, kernel=None, folder=None):
