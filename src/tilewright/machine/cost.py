@@ -49,13 +49,17 @@ class Stream:
 
 @dataclass(frozen=True)
 class Work:
-    """A stage: extents by axis number, which axes are reduced, operations per point."""
+    """A stage: extents by axis number, which axes are reduced, operations per point.
+
+    row_cycles: what the scalars of one row of a register tile cost beside the multiply-adds.
+    """
 
     extents: tuple[int, ...]
     reduced: frozenset[int]
     streams: tuple[Stream, ...]
     operations: float = 1.0
     is_product: bool = False
+    row_cycles: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ def compute_cycles(work: Work, tiling: Tiling, lanes: int) -> float:
     if work.is_product:
         across = lane in work.reduced
         loads = 2.0 * live if across else rows + vectors
-        streams = 0.1 * loads if across else 1.0 * vectors + 0.15 * rows
+        streams = 0.1 * loads if across else 0.5 * vectors + work.row_cycles * rows
         step = max(live / 2, loads / 2, _LATENCY) + streams + 1.0 / unroll + 0.01 * unroll * live
         cycles = step / (live * width)
     elif work.reduced:

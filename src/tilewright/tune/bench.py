@@ -7,10 +7,10 @@ refused (V001) where it computes something else; a ratio pairs timings of one wi
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,16 @@ class Timing:
         """
         pairs = self.pairs
         return min(statistics.median(pairs), self.quiet_ratio) if pairs else 0.0
+
+    @property
+    def noise(self) -> float:
+        """How far the ratio may be off, from how far its pairs lie apart."""
+        pairs = sorted(self.pairs)
+        if len(pairs) < 2:
+            return 0.2
+        n = len(pairs)
+        middle = pairs[(3 * n) // 4 if n > 3 else -1] - pairs[n // 4 if n > 3 else 0]
+        return max(0.005, middle / statistics.median(pairs) / math.sqrt(n))
 
     @property
     def quiet_ratio(self) -> float:
@@ -244,7 +254,7 @@ class Bench:
         """
         each = 2e-9 * max(job.reference_ns, 1e9 * _SAMPLE_S) * max(1, len(candidates))
         plan = C.Plan(
-            rounds=max(least, min(41, ceil(seconds / each))), sample_s=_SAMPLE_S,
+            rounds=max(least, min(41, math.ceil(seconds / each))), sample_s=_SAMPLE_S,
             prune=_PRUNE if is_race else None, screen=_SCREEN if is_race else None,
             timeout_s=_PATIENCE_S + _TIMES * 1e-9 * job.reference_ns,
         )  # fmt: skip

@@ -22,6 +22,7 @@ __all__ = ["KernelCost"]
 
 Rows = tuple[int, ...]
 _PACK_CYCLES = 0.12  # per byte that is copied into panels
+_PACKED_ROW, _PLAIN_ROW, _CROWDED_ROW = 0.15, 0.25, 0.45  # cycles of a row of the register tile
 _MOST_BODY = 400  # vector operations of an innermost body, tails aside
 
 
@@ -73,12 +74,17 @@ class _Stage:
         """The stage as the schedule packs it, and the cycles of packing."""
         r = self.roles
         cycles = 0.0
+        row_cycles = 0.2
         streams = list(self.work.streams)
         packs = ((r.a, s.text(self.prefix + "pack.a", "none") == "block"),
                  (r.b, s.text(self.prefix + "pack.b", "none") == "panel"))  # fmt: skip
         for i, x in enumerate(r.accesses):
             for operand, is_packed in packs:
-                if operand is None or operand is not x or not is_packed:
+                if operand is None or operand is not x:
+                    continue
+                if operand is r.a:
+                    row_cycles = _PACKED_ROW if is_packed else self._row_cycles
+                if not is_packed:
                     continue
                 old = streams[i]
                 streams[i] = replace(old, is_packed=True)
@@ -87,7 +93,16 @@ class _Stage:
                     cycles += _PACK_CYCLES * size
         if s.integer(self.prefix + "nt"):
             streams = [replace(x, is_streamed=x.is_write) for x in streams]
-        return replace(self.work, streams=tuple(streams)), cycles
+        return replace(self.work, streams=tuple(streams), row_cycles=row_cycles), cycles
+
+    @cached_property
+    def _row_cycles(self) -> float:
+        """Rows that lie a multiple of 1 KiB apart fall into few sets of the first level."""
+        r = self.roles
+        assert r.a is not None
+        steps = [(r.a.strides.get(m) or 0) * r.a.dtype_bytes for m in r.roles("m")]
+        is_bad = any(step and step % 1024 == 0 for step in steps)
+        return _CROWDED_ROW if is_bad else _PLAIN_ROW
 
     def tiling(self, s: _View, outer: dict[str, int]) -> Tiling:
         """The loops of the stage, as lowering reads the parameters."""

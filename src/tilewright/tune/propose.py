@@ -24,7 +24,7 @@ Rows = tuple[int, ...]
 Prior = Callable[[Rows], float]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
-_NOISE = 0.01  # of a measured log ratio
+_NOISE = 0.01  # of a measured log ratio, at best
 _SPREAD = 0.12  # of a schedule that shares nothing with those measured, times the prior's own range
 _POOL = 160
 _PARENTS = 4
@@ -73,6 +73,7 @@ class Proposer:
         self.default: Rows = self.canonical(tuple(g.start for g in space.groups))
         self.seen: set[Rows] = {self.default}
         self.results: dict[Rows, float] = {self.default: 0.0}
+        self._noise: dict[Rows, float] = {self.default: _NOISE}
         self.seeds: list[Rows] = []
         self._codes = [_Codes(g) for g in space.groups]
         self._free = [k for k, g in enumerate(space.groups) if len(g.rows) > 1]
@@ -80,11 +81,18 @@ class Proposer:
         self.is_exhausted = not self._free
 
     # -- results
-    def tell(self, rows: Rows, ratio: float | None) -> None:
-        """Default time / time of a schedule; None where it was refused."""
+    def tell(self, rows: Rows, ratio: float | None, noise: float = _NOISE) -> None:
+        """Default time / time of a schedule; None where it was refused.
+
+        noise: how far the ratio may be off, relative to it. A second result of equal rows counts
+        where it is the surer one.
+        """
         rows = self.canonical(rows)
         self.seen.add(rows)
+        if rows in self.results and noise > self._noise[rows]:
+            return
         self.results[rows] = _SLOW if ratio is None else float(np.log(max(ratio, 0.05)))
+        self._noise[rows] = max(_NOISE, noise)
 
     def same(self, rows: Rows, as_rows: Rows) -> None:
         """`rows` lowers to the nest of `as_rows`."""
@@ -92,6 +100,7 @@ class Proposer:
         known = self.results.get(self.canonical(as_rows))
         if known is not None:
             self.results[self.canonical(rows)] = known
+            self._noise[self.canonical(rows)] = self._noise[self.canonical(as_rows)]
 
     def seed(self, rows: Rows) -> None:
         """Propose these early."""
@@ -102,10 +111,6 @@ class Proposer:
     def skip(self, rows: Rows) -> None:
         """Never propose these."""
         self.seen.add(self.canonical(rows))
-
-    @property
-    def best(self) -> list[Rows]:
-        return sorted(self.results, key=lambda r: -self.results[r])
 
     # -- the pool
     def _add(self, pool: dict[Rows, None], rows: Rows) -> None:
@@ -119,11 +124,10 @@ class Proposer:
             return rows
         return (*rows[:k], int(near[int(self.rng.integers(len(near)))]), *rows[k + 1 :])
 
-    def _pool(self) -> list[Rows]:
+    def _pool(self, parents: Sequence[Rows]) -> list[Rows]:
         rng, pool = self.rng, dict[Rows, None]()
         for r in self.seeds:
             self._add(pool, r)
-        parents = self.best[:_PARENTS]
         for parent in parents[:2]:
             for k in self._free:
                 near = self._codes[k].near(parent[k])
@@ -167,22 +171,23 @@ class Proposer:
         """Up to `count` new schedules; fewer where the pool has no more."""
         if self.is_exhausted:
             return []
-        pool = self._pool()
+        known = list(self.results)
+        y = np.array([self.results[r] for r in known])
+        base = self._prior(self.default)
+        prior = np.array([self._prior(r) for r in known]) - base
+        scale = self._scale(prior, y)
+        own = self._kernel(known, known)
+        noisy = own + np.diag([self._noise[r] ** 2 for r in known])
+        # What is believed of the known ones, not one lucky timing, makes them parents.
+        pull = np.linalg.solve(noisy, y - scale * prior)
+        belief = scale * prior + own @ pull
+        pool = self._pool([known[int(k)] for k in np.argsort(-belief)[:_PARENTS]])
         if not pool:
             self.is_exhausted = True
             return []
-        known = list(self.results)
-        y = np.array([self.results[r] for r in known])
-        prior = np.array([self._prior(r) for r in known])
-        base = self._prior(self.default)
-        scale = self._scale(prior - base, y)
-        mean_known = scale * (prior - base)
-        mean = scale * (np.array([self._prior(r) for r in pool]) - base)
-        k_nn = self._kernel(known, known) + _NOISE**2 * np.eye(len(known))
-        k_pn = self._kernel(pool, known)
-        solved = np.linalg.solve(k_nn, np.column_stack([y - mean_known, k_pn.T]))
-        mean = mean + k_pn @ solved[:, 0]
-        covariance = self._kernel(pool, pool) - k_pn @ solved[:, 1:]
+        across = self._kernel(pool, known)
+        mean = scale * (np.array([self._prior(r) for r in pool]) - base) + across @ pull
+        covariance = self._kernel(pool, pool) - across @ np.linalg.solve(noisy, across.T)
         root = np.linalg.cholesky(covariance + 1e-6 * np.eye(len(pool)))
         out: list[int] = []
         place = {r: k for k, r in enumerate(pool)}
@@ -208,7 +213,3 @@ class Proposer:
         top = float((prior * y).sum()) + strength * spread**2 * mean
         bottom = float((prior * prior).sum()) + strength * spread**2
         return min(1.5, max(0.0, top / bottom))
-
-    def promise(self) -> float:
-        """Log gain still hoped for: what the last results leave open."""
-        return max(0.0, max(self.results.values()))

@@ -328,7 +328,7 @@ class Search:
                 task.proposer.tell(c.rows, None)
                 task.note_rejection(r.code)
             else:
-                task.proposer.tell(c.rows, r.quiet_ratio)
+                task.proposer.tell(c.rows, r.quiet_ratio, r.noise)
         bar = max(NOISE, task.best_ratio * 1.005)
         fine = [
             (r.ratio, c) for c, r in zip(candidates, results, strict=True)
@@ -348,10 +348,10 @@ class Search:
         results = self.bench.measure(
             job, [c.built for c in chosen], seconds, least=4, is_race=False
         )
-        for (before, c), r in zip(best, results, strict=True):
+        for (_, c), r in zip(best, results, strict=True):
             records.append(task.record(c.schedule, r))
             if isinstance(r, Timing):
-                task.proposer.tell(c.rows, (r.quiet_ratio * before) ** 0.5)
+                task.proposer.tell(c.rows, r.quiet_ratio, min(r.noise, 0.02))
         won = gain_of(results)
         timing = None if won is None else results[won]
         if won is not None and isinstance(timing, Timing) and timing.ratio > task.best_ratio:

@@ -186,7 +186,7 @@ class Task:
                 continue
             if r.status == "ok" and r.ratio is not None and r.ratio > 1.0:
                 best[rows] = r.ratio
-            self.proposer.tell(rows, None if r.status != "ok" else r.ratio)
+            self.proposer.tell(rows, None if r.status != "ok" else r.ratio, 0.03)
             self.facts.trials += 1
             if r.status != "ok":
                 self.note_rejection(r.code)
