@@ -192,6 +192,17 @@ def move_entries() -> list[Entry]:
             (),
         ),
         (
+            "turned_epilogue",
+            """(x: f32[18, 18, 7], z: f32[18, 18]):
+  c: f32[i<18, j<18] = sum(k<7) x[i, j, k]
+  d: f32[i<18, j<18] = exp(c[i, j]) + z[i, j]
+  y: f32[i<18, j<18] = c[i, j] + d[j, i] + d[i, j % 5]
+  w: f32[i<18, j<18] = y[i, j] * y[j, i]
+  return y, w
+""",
+            (),
+        ),
+        (
             "symmetric",
             """(x: f32[18, 18]):
   y: f32[i<18, j<18] = x[i, j] + x[j, i]

@@ -278,6 +278,10 @@ def _absorb_epilogues(st: _State, onto_reductions: bool) -> None:
             mapping = _aligned(d, tail, st.shapes[source])
             if mapping is None:
                 continue
+            others = [n for n in dict.fromkeys(sources) if st.group_of.get(n) is g and n != source]
+            if any(_aligned(d, st.definitions[n], st.shapes[n]) != mapping for n in others):
+                st.note(source, name, False, "it also reads other elements of the same stage")
+                continue
             anchor = st.definitions[g.stages[0].anchor]
             # The stage's axes must be those of its anchor, whatever chain led here.
             if {*mapping.values()} - {a.name for a in anchor.axes}:

@@ -243,3 +243,14 @@ def test_a_prefix_is_a_stage_of_its_own() -> None:
         for stage in kernel.stages:
             scans = [m for m in stage.members if kernel.definitions[m].scan is not None]
             assert scans in ([], [stage.anchor])
+
+
+def test_an_epilogue_reads_the_stage_at_its_own_point_only() -> None:
+    plan, decisions = planned("""program p(x: f32[18, 18, 7], z: f32[18, 18]):
+  c: f32[i<18, j<18] = sum(k<7) x[i, j, k]
+  d: f32[i<18, j<18] = exp(c[i, j]) + z[i, j]
+  y: f32[i<18, j<18] = c[i, j] + d[j, i]
+  return y
+""")
+    assert len(plan.steps) == 2
+    assert "other elements" in reason(decisions, "c", "y").reason
