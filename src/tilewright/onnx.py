@@ -24,6 +24,7 @@ class OnnxModel:
         self.origins: Mapping[str, str] = imported.origins
         self.opset: int = imported.opset
         self.warnings = imported.warnings
+        self.assumptions = imported.assumptions
         self.path = path
         self._compiled: Any = None
 
@@ -37,8 +38,17 @@ class OnnxModel:
         return results
 
 
-def load(model: Path | str | bytes) -> OnnxModel:
-    """Import a model. Errors: F001 to F006; U002 where the extra is not installed."""
+def load(
+    model: Path | str | bytes,
+    *,
+    known: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> OnnxModel:
+    """Import a model.
+
+    known: values of inputs that shapes depend on; such inputs are no inputs any more. sizes: fixes
+    symbolic dims now. Errors: F001 to F006; U002 where the extra is not installed.
+    """
     try:
         from tilewright.frontend.onnx import import_onnx
     except ModuleNotFoundError as e:
@@ -48,4 +58,5 @@ def load(model: Path | str | bytes) -> OnnxModel:
             "U002", "reading ONNX needs the package onnx", hint="pip install 'tilewright[onnx]'"
         ) from None
     source = str(model) if isinstance(model, Path) else model
-    return OnnxModel(import_onnx(source), "" if isinstance(model, bytes) else str(model))
+    imported = import_onnx(source, known=known, sizes=sizes)
+    return OnnxModel(imported, "" if isinstance(model, bytes) else str(model))
