@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from tilewright.ir.kernel import Kernel
 from tilewright.ir.layout import Layout
 from tilewright.ir.nest import Buffer
 from tilewright.lower.kernel import Lowered
+from tilewright.runtime.link import without_denormals
 from tilewright.runtime.measure import Measurer
 from tilewright.verify.policy import FACTOR, UNIT_ROUNDOFF
 
@@ -104,7 +106,7 @@ class Job:
         self.reference_ns = 0.0
 
     @property
-    def bytes(self) -> int:
+    def held_bytes(self) -> int:
         """Memory that the job holds."""
         held = sum(a.nbytes for a in self._arrays.values() if isinstance(a, np.ndarray))
         return held + sum(len(f.values) for f in self._data.values())
@@ -125,7 +127,8 @@ class Job:
         if isinstance(given, C.Fill):
             return given
         if key not in self._data:
-            array = given.reshape(layout.shape)
+            # As the linker lays constants down: denormals would make every candidate look slow.
+            array = without_denormals(given.reshape(layout.shape))
             flat = array.reshape(-1) if layout.is_row_major else layout.pack(array)
             self._data[key] = C.Fill("values", values=np.ascontiguousarray(flat).tobytes())
         return self._data[key]
@@ -173,6 +176,22 @@ class Job:
         wanted = self.kernel.program.results
         return [(slots.index(n), n) for n in dict.fromkeys(wanted) if n in slots]
 
+    def logical(self, outputs: Mapping[int, bytes]) -> dict[str, Array]:
+        """Results by tensor, out of their buffers."""
+        out = {}
+        for position, name in self.outputs():
+            layout = self.kernel.layout_of[name]
+            flat = np.frombuffer(outputs[position], self.kernel.program.tensors[name].dtype.np)
+            is_plain = layout.is_row_major
+            out[name] = flat.reshape(layout.shape) if is_plain else layout.unpack(flat)
+        return out
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of everything that crosses the kernel's border."""
+        tensors = self.kernel.program.tensors
+        return sum(layout.size * tensors[n].dtype.bytes for n, layout in self.kernel.layouts)
+
     def expected(self) -> list[C.Expected]:
         """Outputs equal the reference's, up to rounding."""
         out = []
@@ -208,6 +227,7 @@ class Bench:
 
     def __init__(self, measurer: Measurer | None = None) -> None:
         self._measurer = Measurer() if measurer is None else measurer
+        self._slowdown = 1.0  # wall time over the time that candidates ran
 
     def start(self) -> None:
         """Start the process while other work is done. Errors: OSError."""
@@ -217,32 +237,24 @@ class Bench:
         """End the process."""
         self._measurer.close()
 
-    def baseline(self, job: Job, seconds: float) -> Timing | Rejected:
-        """Time the reference alone, for about `seconds`."""
-        candidate = job.candidate(job.reference)
-        plan = C.Plan(rounds=3, sample_s=max(1e-4, seconds / 4), timeout_s=60)
-        result = self._measurer.measure_batch([candidate], None, (), plan)[0]
-        if isinstance(result, Rejected):
-            return result
-        timing = _timing(result, is_reference=True)
-        job.reference_ns = timing.ns
-        return timing
-
-    def run_reference(self, job: Job) -> dict[str, Array] | Rejected:
-        """What the reference computes, by tensor, logical."""
-        candidate = job.candidate(job.reference)
-        plan = C.Plan(rounds=0, timeout_s=60, return_outputs=True)
-        result = self._measurer.measure_batch([candidate], None, (), plan)[0]
-        if isinstance(result, Rejected):
-            return result
-        outputs = {}
-        for position, name in job.outputs():
-            layout = job.kernel.layout_of[name]
-            dtype = job.kernel.program.tensors[name].dtype.np
-            flat = np.frombuffer(result.outputs[position], dtype)
-            is_plain = layout.is_row_major
-            outputs[name] = flat.reshape(layout.shape) if is_plain else layout.unpack(flat)
-        return outputs
+    def baselines(
+        self, jobs: Sequence[Job], seconds: float, *, with_outputs: bool
+    ) -> list[tuple[Timing | Rejected, dict[str, Array]]]:
+        """Time the references of several jobs, `seconds` each; what they compute, by tensor."""
+        plan = C.Plan(
+            rounds=3, sample_s=max(1e-4, seconds / 4), timeout_s=60, return_outputs=with_outputs
+        )
+        candidates = [job.candidate(job.reference) for job in jobs]
+        out: list[tuple[Timing | Rejected, dict[str, Array]]] = []
+        results = self._measurer.measure_batch(candidates, None, (), plan)
+        for job, result in zip(jobs, results, strict=True):
+            if isinstance(result, Rejected):
+                out.append((result, {}))
+                continue
+            timing = _timing(result, is_reference=True)
+            job.reference_ns = timing.ns
+            out.append((timing, job.logical(result.outputs) if with_outputs else {}))
+        return out
 
     def measure(
         self, job: Job, candidates: Sequence[Built], seconds: float, *, least: int = 2,
@@ -253,8 +265,10 @@ class Bench:
         is_race: those that are clearly slower than the best are timed no further.
         """
         each = 2e-9 * max(job.reference_ns, 1e9 * _SAMPLE_S) * max(1, len(candidates))
+        rounds = max(least, min(41, math.ceil(seconds / each / self._slowdown)))
+        started = time.monotonic()
         plan = C.Plan(
-            rounds=max(least, min(41, math.ceil(seconds / each))), sample_s=_SAMPLE_S,
+            rounds=rounds, sample_s=_SAMPLE_S,
             prune=_PRUNE if is_race else None, screen=_SCREEN if is_race else None,
             timeout_s=_PATIENCE_S + _TIMES * 1e-9 * job.reference_ns,
         )  # fmt: skip
@@ -262,7 +276,12 @@ class Bench:
             [job.candidate(b) for b in candidates], job.candidate(job.reference), job.expected(),
             plan,
         )  # fmt: skip
-        return [r if isinstance(r, Rejected) else _timing(r) for r in found]
+        out = [r if isinstance(r, Rejected) else _timing(r) for r in found]
+        ran = sum(sum(t.samples_ns) + sum(t.reference_ns) for t in out if isinstance(t, Timing))
+        if ran > 5e7:  # on a busy machine there is time for fewer rounds
+            now = min(10.0, max(1.0, (time.monotonic() - started) / (1e-9 * ran)))
+            self._slowdown = 0.5 * (self._slowdown + now)
+        return out
 
 
 def _timing(t: C.Timing, *, is_reference: bool = False) -> Timing:

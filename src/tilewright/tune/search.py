@@ -37,6 +37,7 @@ _FRUITLESS = 9  # batches without a gain after which a task is left alone
 _CONFIRM_SHARE = 0.15  # of the budget
 _ORACLE_SHARE = 0.08
 _KEPT_BYTES = 32 << 20  # arrays of a task that stay while other tasks are measured
+_GROUP = 12  # defaults that are timed in one go
 WRONG = "V001"
 
 
@@ -158,31 +159,45 @@ class Search:
             if self.clock.left_s <= 0:
                 break
         objects = build_many([c.text for _, c in candidates], self.tasks[0].target)
-        each = min(0.02, 0.05 * self.budget_s / max(1, len(candidates)))
+        groups: dict[bool, list[list[Task]]] = {False: [[]], True: [[]]}
+        held = {False: 0, True: 0}
         for (t, c), data in zip(candidates, objects, strict=True):
             if isinstance(data, Rejected):
                 self._fail(t, data)
-            elif self.clock.left_s > 0:
-                c.data = data
-                self._baseline(t, c, each)
-                self.tell(t)
+                continue
+            c.data = data
+            t.job = Job(t.kernel, t.threads, t.arrays(self.values), c.built)
+            is_checked = self._oracle_s + oracle_s(t) <= _ORACLE_SHARE * self.budget_s
+            self._oracle_s += oracle_s(t) if is_checked else 0.0
+            if held[is_checked] > _KEPT_BYTES or len(groups[is_checked][-1]) >= _GROUP:
+                groups[is_checked].append([])
+                held[is_checked] = 0
+            groups[is_checked][-1].append(t)
+            held[is_checked] += t.job.moved_bytes
+        each = min(0.02, 0.05 * self.budget_s / max(1, len(candidates)))
+        for is_checked, several in groups.items():
+            for group in several:
+                if group and self.clock.left_s > 0:
+                    self._baseline(group, each, is_checked)
 
-    def _baseline(self, task: Task, candidate: Candidate, seconds: float) -> None:
-        arrays = task.arrays(self.values)
-        job = task.job = Job(task.kernel, task.threads, arrays, candidate.built)
-        found = self.bench.baseline(job, seconds)
-        if isinstance(found, Rejected):
-            self._fail(task, found)
-            return
-        timing = found
-        task.pace = (0.8 + 40 * 1e-9 * timing.ns, 6)
-        task.default_ns = timing.ns
-        task.facts.default_us = timing.ns / 1e3
-        bound = task.bound_ns(hardware(task.target))
-        task.headroom = min(1.0, max(0.08, 1.0 - bound / timing.ns))
-        self.keep([task.record(task.default, timing, ratio=1.0)])
-        self._check(task, job)
-        self._release(task)
+    def _baseline(self, group: Sequence[Task], seconds: float, is_checked: bool) -> None:
+        """Time the defaults of a few kernels in one go."""
+        jobs = [self._job(t) for t in group]
+        found = self.bench.baselines(jobs, seconds, with_outputs=is_checked)
+        for task, job, (timing, outputs) in zip(group, jobs, found, strict=True):
+            if isinstance(timing, Rejected):
+                self._fail(task, timing)
+                continue
+            task.default_ns = timing.ns
+            task.facts.default_us = timing.ns / 1e3
+            task.pace = (0.8 + 40 * 1e-9 * timing.ns, 6)
+            bound = task.bound_ns(hardware(task.target))
+            task.headroom = min(1.0, max(0.08, 1.0 - bound / timing.ns))
+            self.keep([task.record(task.default, timing, ratio=1.0)])
+            if is_checked:
+                self._check(task, job, outputs)
+            self._release(task)
+            self.tell(task)
 
     def _fail(self, task: Task, why: Rejected) -> None:
         """The default itself does not run: nothing can be compared with it."""
@@ -194,19 +209,12 @@ class Search:
 
     def _release(self, task: Task) -> None:
         """Drop large arrays; they are made again when the task is measured again."""
-        if task.job is not None and len(self.tasks) > 1 and task.job.bytes > _KEPT_BYTES:
+        if task.job is not None and len(self.tasks) > 1 and task.job.held_bytes > _KEPT_BYTES:
             task.old_job, task.job = task.job.light(), None
 
-    def _check(self, task: Task, job: Job) -> None:
-        """Compare the default's output with the oracle where that is cheap."""
-        work = oracle_s(task)
-        if self._oracle_s + work > _ORACLE_SHARE * self.budget_s:
-            return
-        self._oracle_s += work
+    def _check(self, task: Task, job: Job, got: Mapping[str, Array]) -> None:
+        """Compare the default's output with the oracle."""
         program = task.kernel.program
-        got = self.bench.run_reference(job)
-        if isinstance(got, Rejected):
-            return
         inputs = {t.name: job.array(t.name) for t in program.inputs}
         try:
             want = run_program(program, inputs, values=self.values)
@@ -248,7 +256,8 @@ class Search:
         ]  # fmt: skip
         if not able:
             return None
-        return max(able, key=lambda t: t.gain() / t.seconds(_BATCH))
+        # What an interrupted search had found is a gain at hand.
+        return max(able, key=lambda t: (bool(t.revisit), t.gain() / t.seconds(_BATCH)))
 
     def _batch(self, task: Task) -> None:
         """Propose, build, measure, and learn."""

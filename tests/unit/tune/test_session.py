@@ -55,12 +55,14 @@ class FakeBench:
 
     def close(self) -> None: ...
 
-    def baseline(self, job: Job, seconds: float) -> Timing | Rejected:
+    def baselines(
+        self, jobs: Sequence[Job], seconds: float, *, with_outputs: bool
+    ) -> list[tuple[Timing | Rejected, dict[str, Any]]]:
+        return [(self.default(job), {}) for job in jobs]
+
+    def default(self, job: Job) -> Timing | Rejected:
         job.reference_ns = 1e5
         return Timing((1e5, 1e5, 1e5), (1e5, 1e5, 1e5))
-
-    def run_reference(self, job: Job) -> Rejected:
-        return Rejected("R020", "nothing to compare")
 
     def timing(self, job: Job, built: Built, is_race: bool) -> Timing | Rejected:
         mine = 1e5 / pseudo_ratio(built)
@@ -75,6 +77,25 @@ class FakeBench:
         return [self.answer(job, b, is_race) for b in candidates]
 
 
+class FakeClock:
+    """A candidate takes a twentieth of a second; nothing else takes time."""
+
+    def __init__(self, budget_s: float, bench: FakeBench) -> None:
+        self._budget_s, self._bench = budget_s, bench
+        self._before = bench.measured
+
+    @property
+    def elapsed_s(self) -> float:
+        return 0.05 * (self._bench.measured - self._before)
+
+    @property
+    def left_s(self) -> float:
+        return self._budget_s - self.elapsed_s
+
+    def is_second(self) -> bool:
+        return True
+
+
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> FakeBench:
     fake = FakeBench()
@@ -83,10 +104,12 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> FakeBench:
         return [t.encode() for t in texts]
 
     monkeypatch.setattr(search, "Bench", lambda: fake)
+    monkeypatch.setattr(search, "Clock", lambda budget_s: FakeClock(budget_s, fake))
     monkeypatch.setattr(search, "build_many", objects)
     monkeypatch.setattr(task, "build_many", objects)
     monkeypatch.setattr(search, "stop_workers", lambda: None)
     monkeypatch.setattr(search, "_FRUITLESS", 2)
+    monkeypatch.setattr(search, "_ORACLE_SHARE", 0.0)
     return fake
 
 
@@ -299,7 +322,7 @@ def test_the_budget_goes_where_time_is_spent(
 def test_a_kernel_whose_default_fails_keeps_it_and_says_so(
     plan: Plan, bench: FakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "baseline", lambda job, seconds: Rejected("R020", "SIGILL"))
+    monkeypatch.setattr(bench, "default", lambda job: Rejected("R020", "SIGILL"))
     got = tuned(plan, tmp_path / "db.sqlite")
     assert got.kernels_tuned == 0
     assert [got.choose(k) for k in plan.kernels] == defaults(plan)
