@@ -124,8 +124,8 @@ def asin(t: Tape, x: Value) -> Value:
     s = t.select(large, t.call("sqrt", square), a)
     tail = arc_tail(t, s, square, table.ASIN[t.dtype])
     high, low = table.HALF_PI[t.dtype][:2]
-    # The first difference is exact where the result is smallest.
-    from_top = (high - (s + s)) - t.fma(tail, 2.0, -low)
+    top, lost = t.fast_two_sum(t.real_const(high), -(s + s))
+    from_top = top - (t.fma(tail, 2.0, -low) - lost)
     return t.copysign(t.select(large, from_top, s + tail), x)
 
 
