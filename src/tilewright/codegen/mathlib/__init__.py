@@ -65,7 +65,7 @@ MATH: dict[str, MathFunction] = dict(
     (
         _row("exp", _E.exp, 1.5, 1.5, "exp(-inf) = 0, exp(inf) = inf"),
         _row("exp2", _E.exp2, 1.5, 1.5, "exact at integers; exp2(-inf) = 0, exp2(inf) = inf"),
-        _row("expm1", _E.expm1, 2.0, 2.0, "expm1(-inf) = -1; -0 kept"),
+        _row("expm1", _E.expm1, 2.0, 2.5, "expm1(-inf) = -1; -0 kept"),
         _row("sigmoid", _E.sigmoid, 2.0, 2.0, "sigmoid(-inf) = 0, sigmoid(inf) = 1"),
         _row("tanh", _E.tanh, 2.0, 2.0, "tanh(+-inf) = +-1; -0 kept"),
         _row("erf", _E.erf, 2.0, 2.0, "erf(+-inf) = +-1; -0 kept"),
