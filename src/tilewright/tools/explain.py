@@ -242,16 +242,19 @@ def _measured(tuning: Any, task_key: str) -> tuple[str, str]:
 
 def _decisions(model: Any, variant: Any, held: set[str]) -> list[str]:
     """Why its definitions are together, and why their neighbours are not."""
-    lines: dict[str, None] = {}
+    together: dict[tuple[bool, str, str], dict[str, None]] = {}
     for d in variant.decisions:
-        if d.producer not in held and d.consumer not in held:
-            continue
-        verb = "with" if d.fused else "apart from"
-        producer, consumer = (
-            n if n in held else _named(n, model.origins) for n in (d.producer, d.consumer)
+        if d.producer in held or d.consumer in held:
+            producer, consumer = (
+                n if n in held else _named(n, model.origins) for n in (d.producer, d.consumer)
+            )
+            together.setdefault((not d.fused, producer, d.reason), {})[consumer] = None
+    return [
+        f"{producer} {'apart from' if apart else 'with'} {', '.join(consumers)}: {reason}"
+        for (apart, producer, reason), consumers in sorted(
+            together.items(), key=lambda item: item[0][0]
         )
-        lines[f"{producer} {verb} {consumer}: {d.reason}"] = None
-    return sorted(lines, key=lambda line: " apart from " in line)
+    ]
 
 
 # ---- memory ------------------------------------------------------------------------------------
