@@ -35,7 +35,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _PATIENCE_S = 3.0  # a candidate may take this long beyond `_TIMES` times the reference
 _TIMES = 30
 _SAMPLE_S = 1e-4
-_SCREEN = 1.5
+_SCREEN, _SCREEN_SLOW = 2.0, 1.4  # how much slower a first run may be; from 20 ms on
 _PRUNE = 1.15
 
 
@@ -267,9 +267,10 @@ class Bench:
         each = 2e-9 * max(job.reference_ns, 1e9 * _SAMPLE_S) * max(1, len(candidates))
         rounds = max(least, min(41, math.ceil(seconds / each / self._slowdown)))
         started = time.monotonic()
+        screen = _SCREEN if job.reference_ns < 2e7 else _SCREEN_SLOW
         plan = C.Plan(
             rounds=rounds, sample_s=_SAMPLE_S,
-            prune=_PRUNE if is_race else None, screen=_SCREEN if is_race else None,
+            prune=_PRUNE if is_race else None, screen=screen if is_race else None,
             timeout_s=_PATIENCE_S + _TIMES * 1e-9 * job.reference_ns,
         )  # fmt: skip
         found = self._measurer.measure_batch(

@@ -28,8 +28,9 @@ _NOISE = 0.01  # of a measured log ratio, at best
 _SPREAD = 0.12  # of a schedule that shares nothing with those measured, times the prior's own range
 _POOL = 160
 _PARENTS = 4
+_NEAR = 20
 _SLOW = -0.7  # log ratio given to a candidate that was refused
-_WEIGHT = (0.8, 4.0)  # prior weight: mean, and how many results it takes to move it
+_WEIGHT = (0.8, 10.0)  # prior weight: mean, and how many results it takes to move it
 
 
 class _Codes:
@@ -78,6 +79,7 @@ class Proposer:
         self._codes = [_Codes(g) for g in space.groups]
         self._free = [k for k, g in enumerate(space.groups) if len(g.rows) > 1]
         self._priors: dict[Rows, float] = {}
+        self._ranked: dict[int, list[int]] = {}
         self.is_exhausted = not self._free
 
     # -- results
@@ -131,8 +133,10 @@ class Proposer:
         for parent in parents[:2]:
             for k in self._free:
                 near = self._codes[k].near(parent[k])
-                for j in rng.permutation(len(near))[:24]:
+                for j in rng.permutation(len(near))[:_NEAR]:
                     self._add(pool, (*parent[:k], near[int(j)], *parent[k + 1 :]))
+                for row in self._promising(k):
+                    self._add(pool, (*parent[:k], row, *parent[k + 1 :]))
         tries = 0
         while len(pool) < _POOL and tries < 2 * _POOL:
             tries += 1
@@ -149,6 +153,16 @@ class Proposer:
             row = int(rng.integers(len(self.space.groups[k].rows)))
             self._add(pool, (*parents[0][:k], row, *parents[0][k + 1 :]))
         return list(pool)
+
+    def _promising(self, k: int) -> list[int]:
+        """Rows of a large group that the prior likes best, whatever lies near."""
+        if k not in self._ranked:
+            size, d = len(self.space.groups[k].rows), self.default
+            ranked: list[int] = []
+            if size > _NEAR:
+                ranked = sorted(range(size), key=lambda j: -self._prior((*d[:k], j, *d[k + 1 :])))
+            self._ranked[k] = ranked[:_NEAR]
+        return self._ranked[k]
 
     def _prior(self, rows: Rows) -> float:
         if rows not in self._priors:
