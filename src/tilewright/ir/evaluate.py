@@ -7,7 +7,7 @@ not copies; a read outside its tensor without `else` is an error only where its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -127,6 +127,8 @@ class Evaluator:
         self.arrays, self.numerics, self.where, self.strict = arrays, numerics, where, strict
         self.finished: dict[str, int] = {}  # tensor of a running recurrence -> steps done
         self.probe: Probe | None = None
+        # Replaces the value of every float operation that rounds: how ill-conditioned is a result?
+        self.shake: Callable[[Expr, Array], Array] | None = None
         self._accesses: dict[Expr, _Access] = {}
 
     def value(self, e: Expr, frame: Frame, active: Array | None = None) -> Array:
@@ -180,6 +182,8 @@ class Evaluator:
             if self.probe is not None and is_discrete(e):
                 args = [self.probe(e, k, frame, x) for k, x in enumerate(args)]
             out = np.asarray(SCALAR[op](*args)).astype(self.numerics.work(e.dtype), copy=False)
+            if self.shake is not None and e.dtype.is_float:
+                out = self.shake(e, out)
         memo[(e, 0 if active is None else id(active))] = (out, active)
         return out
 

@@ -9,7 +9,7 @@ blocks of at most 64 MB. The meaning of each statement is in ir/program.py.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
 from math import prod
@@ -135,10 +135,11 @@ class Runner:
     def __init__(self, arrays: dict[str, Array], sizes: dict[str, int], numerics: Numerics) -> None:
         self.arrays, self.sizes, self.numerics = arrays, sizes, numerics
         self.probe: Probe | None = None
+        self.shake: Callable[[Expr, Array], Array] | None = None
 
     def job(self, d: Definition, step: str | None = None) -> _Job:
         made = _Job(d, self.arrays, self.numerics, step)
-        made.evaluator.probe = self.probe
+        made.evaluator.probe, made.evaluator.shake = self.probe, self.shake
         return made
 
     def statement(self, s: Statement) -> None:

@@ -26,10 +26,10 @@ from tilewright.errors import UserError
 from tilewright.ir.program import Program
 from tilewright.verify.generate import random_inputs
 from tilewright.verify.oracle import compare_outputs
-from tilewright.verify.policy import Verdict
+from tilewright.verify.policy import FACTOR, Verdict
 from tilewright.verify.programs import Case, generate
 from tilewright.verify.reduce import reduce_case
-from tilewright.verify.witness import references
+from tilewright.verify.witness import references, spreads
 
 __all__ = ["Failure", "FuzzReport", "Run", "fuzz", "isolated", "judge"]
 
@@ -99,9 +99,17 @@ def judge(run: Run, case: Case) -> tuple[str, str] | None:
         return "crash", str(e)
     except Exception as e:  # noqa: BLE001 - whatever it raises is a finding
         return f"error {_fingerprint(e)}", f"{type(e).__name__}: {e}"
-    for o in compare_outputs(case.program, got, expected, case.seed):
-        if not o.verdict.ok:
-            return _wrong(o.verdict), f"output {o.output}: {o.verdict}"
+    moved: list[float] | None = None
+    for k, o in enumerate(compare_outputs(case.program, got, expected, case.seed)):
+        if o.verdict.ok:
+            continue
+        if not o.verdict.message.startswith("the ") and np.isfinite(o.verdict.max_err):
+            # The policy's bound is tied to one evaluation, which may be lucky: a second opinion.
+            if moved is None:
+                moved = spreads(case.program, inputs, dims=case.sizes)
+            if o.verdict.max_err <= FACTOR * moved[k]:
+                continue
+        return _wrong(o.verdict), f"output {o.output}: {o.verdict}"
     return None
 
 
@@ -216,7 +224,7 @@ def _child(run: Run, program: Program, inputs: dict[str, Array], writer: int) ->
             data = pickle.dumps((None, [np.asarray(a) for a in run(program, inputs)]))
         except Exception as e:  # noqa: BLE001 - it is sent to the parent
             data = pickle.dumps((_portable(e), _fingerprint(e)))
-        view = memoryview(data)
+        view = memoryview(len(data).to_bytes(8, "little") + data)
         while view:
             view = view[os.write(writer, view) :]
     finally:
@@ -232,12 +240,17 @@ def _portable(e: Exception) -> Exception:
 
 
 def _read_all(reader: int, deadline: float) -> bytes | None:
-    parts: list[bytes] = []
-    while True:
+    """What the child sent; empty if it ended before; None where the time was up.
+
+    The length comes first: processes that the child started may keep the pipe open.
+    """
+    data = bytearray()
+    while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "little"):
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([reader], [], [], left)[0]:
             return None
         part = os.read(reader, 1 << 20)
         if not part:
-            return b"".join(parts)
-        parts.append(part)
+            return b""
+        data += part
+    return bytes(data[8:])

@@ -30,7 +30,7 @@ from tilewright.ir.program import (
 )
 from tilewright.verify.policy import FACTOR, UNIT_ROUNDOFF
 
-__all__ = ["References", "references"]
+__all__ = ["References", "references", "spreads"]
 
 # Operations that give an exact result for exact operands.
 _EXACT = {
@@ -181,8 +181,8 @@ def _extern_step(
 
 def _bound(x: Array, rough: Array, dtype: str) -> float:
     both = np.isfinite(x) & np.isfinite(rough)
-    gap = float(np.max(np.abs(x - rough)[both], initial=0.0))
-    scale = float(np.max(np.abs(x)[both], initial=0.0))
+    gap = float(np.max(np.abs(x[both] - rough[both]), initial=0.0))
+    scale = float(np.max(np.abs(x[both]), initial=0.0))
     return FACTOR * max(gap, 8 * UNIT_ROUNDOFF[dtype] * scale)
 
 
@@ -230,3 +230,66 @@ def _exact_statement(s: Definition | Scatter, sure: set[str]) -> bool:
             s.scan is None or s.scan[0] in _CHOOSING
         )
     return chosen and all(_is_sure(e, sure) for e in _parts(s))
+
+
+def spreads(
+    program: Program,
+    inputs: Mapping[str, Array],
+    *,
+    values: Mapping[str, Array] | None = None,
+    dims: Mapping[str, int] | None = None,
+    runs: int = 4,
+) -> list[float]:
+    """How far each float result moves when every rounding before it falls another way.
+
+    Each operation is moved by a few units of roundoff, each tensor by what the naive evaluation is
+    off. An ill-conditioned result moves by more than the naive evaluation happens to be off.
+    """
+    sizes = bind_sizes(program, {n: np.asarray(a).shape for n, a in inputs.items()}, dims)
+    exact = Runner(gather_arrays(program, inputs, values, ORACLE), dict(sizes), ORACLE)
+    naive = Runner(gather_arrays(program, inputs, values, NAIVE), dict(sizes), NAIVE)
+    shaken = []
+    for k in range(runs):
+        runner = Runner(dict(exact.arrays), dict(sizes), ORACLE)
+        runner.shake = shake = _Shake(np.random.default_rng(k))
+        shaken.append((runner, shake))
+    with np.errstate(all="ignore"):
+        for s in program.body:
+            naive.statement(s)
+            exact.statement(s)
+            for pair in list(shaken):
+                runner, shake = pair
+                try:
+                    runner.statement(s)
+                except UserError:
+                    shaken.remove(pair)
+                    continue
+                for t in defined_by(s):
+                    x, rough = exact.arrays[t.name], naive.arrays[t.name]
+                    if t.dtype.is_float and rough.shape == x.shape == runner.arrays[t.name].shape:
+                        by = _bound(x, rough, t.dtype.name) / FACTOR
+                        runner.arrays[t.name] = shake.move(runner.arrays[t.name], by)
+    out = []
+    for name in program.results:
+        x, worst = exact.arrays[name], 0.0
+        for runner, _ in shaken:
+            y = runner.arrays[name]
+            if x.dtype.kind == "f" and y.shape == x.shape:
+                both = np.isfinite(x) & np.isfinite(y)
+                worst = max(worst, float(np.max(np.abs(y[both] - x[both]), initial=0.0)))
+        out.append(worst)
+    return out
+
+
+class _Shake:
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+
+    def __call__(self, e: Expr, x: Array) -> Array:
+        by = 4 * UNIT_ROUNDOFF[e.dtype.name]
+        factor = 1 + by * np.asarray(self.rng.uniform(-1, 1, x.shape))
+        return np.asarray(x * factor.astype(x.dtype))
+
+    def move(self, x: Array, by: float) -> Array:
+        """Each element up or down by the same amount."""
+        return np.asarray(x + by * self.rng.choice([-1.0, 1.0], x.shape).astype(x.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,37 @@ def test_crashes_and_hangs_are_findings() -> None:
 
     found = judge(isolated(refuses), case)
     assert found is not None and found[0].startswith("error UserError V001")
+
+
+def test_an_unlucky_bound_gets_a_second_opinion() -> None:
+    """1/x at a sum that nearly cancels: right code may be off by more than four naive errors."""
+    text = """# sizes
+# seed 775279102
+program case format 1(x2: f32[13, 31, 13]):
+  t3: f32[k<13] = sum(i<31, j<13) x2[j, i, k]
+  t4: f32[i<13] = pow(t3[i], -1.5)
+  return t4
+"""
+    case = Case.parse(text)
+    (want,) = plain(case.program, random_inputs(case.program, case.sizes, case.seed))
+
+    def near(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
+        return [want * np.float32(1 + 3e-5)]
+
+    def far(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
+        return [want * np.float32(1 + 3e-3)]
+
+    assert judge(near, case) is None
+    assert judge(far, case) is not None
+
+
+def test_a_child_that_leaves_a_process_behind_is_no_hang() -> None:
+    def leaves(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
+        if os.fork() == 0:
+            time.sleep(5)
+            os._exit(0)
+        return plain(program, inputs)
+
+    start = time.monotonic()
+    assert judge(isolated(leaves, 60), generate(3)) is None
+    assert time.monotonic() - start < 4
