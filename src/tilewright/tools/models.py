@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tilewright.config import config as settings
 from tilewright.config import current
 from tilewright.errors import UserError
 from tilewright.tools import wiring
@@ -152,7 +154,8 @@ def run(
             db=config.database_path,
             frozen=config.frozen,
         )
-    results = compiled.run(inputs)
+    with settings(num_threads=config.num_threads) if config.num_threads else nullcontext():
+        results = compiled.run(inputs)  # an artifact has no threads of its own
     names = [spec.name for spec in compiled.output_specs]
     outputs = dict(zip(names, results, strict=True))
     if output is not None:
