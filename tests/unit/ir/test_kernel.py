@@ -49,15 +49,13 @@ def code(kernel: Kernel, schedule: Schedule) -> tuple[str, str]:
     return str(low.nest), text
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(40))
 def test_every_stage_of_a_random_kernel_comes_back(seed: int) -> None:
     for kernel in kernels_of(seed):
         again = parse_kernel(str(kernel))
         assert again == kernel and again.key == kernel.key and again.task_key == kernel.task_key
         space = space_of(kernel, TARGET, 2)
         schedule = space.default()
-        if "scan logsumexp" in str(kernel):  # has no code yet
-            continue
         assert Schedule.parse(str(schedule)) == schedule and space.contains(schedule)
         assert space_of(again, TARGET, 2).default() == schedule
         assert code(again, Schedule.parse(str(schedule))) == code(kernel, schedule)
