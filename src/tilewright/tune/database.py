@@ -9,7 +9,6 @@ shared memory, so the file must not lie on a network file system: use export and
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -19,12 +18,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilewright.errors import TargetError, UserError
+from tilewright.tune.record import COLUMNS, RECORD_VERSION, Record, canonical
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -34,7 +33,6 @@ __all__ = ["RECORD_FORMAT", "SCHEMA_VERSION", "Database", "Record", "TaskSummary
 log = logging.getLogger("tilewright.tune.database")
 
 RECORD_FORMAT = "tilewright-records"
-RECORD_VERSION = 1
 APPLICATION_ID = 0x544C5752  # "TLWR": tells our files from other programs' SQLite files
 
 # Schema version n is reached by running the first n entries in order; an entry never changes.
@@ -64,127 +62,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 
-_COLUMNS = (
-    "task_key", "dims", "target", "threads", "space_version", "codegen_epoch", "fingerprint",
-    "schedule", "status", "code", "detail", "samples", "ratio", "confirmed", "created", "label",
-)  # fmt: skip
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _UNWRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
-
-
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One measurement, or one refusal, of one schedule; all times are nanoseconds.
-
-    `ratio` is the time of the default schedule over the time of this one, paired in the same
-    window (above 1: faster than the default). `confirmed` marks the re-measurement that a tuner
-    makes before it keeps a schedule; "keep the default" is the default, confirmed with ratio 1.
-    """
-
-    task_key: str
-    dims: Mapping[str, int]
-    target: str
-    threads: int
-    space_version: int
-    codegen_epoch: str
-    fingerprint: str
-    schedule: str
-    samples_ns: tuple[float, ...] = ()
-    ratio: float | None = None
-    status: str = "ok"
-    code: str = ""
-    detail: str = ""
-    confirmed: bool = False
-    created_s: float = field(default_factory=time.time)
-    label: str = field(default="", compare=False)
-
-    def __post_init__(self) -> None:
-        if self.status not in ("ok", "rejected"):
-            raise ValueError("status is ok or rejected")
-        if (self.status == "ok") != bool(self.samples_ns) or (self.status == "rejected") != bool(
-            self.code
-        ):
-            raise ValueError("an ok record has samples, a rejected one a code")
-
-    @property
-    def time_ns(self) -> float | None:
-        """The median sample."""
-        return statistics.median(self.samples_ns) if self.samples_ns else None
-
-    @cached_property
-    def key(self) -> str:
-        """Hash of the content; equal records merge into one. The label is not part of it."""
-        values = self._values()[: _COLUMNS.index("label")]
-        return hashlib.sha256(_canonical([RECORD_VERSION, *values]).encode()).hexdigest()
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __str__(self) -> str:
-        return _canonical(dict(zip(_COLUMNS, self._values(), strict=True)))
-
-    @staticmethod
-    def parse(line: str) -> Record:
-        """Read one JSON line as `str(record)` writes it.
-
-        Errors: ValueError when a field is missing or has the wrong type.
-        """
-        data = json.loads(line)
-        if not isinstance(data, dict) or set(data) - {"label"} != set(_COLUMNS) - {"label"}:
-            raise ValueError("the fields are not those of a record")
-        return Record._from_row([data.get(name, "") for name in _COLUMNS])
-
-    def _values(self) -> list[object]:
-        return [
-            self.task_key,
-            _canonical(dict(self.dims)),
-            self.target,
-            self.threads,
-            self.space_version,
-            self.codegen_epoch,
-            self.fingerprint,
-            self.schedule,
-            self.status,
-            self.code,
-            self.detail,
-            _canonical([float(sample) for sample in self.samples_ns]),
-            None if self.ratio is None else float(self.ratio),
-            int(self.confirmed),
-            float(self.created_s),
-            self.label,
-        ]
-
-    @staticmethod
-    def _from_row(row: Iterable[object]) -> Record:
-        values = dict(zip(_COLUMNS, row, strict=True))
-        for name in ("threads", "space_version", "confirmed"):
-            if not isinstance(values[name], int):
-                raise ValueError(f"{name} is not a whole number")
-        dims = json.loads(str(values["dims"]))
-        samples = json.loads(str(values["samples"]))
-        ratio = values["ratio"]
-        return Record(
-            task_key=str(values["task_key"]),
-            dims={str(name): int(size) for name, size in dims.items()},
-            target=str(values["target"]),
-            threads=int(str(values["threads"])),
-            space_version=int(str(values["space_version"])),
-            codegen_epoch=str(values["codegen_epoch"]),
-            fingerprint=str(values["fingerprint"]),
-            schedule=str(values["schedule"]),
-            samples_ns=tuple(float(sample) for sample in samples),
-            ratio=None if ratio is None else float(str(ratio)),
-            status=str(values["status"]),
-            code=str(values["code"]),
-            detail=str(values["detail"]),
-            confirmed=bool(values["confirmed"]),
-            created_s=float(str(values["created"])),
-            label=str(values["label"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -407,15 +286,15 @@ class Database:
 
         A file found damaged while writing is set aside, and the records go to the fresh one.
         """
-        rows = [(record.key, *record._values()) for record in records]
+        rows = [(record.key, *record.values()) for record in records]
         if self.read_only:
             raise UserError(
                 "R010",
                 f"{self.path} is open read-only",
                 hint="frozen mode records nothing; drop --frozen or TILEWRIGHT_FROZEN",
             )
-        names = ", ".join(("digest", *_COLUMNS))
-        marks = ", ".join("?" * (len(_COLUMNS) + 1))
+        names = ", ".join(("digest", *COLUMNS))
+        marks = ", ".join("?" * (len(COLUMNS) + 1))
         for _attempt in range(2):
             added: int | None = None
             with self._guarded(), self._transaction() as connection:
@@ -497,7 +376,7 @@ class Database:
         """Return the records that match every given field, oldest first."""
         wanted: dict[str, object] = {
             "task_key": task_key,
-            "dims": None if dims is None else _canonical(dict(dims)),
+            "dims": None if dims is None else canonical(dict(dims)),
             "target": target,
             "threads": threads,
             "space_version": space_version,
@@ -509,10 +388,10 @@ class Database:
         given = {name: value for name, value in wanted.items() if value is not None}
         where = " AND ".join(f"{name} = ?" for name in given) or "1"
         rows = self._rows(
-            f"SELECT {', '.join(_COLUMNS)} FROM records WHERE {where} ORDER BY created, id",
+            f"SELECT {', '.join(COLUMNS)} FROM records WHERE {where} ORDER BY created, id",
             tuple(given.values()),
         )
-        return [Record._from_row(row) for row in rows]
+        return [Record.from_row(row) for row in rows]
 
     def best(
         self,
@@ -558,7 +437,7 @@ class Database:
         """Return one summary per task, dims, target and number of threads."""
         groups: dict[tuple[str, str, str, int], list[Record]] = {}
         for record in self.records():
-            dims = _canonical(dict(record.dims))
+            dims = canonical(dict(record.dims))
             where = (record.task_key, dims, record.target, record.threads)
             groups.setdefault(where, []).append(record)
         summaries = []
@@ -600,7 +479,7 @@ class Database:
 
     def export_jsonl(self, path: Path | str) -> int:
         """Write every record as one JSON line after a header line; return how many."""
-        lines = [_canonical({"format": RECORD_FORMAT, "version": RECORD_VERSION})]
+        lines = [canonical({"format": RECORD_FORMAT, "version": RECORD_VERSION})]
         lines += [str(record) for record in self.records()]
         target = Path(path)
         temporary = target.with_name(f".{target.name}.{os.getpid()}")

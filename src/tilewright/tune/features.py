@@ -60,7 +60,11 @@ class _Stage:
             self.tensors.append(x.tensor)
         touched |= set(self.tensors)
         self.written_bytes = max(
-            [prod(n for a, n in r.extents.items() if x.uses(a)) * x.dtype_bytes for x in r.writes],
+            [
+                prod(n for a, n in r.extents.items() if x.uses(a)) * x.dtype_bytes
+                for x in r.writes
+                if x.tensor in kernel.layout_of  # the next stage reads the others at once
+            ],
             default=0,
         )
         members = kernel.stages[k].members

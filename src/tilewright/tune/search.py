@@ -21,8 +21,8 @@ from tilewright.ir.interpreter import run_program
 from tilewright.runtime.build import build_many, stop_workers
 from tilewright.runtime.calibrate import hardware
 from tilewright.tune.bench import Bench, Built, Job, Timing, default_tolerance
-from tilewright.tune.database import Record
 from tilewright.tune.propose import Rows
+from tilewright.tune.record import Record
 from tilewright.tune.task import Candidate, Clock, Task
 from tilewright.verify.policy import compare
 
@@ -366,6 +366,9 @@ class Search:
         if won is not None and isinstance(timing, Timing) and timing.ratio > task.best_ratio:
             task.best_rows, task.best_ratio = chosen[won].rows, timing.ratio
             task.best_timing = timing
+            for other in self.tasks:  # kernels of one model are alike
+                if other is not task and other.names == task.names:
+                    other.seed([task.space.at(task.best_rows)])
 
     # -- the end of a task
     def _finish(self, task: Task) -> None:

@@ -25,7 +25,8 @@ from tilewright.machine.target import Target
 from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.schedule import Schedule
 from tilewright.schedule.space import SPACE_VERSION
-from tilewright.tune.database import Database, Record
+from tilewright.tune.database import Database
+from tilewright.tune.record import Record
 from tilewright.tune.search import NOISE, Search, TuningEvent
 from tilewright.tune.task import KernelFacts, Task
 
@@ -128,8 +129,7 @@ class _Records:
                 s = Schedule.parse(r.schedule)
                 known = self._winners.setdefault(frozenset(s.values), {})
                 known[s] = max(known.get(s, 0.0), r.ratio)
-        names = frozenset(n for g in task.space.groups for n in g.names)
-        found = self._winners.get(names, {})
+        found = self._winners.get(task.names, {})
         return sorted(found, key=lambda s: -found[s])[:8]
 
     def close(self) -> None:

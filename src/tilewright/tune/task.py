@@ -27,9 +27,10 @@ from tilewright.runtime.candidates import Fill
 from tilewright.schedule.schedule import Schedule
 from tilewright.schedule.space import SPACE_VERSION, Space
 from tilewright.tune.bench import Built, Job, Timing
-from tilewright.tune.database import Database, Record
+from tilewright.tune.database import Database
 from tilewright.tune.features import KernelCost
 from tilewright.tune.propose import Proposer, Rows
+from tilewright.tune.record import Record
 from tilewright.verify.generate import random_inputs
 
 __all__ = ["CODEGEN_EPOCH", "Candidate", "KernelFacts", "Task", "kernel_arrays"]
@@ -93,6 +94,7 @@ class Task:
         self.kernel, self.space, self.target, self.threads = kernel, space, target, threads
         self.calls = 0
         self.label = ", ".join(kernel.program.results)
+        self.names = frozenset(n for g in space.groups for n in g.names)
         self.default = space.default()
         self.chosen: Schedule = self.default
         self.cost = KernelCost(kernel, space, target, threads)

@@ -148,7 +148,7 @@ def test_old_schema_is_migrated_and_kept(tmp_path: Path) -> None:
     for statement in MIGRATIONS[0]:
         raw.execute(statement)
     one = record()
-    row = [one.key, *one._values()[:-1]]
+    row = [one.key, *one.values()[:-1]]
     raw.execute(f"INSERT INTO records VALUES (1, {', '.join('?' * len(row))})", row)
     raw.execute(f"PRAGMA application_id={APPLICATION_ID}")
     raw.execute("PRAGMA user_version=1")
