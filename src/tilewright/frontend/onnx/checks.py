@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from tilewright.errors import UserError
-from tilewright.frontend.onnx.sizes import Sizes
+from tilewright.frontend.sizes import Sizes
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.frontend.onnx.sizes import Sizes, Sym, Undecided
 from tilewright.frontend.onnx.table import Row
-from tilewright.frontend.onnx.value import Array, Node, Value, sizes_of
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.sizes import Sizes, Sym, Undecided
+from tilewright.frontend.values import Array, Value, sizes_of
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, DType, dtype_of
 from tilewright.ir.expr import Expr

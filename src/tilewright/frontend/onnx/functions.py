@@ -12,7 +12,8 @@ from tilewright.frontend.onnx.proto import ELEMENT_TYPES
 from tilewright.ir import expr as E
 
 if TYPE_CHECKING:
-    from tilewright.frontend.onnx.value import Node, Value
+    from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.values import Value
 
 __all__ = ["body_of"]
 

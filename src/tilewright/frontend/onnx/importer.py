@@ -30,9 +30,10 @@ from tilewright.frontend.onnx.proto import (
     load_model,
     tensor_array,
 )
-from tilewright.frontend.onnx.sizes import LearnedFact, Sizes, Undecided
 from tilewright.frontend.onnx.table import ROWS
-from tilewright.frontend.onnx.value import Node, Value, sizes_of
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.sizes import LearnedFact, Sizes, Undecided
+from tilewright.frontend.values import Value, sizes_of
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from tilewright.frontend.onnx.operators_layout import reshape_to
-from tilewright.frontend.onnx.operators_reduce import over_axes, softmax_over
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node, Value, like
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.operations.layouts import reshape_to
+from tilewright.frontend.operations.reductions import over_axes, softmax_over
+from tilewright.frontend.values import Value, like
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.expr import Expr

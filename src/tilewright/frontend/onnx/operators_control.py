@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node, Value
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.values import Value
 
 __all__: list[str] = []
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node, Value
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.values import Value
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import I64
 from tilewright.ir.expr import Expr

@@ -8,68 +8,23 @@ progression of constant indices becomes affine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from tilewright.frontend.onnx.folding import may_grow, tracked
-from tilewright.frontend.onnx.sizes import Undecided
 from tilewright.frontend.onnx.table import folds, row
-from tilewright.frontend.onnx.value import Array, Node, Value, sizes_of
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.operations.indexing import outside, position, reflected, scatter
+from tilewright.frontend.sizes import Undecided
+from tilewright.frontend.values import Array, Value, sizes_of
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import I64, DType
+from tilewright.ir.dtypes import I64
 from tilewright.ir.expr import Expr
-from tilewright.ir.program import Scatter
 
-__all__ = ["position", "scatter"]
+__all__: list[str] = []
 
 _TABLE = 1 << 16  # elements of a range that becomes a constant
-Subscripts = Callable[..., Sequence[Expr]]
-
-
-def position(indices: Value, at: Sequence[Expr], size: Expr) -> Expr:
-    """The subscript that `indices[at]` means on an axis of `size`: negative ones count from the
-    end.
-    """
-    if indices.array is not None and indices.array.size:
-        flat = indices.array.reshape(-1)
-        if indices.array.ndim == 1 and len(flat) > 1:
-            step = int(flat[1]) - int(flat[0])
-            if np.array_equal(flat, int(flat[0]) + step * np.arange(len(flat))) and flat.min() >= 0:
-                return at[0] * step + int(flat[0])
-        e = E.cast(indices.at(*at), I64)
-        if flat.min() >= 0:
-            return e
-        if (value := E.int_value(e)) is not None:
-            return size + value if value < 0 else e
-    else:
-        e = E.cast(indices.at(*at), I64)
-        if indices.dtype.kind == "u":
-            return e
-        if e.op != "read" and e.op != "cast":
-            return e  # a size expression
-    return E.select(E.compare("lt", e, E.const(0)), e + size, e)
-
-
-def outside(n: Node, indices: Value, sizes: Sequence[Expr]) -> int | None:
-    """What a read at `indices` gives outside the axis: nothing where they are known to be inside,
-    else 0, so that data never makes a Program read outside a tensor. `sizes`: of the axis, or one
-    per component along the last axis of the indices. Errors: F006 for constants outside.
-    """
-    if indices.array is None:
-        return None if indices.known is not None else 0
-    array = indices.array.astype(np.int64)
-    for k, size in enumerate(sizes):
-        part = array[..., k] if len(sizes) > 1 else array
-        if not part.size:
-            continue
-        low, high = int(part.min()), int(part.max())
-        need = max(high + 1, -low)
-        if n.sizes.decide("lt", size, E.const(need)):
-            raise n.contradiction(f"an index of {low} to {high} is outside an axis of {size}")
-        if not n.sizes.decide("le", E.const(need), size):
-            return 0
-    return None
 
 
 @row("Gather", kind="index")
@@ -141,35 +96,6 @@ def gather_nd(n: Node) -> Value:
 
 
 # ---- scatter -------------------------------------------------------------------------------------
-
-
-def scatter(
-    n: Node,
-    dtype: DType,
-    shape: Sequence[Expr],
-    source: Sequence[Expr],
-    monoid: str | None,
-    place: Subscripts,
-    body: Callable[..., Expr],
-    base: Callable[..., Expr],
-    suffix: str = "",
-) -> Value:
-    """`y[place(source)] monoid= body(source)` on top of `base`."""
-    axes = n.axes(shape)
-    inner = n.axes(source, [f"s{k}" for k in range(len(source))])
-    index = [a.index for a in inner]
-    s = Scatter(
-        n.builder.fresh(f"{n.hint}_{suffix}" if suffix else n.hint),
-        dtype,
-        axes,
-        monoid,
-        inner,
-        tuple(place(*index)),
-        body(*index),
-        base(*(a.index for a in axes)),
-    )
-    n.builder.add(s)
-    return n.value(n.builder.tensors[s.name])
 
 
 def _monoid(n: Node) -> str | None:
@@ -301,7 +227,7 @@ def pad(n: Node) -> Value:
         subs = []
         for e, b, a, s in zip(i, before, after, x.shape, strict=True):
             inside = all(_is_negative_or_zero(n, p) for p in (b, a))
-            subs.append(e - b if inside else _outside(n, mode, e - b, s))
+            subs.append(e - b if inside else reflected(n, mode, e - b, s))
         return x.at(*subs)
 
     return n.define(shape, body)
@@ -309,18 +235,6 @@ def pad(n: Node) -> Value:
 
 def _is_negative_or_zero(n: Node, p: Expr) -> bool:
     return n.sizes.bounds(p)[1] <= 0
-
-
-def _outside(n: Node, mode: str, e: Expr, size: Expr) -> Expr:
-    if mode == "edge":
-        return E.maximum(E.minimum(e, size - 1), E.const(0))
-    if mode == "wrap":
-        return E.mod(e, size)
-    if E.int_value(size) == 1:
-        return E.const(0)
-    period = size * 2 - 2
-    inside = E.mod(e, period)
-    return E.minimum(inside, period - inside)
 
 
 @row(

@@ -7,15 +7,23 @@ f32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from tilewright.frontend.onnx.operators_layout import reshape_to
-from tilewright.frontend.onnx.operators_reduce import count_of, mean_of, over_axes, reduced
-from tilewright.frontend.onnx.operators_window import power_of_abs, root, spatial_names
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Array, Node, Value, like
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.operations.layouts import reshape_to
+from tilewright.frontend.operations.reductions import (
+    central_squares,
+    inverse_deviation,
+    mean_of,
+    normalized,
+    reduced,
+    scale_and_shift,
+)
+from tilewright.frontend.operations.windows import power_of_abs, root, spatial_names
+from tilewright.frontend.values import Array, Value, like
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32, F64
 from tilewright.ir.expr import Expr
@@ -81,7 +89,7 @@ def _batch_training(n: Node, epsilon: float) -> list[Value | None]:
     momentum = float(n.attribute("momentum", 0.9))
     kept = mean_of(n, x, axes, "mean")
     mean = reshape_to(n, kept, [x.shape[1]], "mean1")
-    squares = _central_squares(n, x, axes, kept)
+    squares = central_squares(n, x, axes, kept)
     variance = reshape_to(n, squares, [x.shape[1]], "variance1")
     y = _batch(n, x, mean, variance, epsilon)
 
@@ -114,65 +122,15 @@ def _fold_into_producer(n: Node, x: Value, scale: Array, shift: Array) -> Value 
     return folded
 
 
-def _central_squares(n: Node, x: Value, axes: Sequence[int], mean: Value) -> Value:
-    """The variance over axes, kept with extent 1."""
-    dtype = mean.dtype
-
-    def element(*i: Expr) -> Expr:
-        d = E.sub(E.cast(x.at(*i), dtype), mean.aligned(i))
-        return E.mul(d, d)
-
-    total = over_axes(n, x, axes, "sum", element, True, "squares")
-    count = count_of(n, x, axes, dtype)
-    return n.define(total.shape, lambda *i: E.binary("div", total.at(*i), count), suffix="variance")
-
-
-def _inverse(n: Node, variance: Value, epsilon: float) -> Value:
-    return n.define(
-        variance.shape,
-        lambda *i: E.unary("rsqrt", E.add(variance.at(*i), like(variance, epsilon))),
-        suffix="inverse",
-    )
-
-
-def _normalized(
-    n: Node,
-    x: Value,
-    mean: Value | None,
-    inverse: Value,
-    finish: Callable[[Expr, Sequence[Expr]], Expr],
-) -> Value:
-    """(x - mean) * inverse, then `finish`, rounded to the type of x."""
-
-    def body(*i: Expr) -> Expr:
-        e = E.cast(x.at(*i), inverse.dtype)
-        if mean is not None:
-            e = E.sub(e, mean.aligned(i))
-        return E.cast(finish(E.mul(e, inverse.aligned(i)), i), x.dtype)
-
-    return n.define(x.shape, body)
-
-
-def _scale_and_shift(
-    scale: Value | None, shift: Value | None
-) -> Callable[[Expr, Sequence[Expr]], Expr]:
-    def finish(e: Expr, i: Sequence[Expr]) -> Expr:
-        if scale is not None:
-            e = E.mul(e, E.cast(scale.aligned(i), e.dtype))
-        return e if shift is None else E.add(e, E.cast(shift.aligned(i), e.dtype))
-
-    return finish
-
-
 @row("LayerNormalization", kind="normalization", since=17)
 def layer_normalization(n: Node) -> list[Value | None]:
     """Zero mean and unit variance over the last axes, then scale and shift."""
     x = n[0]
     axes = list(range(n.axis(x.rank, default=-1), x.rank))
     mean = mean_of(n, x, axes, "mean")
-    variance = _central_squares(n, x, axes, mean)
-    inverse = _inverse(n, variance, float(n.attribute("epsilon", 1e-5)))
-    y = _normalized(n, x, mean, inverse, _scale_and_shift(n[1], n.optional(2)))
+    variance = central_squares(n, x, axes, mean)
+    inverse = inverse_deviation(n, variance, float(n.attribute("epsilon", 1e-5)))
+    y = normalized(n, x, mean, inverse, scale_and_shift(n[1], n.optional(2)))
     stash = {1: F32, 11: F64}.get(int(n.attribute("stash_type", 1)), F32)
     return [
         y,
@@ -187,8 +145,8 @@ def rms_normalization(n: Node) -> Value:
     x = n[0]
     axes = list(range(n.axis(x.rank, default=-1), x.rank))
     squares = mean_of(n, x, axes, "square", lambda e: E.mul(e, e))
-    inverse = _inverse(n, squares, float(n.attribute("epsilon", 1e-5)))
-    return _normalized(n, x, None, inverse, _scale_and_shift(n[1], None))
+    inverse = inverse_deviation(n, squares, float(n.attribute("epsilon", 1e-5)))
+    return normalized(n, x, None, inverse, scale_and_shift(n[1], None))
 
 
 @row("InstanceNormalization", kind="normalization", since=6)
@@ -197,13 +155,15 @@ def instance_normalization(n: Node) -> Value:
     x = n[0]
     axes = list(range(2, x.rank))
     mean = mean_of(n, x, axes, "mean")
-    inverse = _inverse(n, _central_squares(n, x, axes, mean), float(n.attribute("epsilon", 1e-5)))
+    inverse = inverse_deviation(
+        n, central_squares(n, x, axes, mean), float(n.attribute("epsilon", 1e-5))
+    )
 
     def finish(e: Expr, i: Sequence[Expr]) -> Expr:
         scaled = E.mul(e, E.cast(n[1].at(i[1]), e.dtype))
         return E.add(scaled, E.cast(n[2].at(i[1]), e.dtype))
 
-    return _normalized(n, x, mean, inverse, finish)
+    return normalized(n, x, mean, inverse, finish)
 
 
 @row("GroupNormalization", kind="normalization", since=18)
@@ -217,8 +177,8 @@ def group_normalization(n: Node) -> Value:
     grouped = reshape_to(n, x, [x.shape[0], E.const(groups), each, *x.shape[2:]], "groups")
     axes = list(range(2, grouped.rank))
     mean = mean_of(n, grouped, axes, "mean")
-    inverse = _inverse(
-        n, _central_squares(n, grouped, axes, mean), float(n.attribute("epsilon", 1e-5))
+    inverse = inverse_deviation(
+        n, central_squares(n, grouped, axes, mean), float(n.attribute("epsilon", 1e-5))
     )
     dtype = inverse.dtype
     per_group = n.opset < 21 and E.int_value(n[1].shape[0]) == groups
@@ -241,7 +201,7 @@ def mean_variance_normalization(n: Node) -> Value:
     x = n[0]
     axes = sorted(n.normal_axis(int(a), x.rank) for a in n.attribute("axes") or [0, 2, 3])
     mean = mean_of(n, x, axes, "mean")
-    variance = _central_squares(n, x, axes, mean)
+    variance = central_squares(n, x, axes, mean)
 
     def body(*i: Expr) -> Expr:
         deviation = E.add(E.unary("sqrt", variance.aligned(i)), like(variance, 1e-9))

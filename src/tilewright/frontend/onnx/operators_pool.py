@@ -11,17 +11,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tilewright.frontend.onnx.operators_index import scatter
-from tilewright.frontend.onnx.operators_window import (
+from tilewright.frontend.onnx.operators_window import windows
+from tilewright.frontend.onnx.table import row
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.operations.indexing import scatter
+from tilewright.frontend.operations.windows import (
     Window,
     kernel_names,
     power_of_abs,
     root,
     spatial_names,
-    windows,
 )
-from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node, Value
+from tilewright.frontend.values import Value
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr

@@ -10,15 +10,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tilewright.frontend.onnx.operators_matmul import contract
-from tilewright.frontend.onnx.operators_window import (
-    convolution,
-    kernel_shape,
-    spatial_names,
-    windows,
-)
+from tilewright.frontend.onnx.operators_window import kernel_shape, windows
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node, Value, like
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.operations.contractions import contract
+from tilewright.frontend.operations.windows import convolution, spatial_names
+from tilewright.frontend.values import Value, like
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32, I32, U8, DType
 from tilewright.ir.expr import Expr

@@ -13,7 +13,8 @@ from functools import partial
 
 from tilewright.frontend.onnx.operators_math import ACTIVATIONS
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node, Value, like
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.values import Value, like
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.expr import Expr

@@ -10,14 +10,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tilewright.frontend.onnx.table import folds, row
-from tilewright.frontend.onnx.value import Array, Node, Value, like
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.operations.reductions import (
+    Body,
+    arg_over,
+    count_of,
+    over_axes,
+    softmax_over,
+)
+from tilewright.frontend.values import Array, Value, like
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL, F64, DType
+from tilewright.ir.dtypes import BOOL, F64
 from tilewright.ir.expr import Expr
 
-__all__ = ["over_axes", "reduced", "softmax_over"]
-
-Body = Callable[[Expr], Expr]
+__all__: list[str] = []
 
 
 def _reduce_axes(n: Node) -> list[int] | None:
@@ -33,49 +39,6 @@ def _reduce_axes(n: Node) -> list[int] | None:
             return None
         return list(range(rank))
     return sorted({n.normal_axis(int(a), rank) for a in given})
-
-
-def over_axes(
-    n: Node,
-    x: Value,
-    axes: Sequence[int],
-    monoid: str,
-    element: Callable[..., Expr],
-    keep: bool,
-    suffix: str,
-) -> Value:
-    """`monoid` over `axes` of `element(*subscripts of x)`; kept axes have extent 1."""
-    shape = [E.const(1) if k in axes else s for k, s in enumerate(x.shape) if keep or k not in axes]
-
-    def body(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
-        inner = iter(r)
-        outer = iter(i)
-        subs = []
-        for k in range(x.rank):
-            if k in axes:
-                subs.append(next(inner))
-                if keep:
-                    next(outer)
-            else:
-                subs.append(next(outer))
-        return element(*subs)
-
-    return n.reduce(monoid, shape, [x.shape[k] for k in axes], body, suffix=suffix)
-
-
-def reduced(
-    n: Node, x: Value, axes: Sequence[int], before: Body, suffix: str, keep: bool = True
-) -> Value:
-    """The sum of `before(element)` over axes, in the accumulator type."""
-    accumulate = x.dtype.accumulator
-    return over_axes(
-        n, x, axes, "sum", lambda *i: before(E.cast(x.at(*i), accumulate)), keep, suffix
-    )
-
-
-def count_of(n: Node, x: Value, axes: Sequence[int], dtype: DType) -> Expr:
-    """The number of elements over axes, as a scalar of `dtype`."""
-    return E.cast(n.sizes.product(x.shape[k] for k in axes), dtype)
 
 
 def _reduction(
@@ -175,33 +138,6 @@ def reduce_log_sum_exp(n: Node) -> Value:
 # ---- softmax -------------------------------------------------------------------------------------
 
 
-def softmax_over(
-    n: Node, x: Value, axes: Sequence[int], log: bool = False, suffix: str = ""
-) -> Value:
-    """Softmax (or its logarithm) over axes: maximum, exponential, sum, quotient."""
-    dtype = x.dtype
-    wide = x.dtype.accumulator
-    top = over_axes(n, x, axes, "max", lambda *i: x.at(*i), True, "max")
-
-    def shifted(i: Sequence[Expr]) -> Expr:
-        return E.cast(E.sub(E.cast(x.at(*i), wide), E.cast(top.aligned(i), wide)), wide)
-
-    if log:
-        total = over_axes(n, x, axes, "sum", lambda *i: E.unary("exp", shifted(i)), True, "sum")
-        return n.define(
-            x.shape,
-            lambda *i: E.cast(E.sub(shifted(i), E.unary("log", total.aligned(i))), dtype),
-            suffix=suffix,
-        )
-    power = n.define(x.shape, lambda *i: E.unary("exp", shifted(i)), suffix="exp")
-    total = over_axes(n, power, axes, "sum", lambda *i: power.at(*i), True, "sum")
-    return n.define(
-        x.shape,
-        lambda *i: E.cast(E.binary("div", power.at(*i), total.aligned(i)), dtype),
-        suffix=suffix,
-    )
-
-
 def _softmax_axes(n: Node) -> list[int]:
     rank = n[0].rank
     if n.opset >= 13:
@@ -246,25 +182,9 @@ def _arg(name: str, monoid: str) -> None:
         keep = bool(n.attribute("keepdims", 1))
         last = x.shape[axis] - 1
         if not n.attribute("select_last_index", 0):
-            return _arg_over(n, x, axis, monoid, keep, lambda e: e, "")
-        reverse = _arg_over(n, x, axis, monoid, keep, lambda e: last - e, "from_end")
+            return arg_over(n, x, axis, monoid, keep, lambda e: e, "")
+        reverse = arg_over(n, x, axis, monoid, keep, lambda e: last - e, "from_end")
         return n.define(reverse.shape, lambda *i: last - reverse.at(*i))
-
-
-def _arg_over(
-    n: Node, x: Value, axis: int, monoid: str, keep: bool, turn: Body, suffix: str
-) -> Value:
-    shape = [E.const(1) if k == axis else s for k, s in enumerate(x.shape) if keep or k != axis]
-
-    def body(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
-        at = list(i)
-        if keep:
-            at[axis] = turn(r[0])
-        else:
-            at.insert(axis, turn(r[0]))
-        return x.at(*at)
-
-    return n.reduce(monoid, shape, [x.shape[axis]], body, suffix=suffix, keep_ones=True)
 
 
 _arg("ArgMax", "argmax")
@@ -308,12 +228,3 @@ def _prefix(name: str, monoid: str, neutral: int, since: int) -> None:
 
 _prefix("CumSum", "sum", 0, 11)
 _prefix("CumProd", "prod", 1, 26)
-
-
-def mean_of(
-    n: Node, x: Value, axes: Sequence[int], suffix: str, before: Body = lambda e: e
-) -> Value:
-    """The mean over axes, kept with extent 1, in the accumulator type."""
-    total = reduced(n, x, axes, before, f"{suffix}_sum")
-    count = count_of(n, x, axes, total.dtype)
-    return n.define(total.shape, lambda *i: E.binary("div", total.at(*i), count), suffix=suffix)

@@ -14,9 +14,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from tilewright.frontend.onnx.sizes import Sym, Undecided
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Array, Node, Value
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.sizes import Sym, Undecided
+from tilewright.frontend.values import Array, Value
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32, I64
 from tilewright.ir.expr import Expr

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tilewright.frontend.onnx.operators_window import add_bias, kernel_shape, windows
+from tilewright.frontend.onnx.operators_window import kernel_shape, windows
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node, Value, like
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.operations.windows import add_bias
+from tilewright.frontend.values import Value, like
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.expr import Expr

@@ -8,55 +8,23 @@ values accumulate in f32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tilewright.frontend.onnx.table import row
-from tilewright.frontend.onnx.value import Node, Value, like
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.operations.windows import (
+    Window,
+    add_bias,
+    convolution,
+    kernel_names,
+    spatial_names,
+    transposed_reads,
+)
+from tilewright.frontend.values import Value, like
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import F32, DType
+from tilewright.ir.dtypes import F32
 from tilewright.ir.expr import Expr
 
-__all__ = ["Window", "convolution", "spatial_names", "windows"]
-
-_SPATIAL = {1: ("w",), 2: ("h", "w"), 3: ("d", "h", "w")}
-_KERNEL = {1: ("kw",), 2: ("kh", "kw"), 3: ("kd", "kh", "kw")}
-
-
-def spatial_names(count: int) -> tuple[str, ...]:
-    """Index names of the spatial axes: (h, w) for images."""
-    return _SPATIAL.get(count, tuple(f"x{k}" for k in range(count)))
-
-
-def kernel_names(count: int) -> tuple[str, ...]:
-    return _KERNEL.get(count, tuple(f"k{k}" for k in range(count)))
-
-
-@dataclass(frozen=True)
-class Window:
-    """One spatial axis: size, kernel extent, stride, dilation, padding before and after, number of
-    windows.
-    """
-
-    size: Expr
-    kernel: int
-    stride: int
-    dilation: int
-    before: Expr
-    after: Expr
-    count: Expr
-
-    def at(self, out: Expr, k: Expr) -> Expr:
-        """The subscript that window `out` reads with kernel element `k`."""
-        return out * self.stride + k * self.dilation - self.before
-
-    @property
-    def padded(self) -> bool:
-        return any(E.int_value(p) != 0 for p in (self.before, self.after))
-
-    @property
-    def reach(self) -> int:
-        """Elements from the first to the last of a window, inclusive."""
-        return (self.kernel - 1) * self.dilation + 1
+__all__ = ["kernel_shape", "windows"]
 
 
 def windows(
@@ -107,75 +75,6 @@ def windows(
 # ---- convolution ---------------------------------------------------------------------------------
 
 
-def convolution(
-    n: Node,
-    x: Value,
-    w: Value,
-    geometry: Sequence[Window],
-    groups: int,
-    accumulate: DType,
-    suffix: str = "",
-    zero_x: Expr | None = None,
-    zero_w: Value | None = None,
-) -> Value:
-    """The sum of products, in `accumulate`; x [N, C, spatial], w [M, C/groups, kernel].
-
-    zero_x, zero_w: zero points of quantized operands, subtracted before the product (padding counts
-    as the zero point).
-    """
-    channels, outputs = x.shape[1], w.shape[0]
-    inner = n.fixed(w.shape[1], "the kernel's input channels")
-    n.equal(channels, E.const(inner * groups), "input channels")
-    features = n.fixed(outputs, "the kernel's output channels")
-    if features % groups:
-        raise n.contradiction(f"{features} output channels in {groups} groups")
-    per_group = features // groups
-    padded = any(g.padded for g in geometry)
-    spatial = len(geometry)
-
-    def channel(o: Expr, c: Expr) -> Expr:
-        if groups == 1:
-            return c
-        return E.floordiv(o, E.const(per_group)) * inner + c
-
-    def body(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
-        batch, o, *at = i
-        c, *k = r
-        subs = [g.at(p, q) for g, p, q in zip(geometry, at, k, strict=True)]
-        orelse: Expr | None = None
-        if padded:
-            orelse = E.const(0, x.dtype) if zero_x is None else zero_x
-        a = E.cast(x.at(batch, channel(o, c), *subs, orelse=orelse), accumulate)
-        b = E.cast(w.at(o, c, *k), accumulate)
-        if zero_x is not None:
-            a = E.sub(a, E.cast(zero_x, accumulate))
-        if zero_w is not None:
-            b = E.sub(
-                b,
-                E.cast(
-                    zero_w.at(
-                        *(
-                            [o]
-                            if zero_w.rank and E.int_value(zero_w.shape[0]) != 1
-                            else [0] * zero_w.rank
-                        )
-                    ),
-                    accumulate,
-                ),
-            )
-        return E.mul(a, b)
-
-    return n.reduce(
-        "sum",
-        [x.shape[0], outputs, *(g.count for g in geometry)],
-        [inner, *(g.kernel for g in geometry)],
-        body,
-        names=("n", "o", *spatial_names(spatial)),
-        over_names=("c", *kernel_names(spatial)),
-        suffix=suffix,
-    )
-
-
 def kernel_shape(n: Node, w: Value) -> list[int]:
     """The kernel's spatial extents; the attribute must agree where it is given."""
     kernel = [n.fixed(s, "the kernel's size") for s in w.shape[2:]]
@@ -211,24 +110,6 @@ def conv(n: Node) -> Value:
     return y
 
 
-def add_bias(
-    n: Node, acc: Value, bias: Value | None, dtype: DType, axis: int, names: Sequence[str] = ()
-) -> Value:
-    """acc + bias along an axis, rounded to `dtype`."""
-    if bias is None:
-        return (
-            acc
-            if acc.dtype is dtype
-            else n.define(acc.shape, lambda *i: E.cast(acc.at(*i), dtype), names, "r")
-        )
-    n.equal(bias.shape[0], acc.shape[axis], "bias")
-    return n.define(
-        acc.shape,
-        lambda *i: E.cast(E.add(acc.at(*i), E.cast(bias.at(i[axis]), acc.dtype)), dtype),
-        names,
-    )
-
-
 @row("ConvTranspose", kind="window", notes="the kernel's shape is fixed")
 def conv_transpose(n: Node) -> Value:
     """The gradient of a convolution with respect to its input, plus a bias; w is [C, M/groups,
@@ -253,7 +134,7 @@ def conv_transpose(n: Node) -> Value:
         c, *k = r
         group = E.floordiv(o, E.const(per_group)) if groups > 1 else E.const(0)
         c = c + group * inner
-        subs, fits = _transposed_reads(at, k, begin, strides, dilations)
+        subs, fits = transposed_reads(at, k, begin, strides, dilations)
         a = E.cast(x.at(batch, c, *subs, orelse=0), accumulate)
         product = E.mul(a, E.cast(w.at(c, o - group * per_group, *k), accumulate))
         return product if fits is None else E.select(fits, product, like(product, 0))
@@ -339,36 +220,3 @@ def _transposed_geometry(
     for c in counts:
         n.sizes.require_extent(c)
     return begin, counts
-
-
-def _transposed_reads(
-    at: Sequence[Expr],
-    k: Sequence[Expr],
-    begin: Sequence[Expr],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-) -> tuple[list[Expr], Expr | None]:
-    """Subscripts (out + pad - k*d) / stride, and the condition that the division is exact."""
-    subs: list[Expr] = []
-    fits: Expr | None = None
-    for p, q, b, s, d in zip(at, k, begin, strides, dilations, strict=True):
-        position = p + b - q * d
-        subs.append(E.floordiv(position, E.const(s)))
-        if s > 1:
-            exact = E.compare("eq", E.mod(position, E.const(s)), E.const(0))
-            fits = exact if fits is None else E.logical("and", fits, exact)
-    return subs, fits
-
-
-def power_of_abs(e: Expr, p: float) -> Expr:
-    """|e|^p."""
-    if p == 1:
-        return E.unary("abs", e)
-    return E.mul(e, e) if p == 2 else E.binary("pow", E.unary("abs", e), like(e, p))
-
-
-def root(e: Expr, p: float) -> Expr:
-    """e^(1/p)."""
-    if p == 1:
-        return e
-    return E.unary("sqrt", e) if p == 2 else E.binary("pow", e, like(e, 1 / p))

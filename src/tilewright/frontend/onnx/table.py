@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tilewright.frontend.onnx.value import Array, Node, Value
+from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.values import Array, Value
 from tilewright.ir.expr import Expr
 
 __all__ = ["ROWS", "Results", "Row", "elementwise", "folds", "row"]

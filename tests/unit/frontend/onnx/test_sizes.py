@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilewright.frontend.onnx.sizes import LearnedFact, Sizes, Sym, Undecided
+from tilewright.frontend.sizes import LearnedFact, Sizes, Sym, Undecided
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 

@@ -1,0 +1,1 @@
+"""Tensor operations that front ends share, each an expansion into definitions."""
