@@ -23,17 +23,23 @@ from tilewright.ir.program import (
     MONOIDS,
     Attribute,
     Axis,
+    Block,
+    Carry,
     Definition,
     Dim,
     Extern,
+    If,
     Program,
     Recurrence,
     Reduction,
     Scatter,
+    Size,
     Statement,
     Tensor,
+    While,
     array_key,
     defined_by,
+    statement_reads,
 )
 
 __all__ = ["Builder", "identifier", "statement_reads"]
@@ -46,6 +52,11 @@ _KEYWORDS = frozenset(
         "const",
         "return",
         "recur",
+        "while",
+        "carry",
+        "next",
+        "stack",
+        "yield",
         "scatter",
         "extern",
         "scan",
@@ -254,26 +265,11 @@ def _generic(position: int) -> Iterator[str]:
     yield from _numbered("ijklmn"[min(position, 5)])
 
 
-def statement_reads(s: Statement) -> Iterator[str]:
-    """Names of the tensors that a statement reads (with repetitions)."""
-    match s:
-        case Definition():
-            yield from (r.attr[0] for r in s.reads())
-        case Recurrence():
-            for d in s.definitions:
-                yield from statement_reads(d)
-        case Scatter():
-            for e in (*s.subscripts, s.body, s.base):
-                yield from (r.attr[0] for r in e.reads())
-        case Extern():
-            yield from s.args
-
-
 def _rename_reads(s: Statement, names: Mapping[str, str]) -> Statement:
     """The statement with reads of the keys of `names` going to the values (equal constants are kept
     once).
     """
-    if names.keys().isdisjoint(statement_reads(s)):
+    if statement_reads(s).isdisjoint(names):
         return s
 
     def go(e: Expr) -> Expr:
@@ -301,3 +297,23 @@ def _rename_reads(s: Statement, names: Mapping[str, str]) -> Statement:
             )
         case Extern():
             return replace(s, args=tuple(names.get(a, a) for a in s.args))
+        case Size():
+            return replace(s, source=names[s.source])
+        case If():
+            condition = names.get(s.condition, s.condition)
+            blocks = [_rename_block(b, names) for b in (s.then, s.orelse)]
+            return If(s.results, condition, *blocks)
+        case While():
+            carries = [Carry(c.tensor, names.get(c.initial, c.initial)) for c in s.carries]
+            return replace(
+                s,
+                condition=names.get(s.condition, s.condition),
+                carries=tuple(carries),
+                block=_rename_block(s.block, names),
+                proceed=names.get(s.proceed, s.proceed),
+            )
+
+
+def _rename_block(b: Block, names: Mapping[str, str]) -> Block:
+    body = tuple(_rename_reads(s, names) for s in b.body)
+    return Block(body, tuple(names.get(n, n) for n in b.results))

@@ -28,6 +28,7 @@ from tilewright.ir.program import (
     Scatter,
     Statement,
     Tensor,
+    defined_by,
     parse_program,
 )
 from tilewright.ir.text import Scope, Token
@@ -68,8 +69,10 @@ class _Notation(Terms):
                     results = [t.name for t in last.results]
                 case Recurrence():
                     results = [last.definitions[-1].name]
-                case _:
+                case Definition() | Scatter():
                     results = [last.name]
+                case _:
+                    results = [t.name for t in defined_by(last)]
         return self.assemble(name, results)
 
     def result(self) -> str:

@@ -17,13 +17,13 @@ from tilewright.ir.expr import Expr
 from tilewright.ir.program import (
     Axis,
     Definition,
-    Extern,
     Program,
     Recurrence,
     Reduction,
     Scatter,
     Statement,
     defined_by,
+    statement_reads,
 )
 from tilewright.ir.ranges import Ranges, interval, simplify
 
@@ -33,20 +33,6 @@ __all__ = ["axis_ranges", "inline_reads", "is_plain_read", "normalize", "stateme
 def axis_ranges(axes: Iterable[Axis]) -> dict[str, tuple[int, int]]:
     """Inclusive ranges of axes; an empty axis counts as one point, so intervals are defined."""
     return {a.name: (0, max(0, (E.int_value(a.extent) or 1) - 1)) for a in axes}
-
-
-def statement_reads(s: Statement) -> set[str]:
-    """Names of the tensors that a statement reads, those of its own group excluded."""
-    match s:
-        case Extern():
-            return set(s.args)
-        case Definition():
-            return set(s.read_names)
-        case Recurrence():
-            own = {d.name for d in s.definitions}
-            return {r.attr[0] for d in s.definitions for r in d.reads()} - own
-        case Scatter():
-            return {r.attr[0] for e in (s.body, s.base, *s.subscripts) for r in e.reads()}
 
 
 def tidy(e: Expr, ranges: Ranges, shapes: dict[str, tuple[int, ...]]) -> Expr:

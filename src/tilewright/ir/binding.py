@@ -17,10 +17,20 @@ from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr
-from tilewright.ir.program import Program, Tensor
+from tilewright.ir.program import Program, Size, Statement, Tensor
 from tilewright.ir.scalar import evaluate
 
-__all__ = ["NAIVE", "ORACLE", "Array", "Numerics", "bind_sizes", "gather_arrays", "size_of"]
+__all__ = [
+    "NAIVE",
+    "ORACLE",
+    "Array",
+    "Numerics",
+    "bind_sizes",
+    "define_size",
+    "gather_arrays",
+    "handed_out",
+    "size_of",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _LONG = np.dtype(np.longdouble)
@@ -70,6 +80,24 @@ def size_of(e: Expr, sizes: Mapping[str, int], where: object = "") -> int:
     if value < 0:
         raise UserError("P001", f"the size {e} is {value}", where=str(where))
     return value
+
+
+def define_size(s: Size, arrays: Mapping[str, Array], sizes: dict[str, int]) -> None:
+    """Enter the value of a size that a scalar defines. Errors: R007 outside 0 .. its bound."""
+    value, bound = int(arrays[s.source][()]), size_of(s.bound, sizes, s)
+    if not 0 <= value <= bound:
+        message = f"the size {s.name} is {value}, outside 0 .. {bound}"
+        raise UserError("R007", message, where=str(s))
+    sizes[s.name] = value
+
+
+def handed_out(array: Array, t: Tensor, sizes: Mapping[str, int], where: Statement) -> Array:
+    """What a block hands out as `t`. Errors: P005 for another shape."""
+    shape = tuple(size_of(e, sizes, where) for e in t.shape)
+    if array.shape != shape:
+        message = f"a block gives {list(array.shape)} for {t}, which is {list(shape)}"
+        raise UserError("P005", message, where=str(where))
+    return array
 
 
 def bind_sizes(

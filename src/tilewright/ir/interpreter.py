@@ -19,7 +19,17 @@ import numpy as np
 
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
-from tilewright.ir.binding import NAIVE, ORACLE, Array, Numerics, bind_sizes, gather_arrays, size_of
+from tilewright.ir.binding import (
+    NAIVE,
+    ORACLE,
+    Array,
+    Numerics,
+    bind_sizes,
+    define_size,
+    gather_arrays,
+    handed_out,
+    size_of,
+)
 from tilewright.ir.contraction import Contraction, contraction_of
 from tilewright.ir.dtypes import I64
 from tilewright.ir.evaluate import Evaluator, Frame, Probe
@@ -35,15 +45,20 @@ from tilewright.ir.monoids import (
 )
 from tilewright.ir.program import (
     Axis,
+    Block,
     Definition,
     Extern,
+    If,
     Program,
     Recurrence,
     Reduction,
     Scatter,
+    Size,
     Statement,
+    While,
     defined_by,
     map_statement,
+    statement_reads,
 )
 from tilewright.ir.ranges import simplify
 
@@ -90,17 +105,7 @@ def last_uses(program: Program, wanted: list[str]) -> dict[str, int]:
     """Tensor -> the last statement that reads (or only defines) it; results are left out."""
     last: dict[str, int] = {}
     for k, s in enumerate(program.body):
-        names = {t.name for t in defined_by(s)}
-        match s:
-            case Definition():
-                names |= {r.attr[0] for r in s.reads()}
-            case Recurrence():
-                names |= {r.attr[0] for d in s.definitions for r in d.reads()}
-            case Scatter():
-                parts = (s.body, s.base, *s.subscripts)
-                names |= {r.attr[0] for e in parts for r in e.reads()}
-            case Extern():
-                names |= set(s.args)
+        names = {t.name for t in defined_by(s)} | statement_reads(s)
         last.update((n, k) for n in names)
     for name in wanted:
         last.pop(name, None)
@@ -143,9 +148,21 @@ class Runner:
         return made
 
     def statement(self, s: Statement) -> None:
-        if isinstance(s, Extern):
-            run_extern(s, self.arrays, self.sizes, self.numerics)
-            return
+        match s:
+            case Extern():
+                run_extern(s, self.arrays, self.sizes, self.numerics)
+                return
+            case Size():
+                define_size(s, self.arrays, self.sizes)
+                return
+            case If():
+                chosen = s.then if self.arrays[s.condition][()] else s.orelse
+                for t, value in zip(s.results, self.block(chosen), strict=True):
+                    self.arrays[t.name] = handed_out(value, t, self.sizes, s)
+                return
+            case While():
+                self.loop(s)
+                return
         known = {E.dim(n): E.const(v) for n, v in self.sizes.items()}
         bound = map_statement(s, lambda e: E.substitute(e, known)) if known else s
         match bound:
@@ -156,6 +173,41 @@ class Runner:
                 self.recurrence(bound)
             case Scatter():
                 self.scatter(bound)
+
+    def block(self, b: Block) -> list[Array]:
+        """Run a block's statements; what it hands out."""
+        for s in b.body:
+            self.statement(s)
+        out = [self.arrays[name] for name in b.results]
+        for s in b.body:
+            for t in defined_by(s):
+                self.arrays.pop(t.name, None)
+        return out
+
+    def loop(self, s: While) -> None:
+        limit, n = size_of(s.axis.extent, self.sizes, s), len(s.carries)
+        values = [self.arrays[c.initial] for c in s.carries]
+        rows: list[list[Array]] = []
+        go = np.asarray(True) if not s.condition else self.arrays[s.condition]
+        block = s.block if not s.proceed else Block(s.block.body, (*s.block.results, s.proceed))
+        while len(rows) < limit and go:
+            self.arrays[s.axis.name] = np.asarray(len(rows), np.int64)
+            for c, v in zip(s.carries, values, strict=True):
+                self.arrays[c.tensor.name] = handed_out(v, c.tensor, self.sizes, s)
+            handed = self.block(block)
+            go = handed.pop() if s.proceed else go
+            values = handed[:n]
+            rows.append(handed[n:])
+        self.arrays[s.axis.name] = np.asarray(len(rows), np.int64)
+        for c in s.carries:
+            self.arrays.pop(c.tensor.name, None)
+        for t, v in zip(s.results, values, strict=False):
+            self.arrays[t.name] = handed_out(v, t, self.sizes, s)
+        for k, t in enumerate(s.results[n:]):
+            shape = tuple(size_of(e, self.sizes, s) for e in t.shape)
+            stack = self.arrays[t.name] = np.zeros(shape, self.numerics.work(t.dtype))
+            for at, row in enumerate(rows):
+                stack[at] = row[k]
 
     def recurrence(self, s: Recurrence) -> None:
         steps = size_of(s.axis.extent, {}, s)

@@ -13,6 +13,13 @@ computes its definitions for t = 0, 1, ...; their first axis is t, and they may 
 earlier steps, with `else` giving the value before the first step. `scatter` starts from `base` and
 combines, in source order, `body` at the given subscripts (a contribution outside the shape is
 dropped); without a monoid the last one wins.
+
+`dim N <= bound = s` defines the size N as the value of the scalar s, which is 0 .. bound; tensors
+of size N follow. `if c:` computes one of two blocks. `while t<T if go:` repeats its block for
+t = 0, 1, ... as long as `go` (the initial one, then the one that the block names) holds; each
+`carry` is what the block named at the step before, each `stack` collects one value per step (rows
+of steps that did not run are zero), and after the loop t is the number of steps. Blocks read what
+is defined before them; what they define is theirs. Every name is used once, blocks included.
 """
 
 from __future__ import annotations
@@ -35,18 +42,28 @@ __all__ = [
     "MONOIDS",
     "PROGRAM_FORMAT",
     "Axis",
+    "Block",
+    "Carry",
     "Definition",
     "Dim",
     "Extern",
+    "If",
     "Program",
     "Recurrence",
     "Reduction",
     "Scatter",
+    "Size",
     "Statement",
     "Tensor",
+    "While",
     "array_key",
+    "blocks_of",
+    "defined_by",
     "identity_of",
+    "map_program",
+    "map_statement",
     "parse_program",
+    "statement_reads",
     "verify_program",
 ]
 
@@ -256,7 +273,96 @@ def _attribute(v: Attribute) -> str:
     return f'"{v}"' if isinstance(v, str) else repr(v)
 
 
-Statement = Definition | Recurrence | Scatter | Extern
+@dataclass(frozen=True)
+class Size:
+    """`dim name <= bound = source`: a size that is the value of the scalar `source` (i64[])."""
+
+    name: str
+    bound: Expr
+    source: str
+
+    def __str__(self) -> str:
+        return f"dim {self.name} <= {_bracketed(self.bound)} = {self.source}"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Statements of a branch or a loop's body, and which of the values it hands out, in order."""
+
+    body: tuple[Statement, ...]
+    results: tuple[str, ...]
+
+    @property
+    def lines(self) -> str:
+        """Its statements as printed inside a top-level statement, each line ended."""
+        return "".join("    " + str(s).replace("\n", "\n  ") + "\n" for s in self.body)
+
+
+@dataclass(frozen=True)
+class If:
+    """`results = if condition: then, else: orelse`; the condition is a bool scalar."""
+
+    results: tuple[Tensor, ...]
+    condition: str
+    then: Block
+    orelse: Block
+
+    def __str__(self) -> str:
+        left = ", ".join(map(str, self.results))
+        text = f"{left} = if {self.condition}:\n{self.then.lines}"
+        text += f"    yield {', '.join(self.then.results)}\n  else:\n{self.orelse.lines}"
+        return text + f"    yield {', '.join(self.orelse.results)}"
+
+
+@dataclass(frozen=True)
+class Carry:
+    """A tensor that lives from step to step of a loop, and the tensor it starts as."""
+
+    tensor: Tensor
+    initial: str
+
+    def __str__(self) -> str:
+        return f"{self.tensor} = {self.initial}"
+
+
+@dataclass(frozen=True)
+class While:
+    """`results = while axis if condition: block`.
+
+    axis: the step's number (a scalar i64 that the block may read, afterwards the number of steps)
+    and the most steps there can be. condition: a bool scalar, or "" where only the number of steps
+    ends the loop; then `proceed`, the block's own condition for one more step, is "" too or alone.
+    The block's results are the next values of `carries`, then what is stacked; `results` are the
+    last values of the carries, then the stacks with one row for every possible step.
+    """
+
+    results: tuple[Tensor, ...]
+    axis: Axis
+    condition: str
+    carries: tuple[Carry, ...]
+    block: Block
+    proceed: str = ""
+
+    def __str__(self) -> str:
+        left = ", ".join(map(str, self.results))
+        text = f"{left} = " if left else ""
+        text += f"while {self.axis}" + (f" if {self.condition}" if self.condition else "") + ":\n"
+        if self.carries:
+            text += f"    carry {', '.join(map(str, self.carries))}\n"
+        text += self.block.lines
+        n = len(self.carries)
+        tail = f"    next {', '.join(self.block.results[:n])}".rstrip()
+        stacked = ", ".join(self.block.results[n:])
+        tail += f" stack {stacked}" if stacked else ""
+        return text + tail + (f" if {self.proceed}" if self.proceed else "")
+
+    @property
+    def counter(self) -> Tensor:
+        """The scalar that holds the step's number."""
+        return Tensor(self.axis.name, I64, ())
+
+
+Statement = Definition | Recurrence | Scatter | Extern | Size | If | While
 
 
 def array_key(array: np.ndarray[Any, Any]) -> str:
@@ -334,7 +440,55 @@ def defined_by(s: Statement) -> tuple[Tensor, ...]:
             return s.results
         case Recurrence():
             return tuple(Tensor(d.name, d.dtype, d.shape) for d in s.definitions)
+        case Size():
+            return ()
+        case If():
+            return s.results
+        case While():
+            return (*s.results, s.counter)
     return (Tensor(s.name, s.dtype, s.shape),)
+
+
+def blocks_of(s: Statement) -> tuple[Block, ...]:
+    """The blocks of a branch or a loop."""
+    match s:
+        case If():
+            return s.then, s.orelse
+        case While():
+            return (s.block,)
+    return ()
+
+
+def statement_reads(s: Statement) -> set[str]:
+    """Names of the tensors that a statement reads from outside; a recurrence's own and what a
+    block defines are not among them.
+    """
+    match s:
+        case Extern():
+            return set(s.args)
+        case Definition():
+            return set(s.read_names)
+        case Recurrence():
+            own = {d.name for d in s.definitions}
+            return set().union(*(d.read_names for d in s.definitions)) - own
+        case Scatter():
+            return {r.attr[0] for e in (s.body, s.base, *s.subscripts) for r in e.reads()}
+        case Size():
+            return {s.source}
+        case If():
+            return {s.condition} | _block_reads(s.then) | _block_reads(s.orelse)
+        case While():
+            inside = _block_reads(s.block, s.proceed) - {c.tensor.name for c in s.carries}
+            outside = {c.initial for c in s.carries} | ({s.condition} if s.condition else set())
+            return (inside - {s.axis.name}) | outside
+
+
+def _block_reads(b: Block, *more: str) -> set[str]:
+    names = {*b.results, *filter(None, more)}
+    for s in reversed(b.body):
+        names -= {t.name for t in defined_by(s)}
+        names |= statement_reads(s)
+    return names
 
 
 def map_statement(s: Statement, go: Any) -> Statement:
@@ -361,16 +515,38 @@ def map_statement(s: Statement, go: Any) -> Statement:
                 body=go(s.body),
                 base=go(s.base),
             )
+        case Size():
+            return replace(s, bound=go(s.bound))
         case Extern():
-            results = tuple(replace(t, shape=tuple(map(go, t.shape))) for t in s.results)
-            return replace(s, results=results)
+            return replace(s, results=tuple(_map_tensor(t, go) for t in s.results))
+        case If():
+            results = tuple(_map_tensor(t, go) for t in s.results)
+            return replace(
+                s, results=results, then=_map_block(s.then, go), orelse=_map_block(s.orelse, go)
+            )
+        case While():
+            return replace(
+                s,
+                results=tuple(_map_tensor(t, go) for t in s.results),
+                axis=Axis(s.axis.name, go(s.axis.extent)),
+                carries=tuple(Carry(_map_tensor(c.tensor, go), c.initial) for c in s.carries),
+                block=_map_block(s.block, go),
+            )
+
+
+def _map_tensor(t: Tensor, go: Any) -> Tensor:
+    return replace(t, shape=tuple(map(go, t.shape)))
+
+
+def _map_block(b: Block, go: Any) -> Block:
+    return replace(b, body=tuple(map_statement(s, go) for s in b.body))
 
 
 def map_program(p: Program, go: Any) -> Program:
     """The Program with `go` applied to every expression."""
     return replace(
         p,
-        inputs=tuple(replace(t, shape=tuple(map(go, t.shape))) for t in p.inputs),
+        inputs=tuple(_map_tensor(t, go) for t in p.inputs),
         body=tuple(map_statement(s, go) for s in p.body),
     )
 
@@ -441,7 +617,7 @@ class _ProgramParser(Parser):
         self.expect(":")
         self.skip_newlines()
         order = list(self.dims)
-        while self.token.text == "dim":
+        while self.token.text == "dim" and self.peek(2).text == "in":
             d = self.dim_line()
             if d.name not in order:
                 order.append(d.name)
@@ -532,6 +708,10 @@ class _ProgramParser(Parser):
             self.expect(":")
             self.skip_newlines()
             return self.recurrence(axis)
+        if self.token.text == "dim" and self.peek(2).text == "<=":
+            return self.size_line()
+        if self.token.text == "while" and self.peek().kind == "name":
+            return self.loop([])
         token = self.token
         name = self.name()
         self.expect(":")
@@ -544,7 +724,7 @@ class _ProgramParser(Parser):
         if self.token.text == ",":
             return self.extern(token, name, dtype, ())
         self.expect("=")
-        if self.token.text == "extern":
+        if not axes and self.token.text in ("extern", "if", "while"):
             return self.extern(token, name, dtype, ())
         if self.token.text == "scatter":
             s: Statement = self.scatter(name, dtype, axes)
@@ -665,7 +845,7 @@ class _ProgramParser(Parser):
 
     def extern(
         self, token: Token, name: str, dtype: DType, shape: tuple[Expr, ...] | None = None
-    ) -> Extern:
+    ) -> Extern | If | While:
         results: list[Tensor] = []
         while True:
             if shape is None:
@@ -684,6 +864,10 @@ class _ProgramParser(Parser):
             self.expect("[")
         if self.token.text == "=":
             self.next()
+        if self.token.text == "if":
+            return self.branch(results)
+        if self.token.text == "while":
+            return self.loop(results)
         self.expect("extern")
         function = self.name()
         self.expect("(")
@@ -704,6 +888,90 @@ class _ProgramParser(Parser):
             self.define(token, t.name, t.dtype, len(t.shape))
         self.end_line()
         return Extern(tuple(results), function, tuple(args), tuple(attributes))
+
+    # -- control
+    def size_line(self) -> Size:
+        self.expect("dim")
+        token = self.token
+        name = self.name()
+        self.expect("<=")
+        bound = self.expression(self.scope, 8)
+        self.expect("=")
+        source = self.result()
+        if name in self.scope.leaves:
+            raise self.fail(f"{name!r} is defined twice", token, code="F012")
+        self.scope.leaves[name] = E.dim(name)
+        self.end_line()
+        return Size(name, bound, source)
+
+    def names(self, *ends: str) -> tuple[str, ...]:
+        """Names of known tensors up to the end of the line or one of `ends`."""
+        out: list[str] = []
+        while self.token.kind not in ("newline", "end") and self.token.text not in ends:
+            out.append(self.result())
+            if not self.accept(","):
+                break
+        return tuple(out)
+
+    def statements(self, end: str) -> tuple[Statement, ...]:
+        """Statements of a block up to the line that `end` starts."""
+        out: list[Statement] = []
+        while self.token.text != end:
+            if self.token.kind == "end" or self.token.text == "return":
+                raise self.fail(f"the block has no {end!r} line")
+            out.append(self.statement())
+        self.next()
+        return tuple(out)
+
+    def branch(self, results: list[Tensor]) -> If:
+        token = self.expect("if")
+        condition = self.result()
+        outer = self.scope
+        blocks: list[Block] = []
+        for part in ("then", "else"):
+            if part == "else":
+                self.expect("else")
+            self.expect(":")
+            self.skip_newlines()
+            self.scope = Scope(dict(outer.tensors), dict(outer.leaves), self.free_dim)
+            body = self.statements("yield")
+            blocks.append(Block(body, self.names()))
+            self.end_line()
+        self.scope = outer
+        for t in results:
+            self.define(token, t.name, t.dtype, len(t.shape))
+        return If(tuple(results), condition, *blocks)
+
+    def loop(self, results: list[Tensor]) -> While:
+        token = self.expect("while")
+        axis = self.axis(self.scope)
+        condition = self.result() if self.accept("if") else ""
+        self.expect(":")
+        self.skip_newlines()
+        outer = self.scope
+        self.scope = Scope(dict(outer.tensors), dict(outer.leaves), self.free_dim)
+        self.define(token, axis.name, I64, 0)
+        carries: list[Carry] = []
+        if self.token.text == "carry" and self.peek().kind == "name":
+            self.next()
+            while True:
+                t = self.tensor(Scope({}, self.scope.leaves, self.free_dim))
+                self.expect("=")
+                carries.append(Carry(t, self.result()))
+                if not self.accept(","):
+                    break
+            self.end_line()
+        body = self.statements("next")
+        handed = self.names("stack", "if")
+        stacked = self.names("if") if self.accept("stack") else ()
+        proceed = self.result() if self.accept("if") else ""
+        self.end_line()
+        self.scope = outer
+        for t in results:
+            self.define(token, t.name, t.dtype, len(t.shape))
+        self.define(token, axis.name, I64, 0)
+        block = Block(body, (*handed, *stacked))
+        return While(tuple(results), axis, condition, tuple(carries), block, proceed)
 
     def attribute(self) -> Attribute:
         if self.token.kind == "string":
@@ -736,14 +1004,24 @@ def parse_program(text: str) -> Program:
 def verify_program(p: Program) -> None:
     """Check the invariants in the module's docstring.
 
-    Errors: P001 to P004, F012, naming the statement.
+    Errors: P001 to P005, F012, naming the statement.
     """
     known: dict[str, Tensor] = {}
+    taken: set[str] = set()
+    sizes = {d.name for d in p.dims}
 
     def define(t: Tensor) -> None:
-        if t.name in known:
+        if t.name in taken:
             raise UserError("F012", f"{t.name!r} is defined twice", where=str(t))
+        taken.add(t.name)
         known[t.name] = t
+
+    def scalar(name: str, dtype: DType, what: str, where: Statement) -> None:
+        t = known.get(name)
+        if t is None:
+            raise UserError("P004", f"{name!r} is read before it is defined", where=str(where))
+        if t.dtype is not dtype or t.shape:
+            raise UserError("P002", f"{what} must be {dtype}[], {name!r} is {t}", where=str(where))
 
     def check(e: Expr, bound: set[str], where: Statement | Definition) -> None:
         for node in e.walk():
@@ -796,11 +1074,60 @@ def verify_program(p: Program) -> None:
                 "P001", f"scan {d.scan[0]}({d.scan[1]}) names no monoid or no axis", where=str(d)
             )
 
-    for t in p.inputs:
-        define(t)
-    for t, _ in p.constants:
-        define(t)
-    for s in p.body:
+    def block(b: Block, wanted: tuple[Tensor, ...], where: Statement, proceed: str = "") -> None:
+        """A block's statements, and that it hands out tensors like `wanted`."""
+        outer = dict(known)
+        for x in b.body:
+            statement(x)
+        if proceed:
+            scalar(proceed, BOOL, "a condition", where)
+        if len(b.results) != len(wanted):
+            message = f"a block hands out {len(b.results)} values instead of {len(wanted)}"
+            raise UserError("P005", message, where=str(where))
+        for name, t in zip(b.results, wanted, strict=True):
+            found = known.get(name)
+            if found is None:
+                raise UserError("P004", f"{name!r} is read before it is defined", where=str(where))
+            if not _is_like(found, t):
+                message = f"{name!r} is {found}, where {t} is needed"
+                raise UserError("P005", message, where=str(where))
+        known.clear()
+        known.update(outer)
+
+    def loop(s: While) -> None:
+        if s.condition:
+            scalar(s.condition, BOOL, "a condition", s)
+        for c in s.carries:
+            start = known.get(c.initial)
+            if start is None:
+                raise UserError("P004", f"{c.initial!r} is read before it is defined", where=str(s))
+            if not _is_like(start, c.tensor):
+                message = f"{c.initial!r} is {start}, where {c.tensor} is needed"
+                raise UserError("P005", message, where=str(s))
+        n = len(s.carries)
+        if len(s.results) < n:
+            raise UserError("P005", f"a loop has {n} carried values", where=str(s))
+        for c, t in zip(s.carries, s.results, strict=False):
+            if not _is_like(c.tensor, t):
+                message = f"{c.tensor.name!r} is {c.tensor}, the result is {t}"
+                raise UserError("P005", message, where=str(s))
+        for t in s.results[n:]:
+            if not t.shape or t.shape[0] is not s.axis.extent:
+                message = f"{t.name!r} must have {s.axis.extent} rows, one for every step"
+                raise UserError("P005", message, where=str(s))
+        outer = dict(known)
+        define(s.counter)
+        for c in s.carries:
+            define(c.tensor)
+        rows = tuple(replace(t, shape=t.shape[1:]) for t in s.results[n:])
+        block(s.block, tuple(c.tensor for c in s.carries) + rows, s, s.proceed)
+        known.clear()
+        known.update(outer)
+        for t in s.results:
+            define(t)
+        known[s.axis.name] = s.counter
+
+    def statement(s: Statement) -> None:
         match s:
             case Definition():
                 definition(s)
@@ -836,6 +1163,38 @@ def verify_program(p: Program) -> None:
                         raise UserError("P004", f"{a!r} is read before it is defined", where=str(s))
                 for t in s.results:
                     define(t)
+            case Size():
+                scalar(s.source, I64, f"the size {s.name!r}", s)
+                if s.name in sizes:
+                    raise UserError("F012", f"{s.name!r} is defined twice", where=str(s))
+                sizes.add(s.name)
+            case If():
+                scalar(s.condition, BOOL, "a condition", s)
+                for b in (s.then, s.orelse):
+                    block(b, s.results, s)
+                for t in s.results:
+                    define(t)
+            case While():
+                loop(s)
+
+    for t in p.inputs:
+        define(t)
+    for t, _ in p.constants:
+        define(t)
+    for s in p.body:
+        statement(s)
     for name in p.results:
         if name not in known:
             raise UserError("P004", f"result {name!r} is not defined", where=f"program {p.name}")
+
+
+def _is_like(a: Tensor, b: Tensor) -> bool:
+    """Equal element types, and shapes that are not known to differ."""
+    return (
+        a.dtype is b.dtype
+        and len(a.shape) == len(b.shape)
+        and all(
+            x is y or E.int_value(x) is None or E.int_value(y) is None
+            for x, y in zip(a.shape, b.shape, strict=True)
+        )
+    )

@@ -13,16 +13,30 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import UserError
-from tilewright.ir.binding import NAIVE, ORACLE, Array, Numerics, bind_sizes, gather_arrays, size_of
+from tilewright.ir.binding import (
+    NAIVE,
+    ORACLE,
+    Array,
+    Numerics,
+    bind_sizes,
+    define_size,
+    gather_arrays,
+    handed_out,
+    size_of,
+)
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import (
     MONOIDS,
     Axis,
     Definition,
     Extern,
+    If,
     Program,
     Recurrence,
     Scatter,
+    Size,
+    Statement,
+    While,
     identity_of,
 )
 from tilewright.ir.scalar import SCALAR
@@ -50,20 +64,7 @@ def run_reference(
     walker = _Walker(numerics, sizes, gather_arrays(program, inputs, values, numerics))
     with np.errstate(all="ignore"):
         for s in program.body:
-            match s:
-                case Definition():
-                    walker.begin(s)
-                    walker.definition(s, {})
-                case Recurrence():
-                    for d in s.definitions:
-                        walker.begin(d)
-                    for t in range(size_of(s.axis.extent, sizes)):
-                        for d in s.definitions:
-                            walker.definition(d, {s.axis.name: t})
-                case Scatter():
-                    walker.scatter(s)
-                case Extern():
-                    walker.extern(s)
+            walker.statement(s)
     return [walker.arrays[name] for name in program.results]
 
 
@@ -71,6 +72,56 @@ class _Walker:
     def __init__(self, numerics: Numerics, sizes: dict[str, int], arrays: dict[str, Array]) -> None:
         self.numerics, self.sizes, self.arrays = numerics, sizes, arrays
         self.where: object = ""
+
+    def statement(self, s: Statement) -> None:
+        match s:
+            case Definition():
+                self.begin(s)
+                self.definition(s, {})
+            case Recurrence():
+                for d in s.definitions:
+                    self.begin(d)
+                for step in range(size_of(s.axis.extent, self.sizes)):
+                    for d in s.definitions:
+                        self.definition(d, {s.axis.name: step})
+            case Scatter():
+                self.scatter(s)
+            case Extern():
+                self.extern(s)
+            case Size():
+                define_size(s, self.arrays, self.sizes)
+            case If():
+                chosen = s.then if self.arrays[s.condition][()] else s.orelse
+                for x in chosen.body:
+                    self.statement(x)
+                for t, name in zip(s.results, chosen.results, strict=True):
+                    self.arrays[t.name] = handed_out(self.arrays[name], t, self.sizes, s)
+            case While():
+                self.loop(s)
+
+    def loop(self, s: While) -> None:
+        n = len(s.carries)
+        limit = size_of(s.axis.extent, self.sizes, s)
+        for stack in s.results[n:]:
+            shape = tuple(size_of(e, self.sizes, s) for e in stack.shape)
+            self.arrays[stack.name] = np.zeros(shape, self.numerics.work(stack.dtype))
+        values = [self.arrays[c.initial] for c in s.carries]
+        steps = 0
+        again = not s.condition or bool(self.arrays[s.condition][()])
+        while again and steps < limit:
+            self.arrays[s.axis.name] = np.asarray(steps)
+            for c, v in zip(s.carries, values, strict=True):
+                self.arrays[c.tensor.name] = handed_out(v, c.tensor, self.sizes, s)
+            for x in s.block.body:
+                self.statement(x)
+            values = [self.arrays[name] for name in s.block.results[:n]]
+            for stack, name in zip(s.results[n:], s.block.results[n:], strict=True):
+                self.arrays[stack.name][steps] = self.arrays[name]
+            again = not s.proceed or bool(self.arrays[s.proceed][()])
+            steps += 1
+        for t, v in zip(s.results, values, strict=False):
+            self.arrays[t.name] = handed_out(v, t, self.sizes, s)
+        self.arrays[s.axis.name] = np.asarray(steps)
 
     def begin(self, d: Definition) -> None:
         shape = tuple(size_of(e, self.sizes, d) for e in d.shape)

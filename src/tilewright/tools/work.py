@@ -22,13 +22,19 @@ from tilewright.errors import UserError
 from tilewright.ir.expr import Expr, int_value
 from tilewright.ir.program import (
     Axis,
+    Block,
     Definition,
     Extern,
+    If,
     Program,
     Recurrence,
     Scatter,
+    Size,
     Statement,
     Tensor,
+    While,
+    blocks_of,
+    statement_reads,
 )
 from tilewright.ir.scalar import evaluate
 
@@ -99,6 +105,9 @@ def _touched(program: Program) -> dict[str, int]:
             case Definition():
                 for body in statement.expressions():
                     note(body, statement.all_axes)
+            case _:
+                for name in statement_reads(statement) & out.keys():
+                    out[name] += _elements(program.tensors[name])
     for name in program.results:
         out[name] += _elements(program.tensors[name])
     return out
@@ -122,6 +131,16 @@ def _operations(statement: Statement) -> float:
             if statement.reduction is not None and statement.reduction.guard is not None:
                 points *= _share(statement.reduction.guard, statement.all_axes)
             return points * (_nodes(statement.body) + combine)
+        case If():  # one of the two
+            return min(_of_block(b) for b in blocks_of(statement))
+        case While():
+            return _of_block(statement.block)  # once: how often is known at run time
+        case Size():
+            return 0.0
+
+
+def _of_block(block: Block) -> float:
+    return sum(_operations(inner) for inner in block.body)
 
 
 def _nodes(body: Expr) -> int:

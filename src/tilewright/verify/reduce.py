@@ -25,6 +25,7 @@ from tilewright.ir.program import (
     Tensor,
     defined_by,
     parse_program,
+    statement_reads,
 )
 from tilewright.verify.programs import Case
 
@@ -73,17 +74,6 @@ def _first(
     return None
 
 
-def _needed(s: Statement) -> set[str]:
-    match s:
-        case Definition():
-            return {r.attr[0] for r in s.reads()}
-        case Recurrence():
-            return {r.attr[0] for d in s.definitions for r in d.reads()}
-        case Scatter():
-            return {r.attr[0] for e in (s.body, s.base, *s.subscripts) for r in e.reads()}
-    return set(s.args)
-
-
 def _clean(case: Case, **changes: object) -> Case:
     """The case with changes to its program, without statements and inputs that nothing needs."""
     p: Program = replace(case.program, **changes)  # type: ignore[arg-type]
@@ -91,7 +81,7 @@ def _clean(case: Case, **changes: object) -> Case:
     body: list[Statement] = []
     for s in reversed(p.body):
         if wanted & {t.name for t in defined_by(s)}:
-            wanted |= _needed(s)
+            wanted |= statement_reads(s)
             body.append(s)
     body.reverse()
     inputs = tuple(t for t in p.inputs if t.name in wanted)

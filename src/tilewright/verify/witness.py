@@ -22,11 +22,15 @@ from tilewright.ir.interpreter import Runner, last_uses
 from tilewright.ir.program import (
     Definition,
     Extern,
+    If,
     Program,
     Recurrence,
     Scatter,
+    Size,
     Statement,
+    While,
     defined_by,
+    statement_reads,
 )
 from tilewright.verify.policy import FACTOR, UNIT_ROUNDOFF
 
@@ -122,6 +126,9 @@ def _step(s: Statement, exact: Runner, naive: Runner, moved: list[_Moved], sure:
     if isinstance(s, Extern):
         _extern_step(s, exact, naive, moved, sure)
         return
+    if isinstance(s, Size | If | While):
+        _control_step(s, exact, naive, moved, sure)
+        return
     sites = _sites(s, sure)
     deltas: dict[tuple[Expr, int], float] = {}
     seen: dict[tuple[Expr, int, Frame], Array] = {}
@@ -143,7 +150,7 @@ def _step(s: Statement, exact: Runner, naive: Runner, moved: list[_Moved], sure:
     naive.probe, exact.probe = (record, measure) if sites else (None, None)
     naive.statement(s)
     exact.statement(s)
-    names = _reads(s)
+    names = statement_reads(s)
     for m in moved:
         if m.alive and (deltas or any(n in m.own for n in names)):
             m.run(s, deltas, bool(deltas))
@@ -179,6 +186,18 @@ def _extern_step(
             sure.add(t.name)
 
 
+def _control_step(
+    s: Size | If | While, exact: Runner, naive: Runner, moved: list[_Moved], sure: set[str]
+) -> None:
+    """Blocks run as they are: discrete operations inside them see no moved operands."""
+    naive.statement(s)
+    exact.statement(s)
+    for m in moved:
+        if m.alive and any(n in m.own for n in statement_reads(s)):
+            m.run(s, {}, False)
+    sure.update(t.name for t in defined_by(s) if not t.dtype.is_float)
+
+
 def _bound(x: Array, rough: Array, dtype: str) -> float:
     both = np.isfinite(x) & np.isfinite(rough)
     gap = float(np.max(np.abs(x[both] - rough[both]), initial=0.0))
@@ -190,15 +209,6 @@ def _parts(s: Definition | Scatter) -> list[Expr]:
     if isinstance(s, Scatter):
         return [s.body, s.base, *s.subscripts]
     return list(s.expressions())
-
-
-def _reads(s: Statement) -> set[str]:
-    match s:
-        case Recurrence():
-            return {r.attr[0] for d in s.definitions for r in d.reads()}
-        case Extern():
-            return set(s.args)
-    return {r.attr[0] for e in _parts(s) for r in e.reads()}
 
 
 def _sites(s: Definition | Scatter | Recurrence, sure: set[str]) -> bool:
