@@ -165,6 +165,114 @@ def _rows() -> list[Entry]:
     )
     out.append(
         (
+            "stream_causal",
+            """(q: f32[2, 75, 7], k: f32[2, 75, 7], v: f32[2, 75, 17]):
+  s: f32[h<2, i<75, j<75] = sum(e<7) q[h, i, e] * k[h, j, e]
+  t: f32[h<2, i<75, j<75] = where(j <= i, s[h, i, j] * 0.3, -inf)
+  m: f32[h<2, i<75] = max(j<75) t[h, i, j]
+  p: f32[h<2, i<75, j<75] = exp(t[h, i, j] - m[h, i])
+  l: f32[h<2, i<75] = sum(j<75) p[h, i, j]
+  y: f32[h<2, i<75, j<75] = p[h, i, j] / l[h, i]
+  o: f32[h<2, i<75, e<17] = sum(j<75) y[h, i, j] * v[h, j, e]
+  return o
+""",
+            (),
+        )
+    )
+    out.append(
+        (
+            "stream_guarded",
+            """(q: f32[3, 37, 5], k: f32[3, 53, 5], v: f32[3, 53, 4]):
+  s: f32[h<3, i<37, j<53] = sum(e<5) q[h, i, e] * k[h, j, e]
+  m: f32[h<3, i<37] = max(j<53 if j <= i + 3) s[h, i, j]
+  p: f32[h<3, i<37, j<53] = exp(s[h, i, j] - m[h, i])
+  l: f32[h<3, i<37] = sum(j<53 if j <= i + 3) p[h, i, j]
+  o: f32[h<3, i<37, e<4] = sum(j<53 if j <= i + 3) p[h, i, j] / l[h, i] * v[h, j, e]
+  return o
+""",
+            (),
+        )
+    )
+    out.append(
+        (
+            "stream_nothing",
+            """(q: f32[2, 19, 5], k: f32[2, 41, 5], v: f32[2, 41, 3]):
+  s: f32[h<2, i<19, j<41] = sum(e<5) q[h, i, e] * k[h, j, e]
+  t: f32[h<2, i<19, j<41] = s[h, i, j] + where(j + 4 <= i, 0.0, -inf)
+  m: f32[h<2, i<19] = max(j<41) t[h, i, j]
+  z: f32[h<2, i<19] = where(m[h, i] == -inf, 0.0, m[h, i])
+  p: f32[h<2, i<19, j<41] = exp(t[h, i, j] - z[h, i])
+  l: f32[h<2, i<19] = sum(j<41) p[h, i, j]
+  y: f32[h<2, i<19, j<41] = where(l[h, i] == 0.0, 0.0, p[h, i, j] / l[h, i])
+  o: f32[h<2, i<19, e<3] = sum(j<41) y[h, i, j] * v[h, j, e]
+  return o
+""",
+            (),
+        )
+    )
+    out.append(
+        (
+            "stream_no_scores",
+            """(q: f32[2, 19, 5], k: f32[2, 41, 5], v: f32[2, 41, 3]):
+  s: f32[h<2, i<19, j<41] = sum(e<5) q[h, i, e] * k[h, j, e]
+  t: f32[h<2, i<19, j<41] = where(j + 4 <= i, s[h, i, j], -inf)
+  m: f32[h<2, i<19] = max(j<41) t[h, i, j]
+  p: f32[h<2, i<19, j<41] = exp(t[h, i, j] - m[h, i])
+  o: f32[h<2, i<19, e<3] = sum(j<41) p[h, i, j] * v[h, j, e]
+  return o
+""",
+            (),
+        )
+    )
+    out.append(
+        (
+            "stream_window",
+            """(q: f32[67, 6], k: f32[67, 6], v: f32[67, 20]):
+  s: f32[i<67, j<67] = sum(e<6) q[i, e] * k[j, e]
+  t: f32[i<67, j<67] = where(j <= i and i - j < 9, s[i, j], -inf)
+  m: f32[i<67, u<1] = max(j<67) t[i, j]
+  p: f32[i<67, j<67] = exp(t[i, j] - m[i, 0])
+  l: f32[i<67, u<1] = sum(j<67) p[i, j]
+  y: f32[i<67, j<67] = p[i, j] / l[i, 0]
+  o: f32[i<67, e<20] = sum(j<67) y[i, j] * v[j, e]
+  return o
+""",
+            (),
+        )
+    )
+    out.append(
+        (
+            "stream_one_row",
+            """(q: f32[6, 1, 8], k: f32[3, 131, 8], v: f32[3, 131, 9]):
+  s: f32[h<6, i<1, j<131] = sum(e<8) q[h, i, e] * k[h // 2, j, e]
+  m: f32[h<6, i<1] = max(j<131) s[h, i, j]
+  p: f32[h<6, i<1, j<131] = exp(s[h, i, j] - m[h, i])
+  l: f32[h<6, i<1] = sum(j<131) p[h, i, j]
+  y: f32[h<6, i<1, j<131] = p[h, i, j] / l[h, i]
+  o: f32[i<1, h<6, e<9] = sum(j<131) y[h, i, j] * v[h // 2, j, e]
+  return o
+""",
+            (),
+        )
+    )
+    out.append(
+        (
+            "stream_wide",
+            """(q: f64[2, 35, 3], k: f64[1, 200, 3], v: f64[1, 200, 18], b: f64[35, 200]):
+  s: f64[h<2, i<35, j<200] = sum(e<3) q[h, i, e] * k[0, j, e]
+  t: f64[h<2, i<35, j<200] = s[h, i, j] + b[i, j]
+  m: f64[h<2, i<35] = max(j<200) t[h, i, j]
+  p: f64[h<2, i<35, j<200] = exp(t[h, i, j] - m[h, i])
+  l: f64[h<2, i<35] = sum(j<200) p[h, i, j]
+  y: f64[h<2, i<35, j<200] = p[h, i, j] / l[h, i]
+  o: f64[i<35, h<2, e<18] = sum(j<200) y[h, i, j] * v[0, j, e]
+  return o
+""",
+            (),
+        )
+    )
+    out.append(
+        (
             "attention_no_rows",
             """(q: f32[2, 0, 7], k: f32[2, 34, 7], v: f32[2, 34, 5]):
   s: f32[h<2, i<0, j<34] = sum(e<7) q[h, i, e] * k[h, j, e]

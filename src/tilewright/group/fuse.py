@@ -4,10 +4,11 @@ In: a normalized Program and a Target. Out: `Group`s in execution order, with th
 decision. Invariants: each definition is in exactly one group or inlined into its readers; the
 groups are topologically ordered; a group's internal reads use its shared axes with one meaning.
 
-Three moves, in order: absorb pointwise readers into the stage that produces what they read
-(epilogue); inline cheap pointwise producers into their readers (prologue); stack stages that share
-outer axes, so that what flows between them stays in cache (row groups: normalizations, softmax,
-attention).
+First, sums whose terms depend on a maximum over the same axis become one group that streams along
+it (derive/stream.py). Then three moves, in order: absorb pointwise readers into the stage that
+produces what they read (epilogue); inline cheap pointwise producers into their readers (prologue);
+stack stages that share outer axes, so that what flows between them stays in cache (row groups:
+normalizations, softmax).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, field, replace
 from math import prod
 
+from tilewright.derive.stream import find_stream
 from tilewright.group.normalize import (
     axis_ranges,
     inline_reads,
@@ -79,6 +81,7 @@ class Group:
     stages: list[StageGroup]
     shared: tuple[str, ...] = ()
     statement: Statement | None = None
+    stream: str = ""
 
     def names(self) -> list[str]:
         if self.statement is not None:
@@ -196,6 +199,41 @@ def is_contraction(d: Definition) -> bool:
 
 def _extents(d: Definition) -> dict[str, int]:
     return {a.name: int_extent(a.extent) for a in d.all_axes}
+
+
+# ---- streams -------------------------------------------------------------------------------------
+
+
+def _find_streams(st: _State) -> None:
+    """Put definitions that stream along one axis into a group of their own."""
+    for name in reversed(list(st.definitions)):
+        d = st.definitions.get(name)
+        if d is None or d.reduction is None or d.body.op != "mul":
+            continue
+        taken = frozenset({*st.program.tensors, *st.definitions})
+        found = find_stream(name, st.definitions, st.readers, st.other_readers, taken)
+        if found is None:
+            continue
+        home = st.group_of[name]
+        stages = [StageGroup(s.anchor, [m.name for m in s.members]) for s in found.stages]
+        g = Group(stages, found.shared, stream=found.axis)
+        at = st.groups.index(home)
+        gone = {id(st.group_of[n]) for n in found.replaced}
+        before = sum(id(x) in gone for x in st.groups[:at])
+        st.groups = [x for x in st.groups if id(x) not in gone]
+        st.groups.insert(at - before, g)
+        for n in found.replaced:
+            del st.definitions[n], st.group_of[n]
+        for s in found.stages:
+            for m in s.members:
+                st.definitions[m.name] = m
+                st.group_of[m.name] = g
+        st._index = None
+        reason = (
+            "folded block by block along one axis, what was summed rescaled as the maximum grows"
+        )
+        for n in sorted(found.replaced - {name}):
+            st.note(n, name, True, reason)
 
 
 # ---- epilogues -----------------------------------------------------------------------------------
@@ -504,12 +542,16 @@ def _stack_rows(st: _State) -> None:
         for second in list(st.groups):
             if second.statement is not None:
                 continue
+            if second.stream:
+                continue
             near = {
                 id(g): g
                 for n in sorted(st.group_reads(second))
                 if (g := st.group_of.get(n)) is not None
             }
-            producers = [g for g in near.values() if g is not second and g.statement is None]
+            producers = [
+                g for g in near.values() if g is not second and g.statement is None and not g.stream
+            ]
             for first in producers:
                 if _try_stack(st, first, second):
                     changed = True
@@ -651,11 +693,13 @@ def group_program(
             for t in defined_by(s):
                 st.group_of[t.name] = g
         st.groups.append(g)
+    _find_streams(st)
     _absorb_epilogues(st, onto_reductions=True)
     _inline_prologues(st)
     _absorb_epilogues(st, onto_reductions=False)
     _stack_rows(st)
     for g in st.groups:
-        _feed_reductions(st, g)
+        if not g.stream:
+            _feed_reductions(st, g)
     _sort(st)
     return st.groups, st.definitions, st.decisions

@@ -48,7 +48,7 @@ def _divided(kernel: Kernel) -> list[tuple[str, int]]:
 
 def _splittable(kernel: Kernel, axis: str, c: int) -> bool:
     n = kernel.extents.get(axis, 0)
-    if n % c or n <= c or axis in kernel.shared or axis == kernel.sequence:
+    if n % c or n <= c or axis in (*kernel.shared, kernel.sequence, kernel.stream):
         return False
     for d in kernel.definitions.values():
         out = [x.name for x in d.axes]
@@ -183,7 +183,7 @@ def _pairs(kernel: Kernel) -> list[tuple[str, str]]:
 
 
 def _mergeable(kernel: Kernel, a: str, b: str) -> bool:
-    if (a in kernel.shared) != (b in kernel.shared):
+    if (a in kernel.shared) != (b in kernel.shared) or kernel.stream in (a, b):
         return False
     ext = kernel.extents[b]
     for d in kernel.definitions.values():

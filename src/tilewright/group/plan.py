@@ -180,7 +180,8 @@ def _kernel(
     results = tuple(n for s in body for n in _defined(s) if n in crossing)
     program = Program("k", inputs, tuple(body), results, (), consts)
     border = [t.name for t in inputs] + [t.name for t, _ in consts] + list(results)
-    kernel = Kernel(program, stages, tuple((n, layouts[n]) for n in border), g.shared, sequence)
+    border_layouts = tuple((n, layouts[n]) for n in border)
+    kernel = Kernel(program, stages, border_layouts, g.shared, sequence, g.stream)
     if g.statement is None:
         kernel = merge_axes(split_axes(kernel))
     return canonical(kernel), tuple(border)
@@ -292,6 +293,7 @@ def canonical(kernel: Kernel) -> Kernel:
         tuple((tensors[n], layout) for n, layout in kernel.layouts),
         tuple(axes[a] for a in kernel.shared),
         axes[kernel.sequence] if kernel.sequence else "",
+        axes[kernel.stream] if kernel.stream else "",
     )
 
 

@@ -10,6 +10,9 @@ nest: its anchor is the reduction (or the first definition where there is none),
 computed tile by tile along with it: those before the anchor feed it, those after it are its
 epilogue. A tensor that only members of its own stage read stays in registers; one that other stages
 read, and the kernel does not return, lives in scratch.
+
+Along a `stream` axis the stages between run block by block: reductions over it are folded, what has
+it as an output axis exists for one block only (derive/stream.py says when that is allowed).
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ class Kernel:
     border.
 
     sequence: the axis of a recurrence around all stages, or "" (then stages may read earlier steps
-    of each other).
+    of each other). stream: the axis that is cut into blocks inside a point of the shared axes, or
+    "".
     """
 
     program: Program
@@ -55,11 +59,13 @@ class Kernel:
     layouts: tuple[tuple[str, Layout], ...]
     shared: tuple[str, ...] = ()
     sequence: str = ""
+    stream: str = ""
 
     def __str__(self) -> str:
         lines = [f"kernel format {KERNEL_FORMAT}:"]
         lines += [f"  shared {', '.join(self.shared)}"] if self.shared else []
         lines += [f"  sequence {self.sequence}"] if self.sequence else []
+        lines += [f"  stream {self.stream}"] if self.stream else []
         lines += [f"  {s}" for s in self.stages]
         lines += [f"  layout {n}: {layout}" for n, layout in self.layouts]
         return "\n".join(lines) + "\n" + str(self.program)
@@ -117,6 +123,9 @@ class Kernel:
         """Does the tensor leave its stage's registers?"""
         if name in self.program.results or self.sequence:
             return True
+        r = self.definitions[name].reduction
+        if self.stream and r is not None and self.stream in {a.name for a in r.axes}:
+            return True
         k = self.stage_of(name)
         return any(
             r.attr[0] == name
@@ -144,7 +153,7 @@ def parse_kernel(text: str) -> Kernel:
             "S002", f"this is not kernel text of format {KERNEL_FORMAT}", where=lines[0]
         )
     shared: tuple[str, ...] = ()
-    sequence = ""
+    sequence = stream = ""
     stages, layouts = [], []
     for line in lines[1:]:
         word, _, tail = line.partition(" ")
@@ -152,6 +161,8 @@ def parse_kernel(text: str) -> Kernel:
             shared = tuple(tail.split(", "))
         elif word == "sequence":
             sequence = tail
+        elif word == "stream":
+            stream = tail
         elif word == "stage":
             anchor, _, members = tail.partition(" of ")
             stages.append(Stage(anchor, tuple(members.split(", "))))
@@ -160,4 +171,5 @@ def parse_kernel(text: str) -> Kernel:
             layouts.append((name, Layout.parse(layout)))
         else:
             raise UserError("F010", f"unknown line in kernel text: {line!r}")
-    return Kernel(parse_program("program " + rest), tuple(stages), tuple(layouts), shared, sequence)
+    program = parse_program("program " + rest)
+    return Kernel(program, tuple(stages), tuple(layouts), shared, sequence, stream)

@@ -24,6 +24,7 @@ from tilewright.ir.program import Axis, Definition
 from tilewright.lower.builder import Builder
 from tilewright.lower.loops import Level, Region, StageSpec, emit_levels, emit_stage, trips
 from tilewright.lower.sequential import lower_scatter, lower_sequence
+from tilewright.lower.stream import Stream
 from tilewright.lower.tiles import Place
 from tilewright.machine.target import Target
 from tilewright.schedule.roles import Access, StageRoles, stage_roles
@@ -57,6 +58,7 @@ class _Lowering:
         self.workspace: list[Buffer] = []
         self.phases: list[Phase] = []
         self.places: dict[str, Place] = {}
+        self.stream: Stream | None = None
         for name, layout in kernel.layouts:
             t = kernel.program.tensors[name]
             self.places[name] = Place(name, layout, t.dtype)
@@ -348,18 +350,14 @@ class _Lowering:
                 b.written = {stages[0][0].places[m].buffer for m in stages[0][0].stored}
                 emit_stage(b, stages[0][0], r, self.lanes, given)
                 return
+            if self.stream is not None:
+                self.stream.emit([spec for spec, _ in stages], r, self._origins(r))
+                return
             for spec, _ in stages:
                 b.enter(is_root=True)
                 local = dict(spec.places)
                 b.written = {local[m].buffer for m in spec.stored}
-                for m, place in self.places.items():
-                    if place.origin is not None:
-                        axes = self.kernel.definitions[m].axes
-                        origin = tuple(
-                            r.starts[a.name] if a.name in self.kernel.shared else E.const(0)
-                            for a in axes
-                        )
-                        local[m] = replace(place, origin=origin)
+                local.update(self._origins(r))
                 emit_stage(b, replace(spec, places=local), r, self.lanes, [])
                 for node in b.leave():
                     b.effect(node)
@@ -389,6 +387,18 @@ class _Lowering:
         b.effect(For(var, E.const(0), E.const(total), 1, nodes, parallel=True, grain=grain))
         self.phases.append(Phase(b.leave()))
 
+    def _origins(self, r: Region) -> dict[str, Place]:
+        """Places of what lives in scratch, which holds one block of the shared axes."""
+        out: dict[str, Place] = {}
+        for m, place in self.places.items():
+            if place.origin is not None:
+                axes = self.kernel.definitions[m].axes
+                origin = tuple(
+                    r.starts[a.name] if a.name in self.kernel.shared else E.const(0) for a in axes
+                )
+                out[m] = replace(place, origin=origin)
+        return out
+
     def run(self) -> Lowered:
         kernel, s = self.kernel, self.schedule
         shared = tuple(
@@ -397,8 +407,12 @@ class _Lowering:
         )
         fixed = set(kernel.shared)
         stages: list[tuple[StageSpec, dict[str, int]]] = []
+        if kernel.stream:
+            self.stream = Stream(self)
         if kernel.shared:
             self._scratch_places(shared)
+        if self.stream is not None:
+            self.stream.factor_places()
         for k in range(len(kernel.stages)):
             spec, roles = self.spec(k, fixed)
             if not kernel.shared:
@@ -419,6 +433,9 @@ class _Lowering:
         """Tensors that stay inside the kernel live in scratch, for one block of the shared axes."""
         kernel = self.kernel
         blocks = {x.axis: x.block for x in shared}
+        rows = set(blocks)
+        if self.stream is not None:
+            blocks[kernel.stream] = self.stream.block
         for k, stage in enumerate(kernel.stages):
             lane = stage_roles(kernel, k).axis_of.get(self.schedule.text(f"s{k}.lane"))
             for m in stage.members:
@@ -428,9 +445,9 @@ class _Lowering:
                 shape = tuple(
                     min(blocks.get(a.name, 1 << 62), int_extent(a.extent)) for a in d.axes
                 )
-                order = [i for i, a in enumerate(d.axes) if a.name in blocks]
-                order += [i for i, a in enumerate(d.axes) if a.name not in blocks]
-                if lane in blocks and any(a.name == lane for a in d.axes):
+                order = [i for i, a in enumerate(d.axes) if a.name in rows]
+                order += [i for i, a in enumerate(d.axes) if a.name not in rows]
+                if lane in rows and any(a.name == lane for a in d.axes):
                     at = next(i for i, a in enumerate(d.axes) if a.name == lane)
                     order = [i for i in order if i != at] + [at]
                 layout = ordered(shape, order)
@@ -458,7 +475,7 @@ class _Lowering:
 
 def lower(kernel: Kernel, schedule: Schedule, target: Target) -> Lowered | Rejected:
     """The nest of a kernel under a schedule. A schedule of the kernel's Space is never rejected."""
-    known = {"s", "block", "par", "chunk"}
+    known = {"s", "block", "par", "chunk", "stream", "border"}
     strange = [n for n, _ in schedule.items if n.split(".")[0].rstrip("0123456789") not in known]
     if strange:
         return Rejected("S001", f"unknown parameter {strange[0]}")

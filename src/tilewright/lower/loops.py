@@ -19,7 +19,7 @@ from tilewright.ir.program import MONOIDS, Definition, identity_of
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.tiles import Place, TileScope
 
-__all__ = ["Level", "Region", "StageSpec", "emit_levels", "emit_stage", "trips"]
+__all__ = ["Fold", "Level", "Region", "StageSpec", "emit_levels", "emit_stage", "trips"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,20 @@ class Level:
     axis: str
     block: int
     tail: str = "peel"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A reduction that absorbs a block of its axis at a time; what came before lies in its place.
+
+    axis: the streamed axis, whose region is a block already. corrected: place and axes of the
+    factor by which sums of earlier blocks are multiplied, or None. state: for a maximum m with
+    z = f(m) the name of z, and place and axes of the factor exp(z before - z now) that it writes.
+    """
+
+    axis: str
+    corrected: tuple[Place, tuple[str, ...]] | None = None
+    state: tuple[str, Place, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,7 @@ class StageSpec:
     # Run when so many levels have been opened, before the next one: stages (packs) an operand of
     # the region.
     staging: dict[int, Callable[[Region], None]] = field(default_factory=dict)
+    fold: Fold | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +196,8 @@ def emit_stage(b: Builder, spec: StageSpec, region: Region, lanes: int, given: l
     whole = region
     if d.reduction is not None:
         for a in d.reduction.axes:
+            if spec.fold is not None and a.name == spec.fold.axis:
+                continue  # the region is one block of it
             whole = whole.narrowed(a.name, E.const(0), E.int_value(a.extent) or 0)
 
     def tile(r: Region) -> None:
@@ -222,9 +239,41 @@ def _emit_tile(b: Builder, spec: StageSpec, r: Region, lanes: int) -> None:
         value = _emit_arg(b, spec, r, scope)
     else:
         value = _emit_reduction(b, spec, r, lanes, scope)
+    if spec.fold is not None:
+        value = _absorb(b, spec, spec.fold, scope, value)
     _define(scope, spec, d, value)
     for m in spec.after:
         _define(scope, spec, m, scope.value(m.body))
+
+
+def _absorb(b: Builder, spec: StageSpec, fold: Fold, scope: TileScope, value: Tile) -> Tile:
+    """The value of one block combined with what earlier blocks left behind."""
+    d = spec.anchor
+    assert d.reduction is not None
+    old = scope.load(spec.places[d.name], [a.index for a in d.axes])
+    op = MONOIDS[d.reduction.monoid]
+    if fold.corrected is not None:
+        place, axes = fold.corrected
+        factor = scope.load(place, [E.index(a) for a in axes])
+        return b.contract(value.type, value, old, factor)
+    new = b.combine(op, value.type, old, value)
+    if fold.state is not None:
+        name, place, axes = fold.state
+        shift = next(m for m in spec.after if m.name == name)
+        names = tuple(a.name for a in d.axes)
+        both = []
+        for m in (old, new):
+            scope.registers[d.name] = (m, names)
+            scope.memo.clear()
+            both.append(scope.value(shift.body))
+        t = both[1].type
+        gap = b.map("exp", t, (b.map("sub", t, (both[0], both[1])),))
+        flag = TileType(BOOL, old.type.axes, old.type.lane)
+        low = b.fill(TileType(d.dtype), identity_of(d.reduction.monoid, d.dtype))
+        first = b.map("eq", flag, (old, low))
+        factor = b.map("select", t, (first, b.fill(TileType(d.dtype), 0), gap))
+        scope.store(place, [E.index(a) for a in axes], factor)
+    return new
 
 
 def _define(scope: TileScope, spec: StageSpec, m: Definition, value: Tile) -> None:
@@ -245,9 +294,10 @@ def _emit_reduction(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
     work = _working_type(monoid, d.dtype)
     extents = {a.name: E.int_value(a.extent) or 0 for a in d.reduction.axes}
     # Axes that keep their own accumulators, with their register extents.
-    kept = {x.axis: min(x.block, extents[x.axis]) for x in spec.reduce if x.axis in spec.partial}
+    kept = {x.axis: min(x.block, r.lengths[x.axis]) for x in spec.reduce if x.axis in spec.partial}
     if spec.lane in kept:
-        kept[spec.lane] = min(-(-extents[spec.lane] // lanes) * lanes, _block(spec, spec.lane))
+        length = r.lengths[spec.lane]
+        kept[spec.lane] = min(-(-length // lanes) * lanes, _block(spec, spec.lane))
     acc_sizes = {**scope.sizes, **kept}
     # A tile needs its axes in one order everywhere: output axes, then kept reduce axes.
     order = [a.name for a in d.axes] + [a for a in extents if a in kept]
@@ -342,7 +392,7 @@ def _prefetch(b: Builder, spec: StageSpec, scope: TileScope) -> None:
         place = spec.places[tensor]
         for e in (*spec.anchor.expressions(), *(x for m in spec.before for x in m.expressions())):
             for read in e.reads():
-                if read.attr[0] != tensor:
+                if read.attr[0] != tensor or any(s.reads() for s in read.args):
                     continue
                 moved = E.substitute(read, {E.index(axis): E.index(axis) + ahead})
                 local = place.local(

@@ -337,6 +337,14 @@ class TileScope:
         args = (self._value(condition), inner, self._value(orelse))
         return self.builder.map("select", self._joined(e.dtype, args), args)
 
+    def load(self, place: Place, subscripts: Sequence[Expr]) -> Tile:
+        """The tile of an access to a place, wherever the tensor's name leads."""
+        local = place.local([self.localize(s) for s in subscripts])
+        split = self._split(place.layout.address(local))
+        assert split is not None  # subscripts are axes
+        axes = {self._positions[p] for p in split[0]}
+        return self._strided(place, place.dtype, split[0], split[1], axes, [], None)
+
     # -- stores
     def store(
         self, place: Place, subscripts: Sequence[Expr], value: Tile, nontemporal: bool = False

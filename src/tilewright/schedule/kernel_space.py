@@ -28,12 +28,18 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
     shared = set(kernel.shared) | ({kernel.sequence} if kernel.sequence else set())
     blocks = _blocks(kernel, target, threads) if kernel.shared else []
     guesses = {a: int(g.rows[0][0]) for a, g in zip(kernel.shared, blocks, strict=False)}
+    if kernel.stream:
+        groups += _stream(kernel, target)
+        guesses[kernel.stream] = int(groups[0].rows[0][0])
     fetching = _fetching_stage(kernel)
     for k in range(len(kernel.stages)):
         roles = stage_roles(kernel, k)
         extents = {a: min(n, guesses.get(a, n)) for a, n in roles.extents.items()}
         cut = replace(roles, extents=extents)
-        groups += stage_groups(cut, target, k, shared, threads, k == fetching, roles.extents)
+        fixed = shared
+        if kernel.stream in roles.reduce:  # a tile that is moved back would be absorbed twice
+            fixed = shared | set(roles.out)
+        groups += stage_groups(cut, target, k, fixed, threads, k == fetching, roles.extents)
     if kernel.shared:
         groups += blocks
         depth = len(kernel.shared)
@@ -82,7 +88,10 @@ def _blocks(kernel: Kernel, target: Target, threads: int) -> list[Group]:
         contiguous = sum(r.contiguous(axis) for r in roles) > 0
         last = i == len(kernel.shared) - 1
         guess = 1
-        if contiguous:
+        if kernel.stream:
+            if _is_lane(kernel, axis):
+                guess = min(n, 2 * lanes)
+        elif contiguous:
             guess = min(n, lanes * (2 if n >= 2 * lanes else 1))
         elif contraction and last:
             guess = min(n, 28 if n <= 512 else 56)
@@ -92,3 +101,23 @@ def _blocks(kernel: Kernel, target: Target, threads: int) -> list[Group]:
         rows = list(dict.fromkeys([guess, *sizes]))
         out.append(Group((f"block.{i}",), ("tile",), tuple((x,) for x in rows)))
     return out
+
+
+def _is_lane(kernel: Kernel, axis: str) -> bool:
+    """Is a shared axis of a streaming kernel the innermost one of what a block holds?"""
+    return any(
+        d.axes[-1].name == axis
+        for d in kernel.definitions.values()
+        if kernel.stream in {a.name for a in d.axes}
+    )
+
+
+def _stream(kernel: Kernel, target: Target) -> list[Group]:
+    """Blocks of the streamed axis: what a block holds stays in L1, and loops over it are long
+    enough to pay for correcting the sums. The smaller one is for blocks that conditions cut.
+    """
+    n = max(1, kernel.extents[kernel.stream])
+    sizes = [x for x in (112, 128, 64, 56, 224, 256, 512, 32) if x < n] or [n]
+    rows = [(x, min(x, 32)) for x in sizes]
+    rows += [(x, b) for x in sizes for b in (16, 64) if b < x]
+    return [Group(("stream", "border"), ("tile", "tile"), tuple(rows))]

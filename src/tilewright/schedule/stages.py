@@ -134,6 +134,15 @@ class StageSpace:
                     ):
                         if u == 1 or (u <= r.extents[k] and live * u <= 112):
                             out.append({**sizes, k: u})
+                elif reduction and r.reduce and lane is not None and lane not in r.reduce:
+                    # Rows are combined among themselves first, so that one operation of a trip
+                    # waits for the trip before.
+                    k = r.reduce[-1]
+                    folds = r.anchor.reduction
+                    is_arg = folds is not None and folds.monoid.startswith("arg")
+                    for u in (1,) if is_arg else (1, 2, 4, 8):
+                        if u == 1 or (u <= r.extents[k] and live * (u + 1) <= self.registers):
+                            out.append({**sizes, k: u})
                 else:
                     out.append(sizes)
         return out or [{} if lane is None else {lane: self.lanes}]
@@ -253,7 +262,11 @@ class StageSpace:
         if r.anchor.reduction is not None:
             # Sums that keep the lane axis need several of them in flight; a strided lane axis is
             # loaded the other way and turned, at about four operations a vector.
+            unroll = sizes.get(r.reduce[-1], 1) if r.reduce and lane not in r.reduce else 1
+            live *= unroll
             cycles = max(live / 2, 4.0 if lane not in r.reduce or live < 4 else live / 2)
+            if lane not in r.reduce:
+                cycles *= 1 + 1 / v  # narrow strips of rows that lie far apart come slowly
             return (cycles + 4.0 * live * self._strided(lane)) / (live * width) * waste
         turned = self._unrolled_axes(lane, [a for a in r.out if a != lane])
         missing = bool(turned) and sizes.get(turned[0], 1) == 1

@@ -74,6 +74,9 @@ def _outer(kernel: Kernel, s: Schedule) -> Iterator[str]:
         size = s.integer(f"block.{i}", 1)
         extent = kernel.extents[axis]
         yield f"all stages for {size} of {extent} points of {axis} at a time"
+    if kernel.stream:
+        size, extent = s.integer("stream", 1), kernel.extents[kernel.stream]
+        yield f"streaming {size} of {extent} points of {kernel.stream} at a time"
     if kernel.sequence:
         yield f"step by step along {kernel.sequence} ({kernel.extents[kernel.sequence]} steps)"
         return

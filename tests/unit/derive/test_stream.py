@@ -1,0 +1,94 @@
+"""Streams: which definitions become one, and what their kernels compute at infinities and NaN."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tilewright as tw
+from tilewright.group.plan import plan_program
+from tilewright.ir.interpreter import run_program
+from tilewright.ir.kernel import Kernel, parse_kernel
+from tilewright.ir.nest import For
+from tilewright.ir.program import parse_program
+from tilewright.lower.kernel import Lowered, lower
+from tilewright.machine.target import Target
+from tilewright.schedule.kernel_space import space_of
+
+TARGET = Target.named("x86-avx512")
+TEXT = """program p(q: f32[2, 40, 8], k: f32[2, 150, 8], v: f32[2, 150, 6], z: f32[40, 150]):
+  s: f32[h<2, i<40, j<150] = sum(e<8) q[h, i, e] * k[h, j, e]
+  t: f32[h<2, i<40, j<150] = s[h, i, j] + z[i, j]
+  m: f32[h<2, i<40] = max(j<150) t[h, i, j]
+  p: f32[h<2, i<40, j<150] = exp(t[h, i, j] - m[h, i])
+  l: f32[h<2, i<40] = sum(j<150) p[h, i, j]
+  w: f32[h<2, i<40, j<150] = p[h, i, j] / l[h, i]
+  o: f32[h<2, i<40, e<6] = sum(j<150) w[h, i, j] * v[h, j, e]
+  return o
+"""
+
+
+def kernels(text: str) -> tuple[Kernel, ...]:
+    return plan_program(parse_program(text), TARGET)[0].kernels
+
+
+def test_a_chain_of_reductions_is_one_kernel() -> None:
+    (kernel,) = kernels(TEXT)
+    assert kernel.extents[kernel.stream] == 150
+    assert parse_kernel(str(kernel)) == kernel
+    assert not any(150 in x.shape for n, x in kernel.layouts if n in kernel.definitions)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("return o", "return o, w"),  # the weights are asked for
+        ("exp(t[h, i, j] - m[h, i])", "exp2(t[h, i, j] - m[h, i])"),  # no rule for this function
+        ("exp(t[h, i, j] - m[h, i])", "exp(t[h, i, j] - 2.0 * m[h, i])"),  # not the maximum
+        ("p[h, i, j] / l[h, i]", "p[h, i, j] + l[h, i]"),  # not homogeneous
+        ("max(j<150) t[h, i, j]", "max(j<150 if j <= i) t[h, i, j]"),  # another set of points
+    ],
+)
+def test_what_is_no_homomorphism_does_not_stream(old: str, new: str) -> None:
+    assert old in TEXT
+    assert not any(k.stream for k in kernels(TEXT.replace(old, new)))
+
+
+def test_conditions_become_bounds_of_the_loop_over_blocks() -> None:
+    text = TEXT.replace("s[h, i, j] + z[i, j]", "where(j <= i + 20, s[h, i, j] + z[i, j], -inf)")
+    (kernel,) = kernels(text)
+    nest = lower(kernel, space_of(kernel, TARGET).default(), TARGET)
+    assert isinstance(nest, Lowered)
+    (outer,) = [p.parallel for p in nest.nest.phases if p.parallel is not None]
+    loops = [n for n in nest.nest.walk() if isinstance(n, For)]
+    assert any(outer.var in n.hi.indices() for n in loops)
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_infinities_and_nan(guarded: bool) -> None:
+    text = TEXT
+    if guarded:
+        text = text.replace("  p:", "  u: f32[h<2, i<40] = where(m[h, i] == -inf, 0.0, m[h, i])\n  p:")
+        text = text.replace("- m[h, i])", "- u[h, i])")
+        text = text.replace(
+            "= p[h, i, j] / l", "= where(l[h, i] == 0.0, 0.0, p[h, i, j] / l"
+        ).replace("/ l[h, i]\n", "/ l[h, i])\n")
+    program = parse_program(text)
+    assert plan_program(program, TARGET)[0].kernels[0].stream
+    rng = np.random.default_rng(3)
+    shapes = ((2, 40, 8), (2, 150, 8), (2, 150, 6), (40, 150))
+    q, k, v, z = (rng.standard_normal(s).astype(np.float32) for s in shapes)
+    z[0] = -np.inf  # nothing is left
+    z[1, :130] = -np.inf  # nothing in the first block
+    z[2, 20:] = -np.inf  # nothing in the last
+    z[3, 7] = np.nan
+    z[4, 140] = np.inf
+    z[5, 3] = 3e38
+    z[6] = -3e38
+    q[1, 33, 0] = np.inf
+    inputs = {"q": q, "k": k, "v": v, "z": z}
+    (want,) = run_program(program, inputs)
+    got = tw.compile(program, [q, k, v, z])(q, k, v, z)
+    assert np.array_equal(np.isnan(got), np.isnan(want))
+    assert np.isnan(want[:, 0]).all() != guarded
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6)
