@@ -16,8 +16,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,22 @@ from tilewright.errors import TilewrightError, UserError
 from tilewright.tools import figures as figure
 from tilewright.tools import wiring
 from tilewright.tools.lock import timing_lock
-from tilewright.tools.peers import PEERS, check_names
+from tilewright.tools.peers import check_names
 from tilewright.tools.progress import Display, TuningState, format_time_us
 from tilewright.tools.sides import Side, SideFailed, SideSkipped
-from tilewright.tools.suite import Suite, Workload, choose, jitter, load_suite
+from tilewright.tools.suite import Suite, Workload, choose, jitter, load_suite, output_specs
 
-__all__ = ["Options", "empty_row", "line", "machine", "measure_row", "prepared_oracle", "run"]
-__all__ += ["table"]
+__all__ = ["Options", "Peers", "empty_row", "line", "machine", "measure_row", "prepared_oracle"]
+__all__ += ["run", "table"]
 
 PREPARE_S = 600.0
 ORACLE_S = 900.0
 ROUND_S = 120.0
 TIMED_SEED, CHECKED_SEED = 1, 2
 PROBE_EVERY = 5  # rounds
+STOP_AT = 5.0  # times the best peer
+SCALING_ROUNDS = 5
+LARGE_OUTPUT_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,15 @@ class Options:
     sample: int | None = None
     seed: int = 0
     jitter: int | None = None
-    peers: tuple[str, ...] = PEERS
+    peers: tuple[str, ...] | None = None  # the suite's own
     threads: int = 1
     budget_s: float | None = None
     db: Path | None = None
     target: str | None = None
     peers_from: Path | None = None
-    rounds: int = 15
-    burst_s: float = 0.06
+    rounds: int | None = None  # the suite's own number
+    burst_s: float | None = None
+    fresh_rows: bool = True
     resume: bool = False
 
     def settings(self) -> dict[str, Any]:
@@ -110,6 +115,66 @@ def empty_row(workload: Workload, threads: int) -> dict[str, Any]:
     }
 
 
+class Peers:
+    """The peers' processes, kept from row to row so that a framework is imported once."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.sides: dict[str, Side] = {}
+
+    def prepare(
+        self, names: Sequence[str], workload: Workload, options: Options
+    ) -> tuple[dict[str, Side], dict[str, dict[str, Any]]]:
+        """Build the workload in every peer, two at a time.
+
+        Returns the sides that have it, and per other peer the entry of the row that says why not.
+        """
+        ready: dict[str, Side] = {}
+        skipped: dict[str, dict[str, Any]] = {}
+
+        # Here and not in `build`: a child ends with the thread that started it.
+        for name in names:
+            if name not in self.sides or not self.sides[name].is_alive:
+                try:
+                    self.sides[name] = Side(name, self.threads)
+                except SideSkipped as error:
+                    skipped[name] = {"skip": str(error)}
+
+        def build(name: str) -> None:
+            side = self.sides[name]
+            try:
+                side.version = side.ask(
+                    "prepare", PREPARE_S, **_preparation(workload, options)
+                )["version"]
+                ready[name] = side
+            except (SideSkipped, SideFailed) as error:
+                skipped[name] = {"skip": str(error)}
+
+        with ThreadPoolExecutor(2) as several:
+            list(several.map(build, [name for name in names if name not in skipped]))
+        for name in list(ready):  # timing, so one after the other
+            side = ready[name]
+            try:
+                answer = side.ask("plan", PREPARE_S, burst_s=options.burst_s)
+                side.outputs_kind, side.settings = answer["outputs"], answer["settings"]
+            except SideFailed as error:
+                skipped[name] = {"skip": str(error)}
+                del ready[name]
+        return {name: ready[name] for name in names if name in ready}, skipped
+
+    def close(self) -> None:
+        """End all processes."""
+        for side in self.sides.values():
+            side.close()
+        self.sides.clear()
+
+    def __enter__(self) -> Peers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def measure_row(
     workload: Workload,
     options: Options,
@@ -117,41 +182,122 @@ def measure_row(
     database: Path,
     display: Display,
     oracle: Side | None = None,
+    peers: Peers | None = None,
 ) -> dict[str, Any]:
     """Prepare every side, verify, time in interleaved rounds; always returns a row.
 
-    oracle: a side that has this workload prepared already, to be used again by the caller.
+    oracle: a side that has this workload prepared already, to be used again by the caller. peers:
+    processes to be used again. Where the outputs are large, `extra` of the row is the same with
+    new outputs in every call.
     """
     row = empty_row(workload, options.threads)
     with ExitStack() as stack:
         ours = stack.enter_context(Side("ours", options.threads))
+        own_peers = peers or stack.enter_context(Peers(options.threads))
+        _count(row, workload)
         try:
             entries = _prepare_ours(row, ours, workload, options, budget_s, database, display)
         except SideFailed as error:
             row["detail"]["error"] = str(error)
-            for peer in options.peers:
+            for peer in options.peers or ():
                 row["peers"][peer] = {"skip": "not timed: our own side failed"}
             return row
-        sides: dict[str, Side] = {}
-        if options.peers_from is None:
-            for peer in options.peers:
-                side = stack.enter_context(Side(peer, options.threads))
-                try:
-                    answer = side.ask("prepare", PREPARE_S, **_preparation(workload, options))
-                    side.version = answer["version"]
-                    side.outputs_kind = answer["outputs"]
-                    side.settings = answer["settings"]
-                    sides[peer] = side
-                except (SideSkipped, SideFailed) as error:
-                    row["peers"][peer] = {"skip": str(error)}
-                    side.close()
-        _verify(row, workload, ours, entries, sides, oracle)
+        judge = oracle
+        if judge is None:
+            try:
+                judge = stack.enter_context(prepared_oracle(workload))
+            except SideFailed as error:
+                row["detail"]["error"] = f"the oracle failed: {error}"
+                return row
+        names = (options.peers or ()) if options.peers_from is None else ()
+        sides, row["peers"] = own_peers.prepare(names, workload, options)
+        _verify(row, ours, entries, sides, judge)
         measurements = [_rounds(ours, entries, sides, options)]
         if _ratio(measurements[0]) < 1.0:  # behind a peer: three in all, the median is reported
             measurements += [_rounds(ours, entries, sides, options) for _ in range(2)]
             row["detail"]["measured_ratios"] = [_ratio(measured) for measured in measurements]
         _enter(row, sorted(measurements, key=_ratio)[len(measurements) // 2], sides)
+        if options.threads > 1:
+            _scaling(row, ours, entries[-1], options)
+        if _large_outputs(workload) and options.fresh_rows:
+            row["extra"] = _fresh_row(workload, row, ours, own_peers, judge, options)
     return row
+
+
+def _count(row: dict[str, Any], workload: Workload) -> None:
+    """Operations and bytes of the Program, or the formulas that the row states."""
+    if workload.model:
+        return  # counted on the program that was compiled
+    from tilewright.tools.suite import bound_program
+    from tilewright.tools.work import work_of
+
+    with suppress(TilewrightError):
+        counted = work_of(bound_program(workload))
+        row.update(flops=counted.flops, bytes=counted.bytes)
+        row["detail"]["written_bytes"] = counted.written_bytes
+    for name, formula in (("flops", workload.flops), ("bytes", workload.bytes)):
+        if formula:
+            row[name] = workload.number(formula)
+
+
+def _large_outputs(workload: Workload) -> bool:
+    """Are the results so large that an allocator gives them back to the system after each call?"""
+    if workload.model:
+        return False
+    import numpy as np
+
+    size_bytes = sum(
+        int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        for shape, dtype in output_specs(workload)
+    )
+    return size_bytes > LARGE_OUTPUT_BYTES
+
+
+def _fresh_row(
+    workload: Workload,
+    row: Mapping[str, Any],
+    ours: Side,
+    peers: Peers,
+    judge: Side,
+    options: Options,
+) -> dict[str, Any]:
+    """The same row, every result of every side a new array; outside the ratio figures."""
+    extra = empty_row(workload, options.threads)
+    for name in ("flops", "bytes", "roofline_us", "compile_s", "tune_s", "peak_bytes"):
+        extra[name] = row[name]
+    extra["outputs"] = "fresh"
+    extra["detail"].update(stats=row["detail"].get("stats", {}))
+    try:
+        ours.ask("fresh", PREPARE_S, burst_s=options.burst_s)
+    except SideFailed as error:
+        extra["detail"]["error"] = str(error)
+        return extra
+    fast = [name for name in row["rounds_us"] if name != "ours"]
+    sides, extra["peers"] = peers.prepare(fast, replace(workload, fresh=True), options)
+    _verify(extra, ours, ["fresh"], sides, judge)
+    measured = _rounds(ours, ["fresh"], sides, options)
+    measured["times_us"]["untuned"] = measured["times_us"]["ours"] = measured["times_us"]["fresh"]
+    _enter(extra, measured, sides)
+    extra["ours_untuned_us"] = None
+    return extra
+
+
+def _scaling(row: dict[str, Any], ours: Side, entry: str, options: Options) -> None:
+    """The same compiled code with one thread, in turn with all of them."""
+    one, all_of_them = [], []
+    try:
+        for _ in range(SCALING_ROUNDS):
+            ours.ask("threads", ROUND_S, threads=1)
+            one.append(_nanoseconds(ours, entry) * 1e-3)
+            ours.ask("threads", ROUND_S, threads=options.threads)
+            all_of_them.append(_nanoseconds(ours, entry) * 1e-3)
+    except SideFailed as error:
+        row["detail"]["scaling"] = {"skip": str(error)}
+        return
+    row["detail"]["scaling"] = {
+        "one_thread_us": statistics.median(one),
+        "us": statistics.median(all_of_them),
+    }
 
 
 def _preparation(workload: Workload, options: Options) -> dict[str, Any]:
@@ -194,7 +340,8 @@ def _prepare_ours(
         row["tune_s"] = stats.get("tune_s")
         entries.append("ours")
     for name in ("flops", "bytes", "peak_bytes"):
-        row[name] = stats.get(name)
+        if row[name] is None:
+            row[name] = stats.get(name)
     row["detail"]["stats"] = stats
     row["detail"]["untuned_stats"] = answer["stats"]
     return entries
@@ -226,49 +373,47 @@ def prepared_oracle(workload: Workload) -> Side:
 
 def _verify(
     row: dict[str, Any],
-    workload: Workload,
     ours: Side,
     entries: Sequence[str],
     sides: dict[str, Side],
-    oracle: Side | None,
+    oracle: Side,
 ) -> None:
     """Compare the timed entries of all sides with the oracle; a wrong peer leaves the row."""
-    with tempfile.TemporaryDirectory(prefix="tilewright-bench-") as folder:
-        files: dict[str, str] = {}
-        for name in entries:
-            files[name] = str(Path(folder) / f"{name}.npz")
-            try:
-                ours.ask("compute", ROUND_S, entry=name, seed=CHECKED_SEED, path=files[name])
-            except SideFailed as error:
-                row["detail"]["error"] = str(error)
-                return
-        for peer in list(sides):
-            path = str(Path(folder) / f"{peer}.npz")
-            try:
-                sides[peer].ask("compute", ROUND_S, entry=peer, seed=CHECKED_SEED, path=path)
-                files[peer] = path
-            except SideFailed as error:
-                row["peers"][peer] = {"skip": str(error)}
-                del sides[peer]
+    own: list[Mapping[str, Any]] = []
+    for name in entries:
         try:
-            with ExitStack() as stack:
-                judge = oracle or stack.enter_context(prepared_oracle(workload))
-                verdicts = judge.ask("judge", ORACLE_S, seed=CHECKED_SEED, candidates=files)
+            own.append(_verdict(ours, name, oracle))
         except SideFailed as error:
-            row["detail"]["error"] = f"the oracle failed: {error}"
-            return
-    found = verdicts["verdicts"]
-    own = [found[name] for name in entries]
-    row["verified"] = all(verdict["ok"] for verdict in own)
-    worst = max(own, key=lambda verdict: _share(verdict))
-    row["max_err"], row["allowed_err"] = worst["max_err"], worst["allowed_err"]
-    if not row["verified"]:
-        row["detail"]["error"] = "wrong: " + (worst["detail"] or _errors(worst))
+            row["detail"]["error"] = str(error)
+            break
+    if len(own) == len(entries):
+        row["verified"] = all(verdict["ok"] for verdict in own)
+        worst = max(own, key=lambda verdict: _share(verdict))
+        row["max_err"], row["allowed_err"] = worst["max_err"], worst["allowed_err"]
+        if not row["verified"]:
+            row["detail"]["error"] = "wrong: " + (worst["detail"] or _errors(worst))
     for peer in list(sides):
-        if not found[peer]["ok"]:
-            reason = found[peer]["detail"] or _errors(found[peer])
-            row["peers"][peer] = {"skip": f"wrong: {reason}"}
-            sides.pop(peer).close()
+        try:
+            found = _verdict(sides[peer], peer, oracle)
+            reason = "" if found["ok"] else f"wrong: {found['detail'] or _errors(found)}"
+        except SideFailed as error:
+            reason = str(error)
+        if reason:
+            row["peers"][peer] = {"skip": reason}
+            del sides[peer]
+
+
+def _verdict(side: Side, entry: str, oracle: Side) -> dict[str, Any]:
+    """What the oracle says of one entry, on inputs that are never timed. Errors: SideFailed."""
+    with tempfile.TemporaryDirectory(prefix="tilewright-bench-") as folder:
+        path = str(Path(folder) / "outputs.npz")
+        side.ask("compute", ROUND_S, entry=entry, seed=CHECKED_SEED, path=path)
+        try:
+            answer = oracle.ask("judge", ORACLE_S, seed=CHECKED_SEED, candidates={entry: path})
+        except SideFailed as error:
+            raise SideFailed(f"the oracle failed: {error}") from None
+    verdict: dict[str, Any] = answer["verdicts"][entry]
+    return verdict
 
 
 def _share(verdict: Mapping[str, Any]) -> float:
@@ -284,20 +429,30 @@ def _errors(verdict: Mapping[str, Any]) -> str:
 def _rounds(
     ours: Side, entries: Sequence[str], sides: Mapping[str, Side], options: Options
 ) -> dict[str, Any]:
-    """At least 11 rounds, each side once a round, the order turned round every time."""
+    """At least 11 rounds, each side once a round, the order turned round every time.
+
+    A peer that is over 5x slower than the best peer in both of the first two rounds is stopped: it
+    cannot be the best one, and it would take most of the time.
+    """
     order: list[tuple[str, Side, str]] = [(name, ours, name) for name in entries]
     order += [(peer, side, peer) for peer, side in sides.items()]
     times: dict[str, list[float]] = {name: [] for name, _, _ in order}
+    stopped: dict[str, list[float]] = {}
     probes: list[dict[str, float]] = []
-    for number in range(max(11, options.rounds)):
+    for number in range(max(11, options.rounds or 0)):
         if number % PROBE_EVERY == 0:
             probes.append(_probe(ours, options.threads))
-        for name, side, entry in order if number % 2 == 0 else reversed(order):
+        for name, side, entry in order if number % 2 == 0 else list(reversed(order)):
             times[name].append(_nanoseconds(side, entry) * 1e-3)
+        if number == 1 and sides:
+            limit = STOP_AT * min(max(times[peer]) for peer in sides)
+            stopped = {peer: times.pop(peer) for peer in sides if min(times[peer]) > limit}
+            order = [each for each in order if each[0] not in stopped]
     probes.append(_probe(ours, options.threads))
     names = {name for probe in probes for name in probe}
     return {
         "times_us": times,
+        "stopped_us": stopped,
         "probes": {
             name: statistics.median(probe[name] for probe in probes if name in probe)
             for name in sorted(names)
@@ -313,7 +468,8 @@ def _probe(ours: Side, threads: int) -> dict[str, float]:
 
 def _ratio(measured: Mapping[str, Any]) -> float:
     times = measured["times_us"]
-    rounds = {name: values for name, values in times.items() if name not in ("untuned", "ours")}
+    own = ("untuned", "ours", "fresh")
+    rounds = {name: values for name, values in times.items() if name not in own}
     rounds["ours"] = times.get("ours", times["untuned"])
     found = figure.best_peer({"verified": True, "rounds_us": rounds})
     return found[1] if found else float("inf")
@@ -323,15 +479,18 @@ def _enter(row: dict[str, Any], measured: Mapping[str, Any], sides: Mapping[str,
     """Put one measurement into the row."""
     times = measured["times_us"]
     own = times.get("ours", times["untuned"])
-    row["rounds_us"] = {"ours": own, **{peer: times[peer] for peer in sides}}
+    row["rounds_us"] = {"ours": own, **{peer: times[peer] for peer in sides if peer in times}}
     row["ours_us"] = statistics.median(own)
     row["ours_untuned_us"] = statistics.median(times["untuned"])
     row["detail"]["untuned_rounds_us"] = times["untuned"]
     row["detail"]["probes"] = measured["probes"]
     for peer, side in sides.items():
-        row["peers"][peer] = {"us": statistics.median(times[peer]), **_side_facts(side)}
+        early = measured.get("stopped_us", {}).get(peer)
+        row["peers"][peer] = {"us": statistics.median(early or times[peer]), **_side_facts(side)}
+        if early:
+            row["peers"][peer]["stopped"] = "over 5x slower than the best peer after two rounds"
     stats = row["detail"]["stats"]
-    written = float(stats.get("written_bytes") or 0.0)
+    written = float(row["detail"].get("written_bytes", stats.get("written_bytes")) or 0.0)
     if row["flops"] is not None and row["bytes"] is not None:
         row["roofline_us"] = figure.roofline_us(
             float(row["flops"]),
@@ -406,24 +565,34 @@ def run(options: Options, display: Display) -> dict[str, Any]:
 
     Errors: U001 for an unknown suite, peer or workload, before anything is measured.
     """
-    check_names(options.peers)
-    suite = choose(
-        load_suite(options.suite), only=options.only, sample=options.sample, seed=options.seed
+    check_names(options.peers or ())
+    loaded = load_suite(options.suite)
+    options = replace(
+        options,
+        peers=loaded.peers if options.peers is None else options.peers,
+        rounds=options.rounds or loaded.rounds,
+        burst_s=options.burst_s or loaded.burst_s,
     )
+    suite = choose(loaded, only=options.only, sample=options.sample, seed=options.seed)
     partial = _Partial(options)
     rows: list[dict[str, Any]] = []
     started = time.monotonic()
     left_s = suite.budget_s if options.budget_s is None else options.budget_s
     with tempfile.TemporaryDirectory(prefix="tilewright-bench-") as folder:
         database = options.db or Path(folder) / "tuning.sqlite"
-        with timing_lock(f"bench --suite {options.suite}", say=display.note):
+        with (
+            timing_lock(f"bench --suite {options.suite}", say=display.note),
+            Peers(options.threads) as peers,
+        ):
             for place, listed in enumerate(suite.rows):
                 workload = listed if options.jitter is None else jitter(listed, options.jitter)
                 row = partial.rows.get(workload.name)
                 if row is None:
                     budget_s = _budget_s(suite, options, left_s, place)
                     try:
-                        row = measure_row(workload, options, budget_s, database, display)
+                        row = measure_row(
+                            workload, options, budget_s, database, display, None, peers
+                        )
                     except SideFailed as error:  # a side that died while it was timed
                         row = empty_row(workload, options.threads)
                         row["detail"]["error"] = str(error)
@@ -431,8 +600,10 @@ def run(options: Options, display: Display) -> dict[str, Any]:
                         _borrow_peers(row, options.peers_from)
                     partial.add(row)
                 left_s = max(0.0, left_s - float(row["tune_s"] or 0.0))
-                rows.append(row)
-                display.note(line(row))
+                extra = row.pop("extra", None)
+                for each in (row,) if extra is None else (row, extra):
+                    rows.append(each)
+                    display.note(line(each))
     found = figure.figures(rows, suite.figures)
     if "candidate" in suite.figures or "import" in suite.figures:
         found.update(_own_figures(suite.figures))
@@ -504,8 +675,8 @@ def machine(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def line(row: Mapping[str, Any]) -> str:
     """A finished row in one line."""
     if not row["verified"]:
-        return f"{row['workload']}: UNVERIFIED, {row['detail'].get('error', 'no reason given')}"
-    parts = [f"{row['workload']}: {format_time_us(row['ours_us'])}"]
+        return f"{_name(row)}: UNVERIFIED, {row['detail'].get('error', 'no reason given')}"
+    parts = [f"{_name(row)}: {format_time_us(row['ours_us'])}"]
     share = figure.share_of_roofline(row)
     if share is not None:
         parts.append(f"{share:.0%} of roofline")
@@ -515,6 +686,10 @@ def line(row: Mapping[str, Any]) -> str:
         if (ratio := figure.ratio_to(row, peer)) is not None and peer != "ours"
     ]
     return ", ".join(parts)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['workload']}{' (new outputs)' if row['outputs'] == 'fresh' else ''}"
 
 
 def table(result: Mapping[str, Any]) -> Any:
@@ -538,6 +713,6 @@ def table(result: Mapping[str, Any]) -> Any:
         for peer in peers:
             ratio = figure.ratio_to(row, peer)
             cells.append("-" if ratio is None else f"{ratio:.2f}x")
-        name = row["workload"] if row["verified"] else f"{row['workload']} (UNVERIFIED)"
+        name = _name(row) if row["verified"] else f"{_name(row)} (UNVERIFIED)"
         out.add_row(name, *cells)
     return out

@@ -348,7 +348,7 @@ def check(
 @click.option("--budget", type=Duration(), help="Tuning time, as the suite counts it.")
 @click.option("--jitter", type=int, metavar="SEED", help="Move the sizes of the rows a little.")
 @click.option("--peers-from", type=click.Path(path_type=Path), help="Times of peers from a JSON.")
-@click.option("--rounds", type=click.IntRange(11), default=15, show_default=True)
+@click.option("--rounds", type=click.IntRange(11), help="Rounds a row; default: the suite's.")
 @click.option("--resume", is_flag=True, help="Carry on an interrupted run of the same options.")
 @machine_options
 @json_option
@@ -363,7 +363,7 @@ def bench(
     budget: float | None,
     jitter: int | None,
     peers_from: Path | None,
-    rounds: int,
+    rounds: int | None,
     resume: bool,
     threads: int | None,
     target: str | None,
@@ -374,10 +374,11 @@ def bench(
     if context.invoked_subcommand is not None:
         return outcome.DONE
     from tilewright.tools import bench as harness
-    from tilewright.tools.peers import PEERS
     from tilewright.tools.progress import display
 
-    named = PEERS if peers is None else tuple(p for p in peers.split(",") if p not in ("", "none"))
+    named = None
+    if peers is not None:
+        named = tuple(peer for peer in peers.split(",") if peer not in ("", "none"))
     options = harness.Options(
         suite=suite,
         only=only,
@@ -398,7 +399,9 @@ def bench(
     output = _output()
     output.print(harness.table(result))
     for name, figure in result["figures"].items():
-        output.print(f"{name}: {figure['value']:.4g} {figure['unit']}", markup=False)
+        value = figure["value"]
+        shown_value = figure["how"] if value is None else f"{value:.4g} {figure['unit']}"
+        output.print(f"{name}: {shown_value}", markup=False)
     _json(result)
     verified = result["figures"]["unverified_rows"]["value"] == 0
     return outcome.DONE if verified else outcome.CHECK_FAILED

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from tilewright.tools import wiring
 from tilewright.tools.peers import BoundCall, Entry
-from tilewright.tools.suite import aligned_empty, input_specs, make_inputs
+from tilewright.tools.suite import (
+    aligned_copy,
+    aligned_empty,
+    bound_program,
+    input_specs,
+    load_arrays,
+    make_inputs,
+)
 
 if TYPE_CHECKING:
     from tilewright.tools.suite import Workload
@@ -40,7 +47,7 @@ def model_of(workload: Workload) -> Any:
         from tilewright.tools.wheels import model_path
 
         return wiring.load_model(model_path(workload.model))
-    program = wiring.program(workload.text)
+    program = bound_program(workload)
     everything = make_inputs(workload, input_specs(workload), seed=1)
     return wiring.with_constants(program, {name: everything[name] for name in workload.constants})
 
@@ -65,6 +72,7 @@ class Ours:
     def __init__(self) -> None:
         self.workload: Workload | None = None
         self.model: Any = None
+        self.latest: Any = None  # what was compiled last
         self.threads = 1
 
     def version(self) -> str:
@@ -75,6 +83,8 @@ class Ours:
     ) -> tuple[Entry, dict[str, Any]]:
         """Compile with default schedules; no record of any database takes part."""
         self.workload, self.threads, self.target = workload, threads, target
+        # By the setting, so that what is compiled can be run with fewer threads too.
+        wiring.use_threads(threads)
         started = time.perf_counter()
         self.model = model_of(workload)
         with tempfile.TemporaryDirectory(prefix="tilewright-untuned-") as folder:
@@ -82,13 +92,14 @@ class Ours:
                 self.model,
                 dims=dims_of(workload, self.model),
                 tune=0.0,
-                threads=threads,
+                threads=None,
                 target=target,
                 db=Path(folder) / "empty.sqlite",
             )
         given = make_inputs(workload, input_specs(workload), seed=1)
         compiled.run({spec.name: given[spec.name] for spec in compiled.input_specs})
         first_s = time.perf_counter() - started
+        self.latest = compiled
         return self._bind(compiled, copies), {**self._stats(compiled), "first_result_s": first_s}
 
     def tune(
@@ -100,12 +111,28 @@ class Ours:
             self.model,
             dims=dims_of(self.workload, self.model),
             tune=budget_s,
-            threads=self.threads,
+            threads=None,
             target=self.target,
             db=db,
             on_event=tell,
         )
+        self.latest = compiled
         return self._bind(compiled, copies), self._stats(compiled)
+
+    def fresh(self, copies: int) -> Entry:
+        """What was compiled last, called so that every result is a new array."""
+        assert self.workload is not None
+        given = make_inputs(self.workload, input_specs(self.workload), seed=1)
+        compiled, calls = self.latest, []
+        for _ in range(copies):
+            inputs = {spec.name: aligned_copy(given[spec.name]) for spec in compiled.input_specs}
+            last: list[Any] = [None]
+
+            def call(inputs: Any = inputs, last: Any = last) -> None:
+                last[0] = compiled.run(inputs)
+
+            calls.append(BoundCall(call, inputs, lambda last=last: last[0]))  # type: ignore[misc]
+        return Entry(calls, "fresh", f"{self.threads} threads", keep=compiled)
 
     def _stats(self, compiled: wiring.CompiledModel) -> dict[str, Any]:
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -120,10 +147,7 @@ class Ours:
         for _ in range(copies):
             inputs = {}
             for spec in compiled.input_specs:
-                source = given[spec.name]
-                buffer = aligned_empty(source.shape, source.dtype)
-                buffer[...] = source
-                inputs[spec.name] = buffer
+                inputs[spec.name] = aligned_copy(given[spec.name])
             fresh = compiled.run(inputs)
             outputs = [aligned_empty(array.shape, array.dtype) for array in fresh]
             for array in outputs:
@@ -146,16 +170,13 @@ class Oracle:
 
         Returns name -> ok, max_err, allowed_err, detail of its worst output.
         """
-        import numpy as np
-
         if seed not in self.expected:
             everything = make_inputs(self.workload, input_specs(self.workload), seed)
             inputs = {n: a for n, a in everything.items() if n not in self.workload.constants}
             self.expected = {seed: wiring.oracle(self.model, inputs)}
         verdicts: dict[str, Any] = {}
         for name, path in candidates.items():
-            with np.load(path, allow_pickle=False) as file:
-                outputs = [file[f"arr_{place}"] for place in range(len(file.files))]
+            outputs = load_arrays(path)
             found = wiring.compare(self.model, outputs, self.expected[seed])
             worst = max(found, key=_badness)
             verdicts[name] = {

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from tilewright.tools.peers import Unavailable, preload_of
+
 __all__ = ["Side", "SideFailed", "SideSkipped"]
 
 
@@ -29,21 +31,31 @@ class SideSkipped(Exception):
     """The side has no form of this workload here; the text is the reason that the row shows."""
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(name: str, threads: int) -> dict[str, str]:
     environment = dict(os.environ)
+    try:
+        preload = preload_of(name)
+    except Unavailable as error:
+        raise SideSkipped(str(error)) from None
+    if preload:
+        environment["LD_PRELOAD"] = preload
     for name in ("OMP", "MKL", "OPENBLAS", "TILEWRIGHT"):
         environment[f"{name}_NUM_THREADS"] = str(threads)
     return environment
 
 
 class Side:
-    """One worker process; use as a context manager."""
+    """One worker process; use as a context manager.
+
+    Errors: SideSkipped where a peer's variant cannot run here.
+    """
 
     def __init__(self, name: str, threads: int) -> None:
         self.name = name
         self.version = ""
         self.outputs_kind = "bound"
         self.settings = ""
+        environment = _environment(name, threads if name != "oracle" else os.cpu_count() or 1)
         reading, writing = os.pipe()
         cpus = sorted(os.sched_getaffinity(0))
         # One thread is pinned, so that no side pays for moving; the last CPU has the fewest
@@ -57,7 +69,7 @@ class Side:
             stderr=None if os.environ.get("TILEWRIGHT_DEBUG", "0") != "0" else subprocess.DEVNULL,
             pass_fds=(writing,),
             start_new_session=True,  # Ctrl-C is for the parent, which decides what ends
-            env=_environment(threads if name != "oracle" else len(cpus)),
+            env=environment,
         )
         os.close(writing)
         self._reading = reading
@@ -129,6 +141,11 @@ class Side:
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
+
+    @property
+    def is_alive(self) -> bool:
+        """Can it be asked again?"""
+        return self._process.poll() is None
 
     def close(self) -> None:
         """End the process at once."""

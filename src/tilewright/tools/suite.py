@@ -7,12 +7,16 @@ rows or move their sizes, and never add or drop one silently.
 
 from __future__ import annotations
 
+import ast
 import fnmatch
+import itertools
+import operator
 import random
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -26,8 +30,9 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-__all__ = ["Suite", "Workload", "choose", "input_specs", "jitter"]
-__all__ += ["aligned_empty", "load_suite", "make_inputs", "output_specs", "suite_names"]
+__all__ = ["Suite", "Workload", "bound_program", "choose", "input_specs", "jitter"]
+__all__ += ["aligned_copy", "aligned_empty", "load_arrays", "load_suite", "make_inputs"]
+__all__ += ["output_specs", "peer_inputs", "save_arrays", "suite_names"]
 
 FORMAT = 1
 FOLDER = Path(__file__).parent / "suites"
@@ -35,7 +40,12 @@ FOLDER = Path(__file__).parent / "suites"
 
 @dataclass(frozen=True)
 class Workload:
-    """One row of a suite, before anybody has run it."""
+    """One row of a suite, before anybody has run it.
+
+    program: index notation or Program text, where $NAME is a size. onnx, torch, jax, numpy: the
+    same computation for the peers, one or more forms each. flops, bytes: formulas over the sizes,
+    or empty where the Program is counted.
+    """
 
     suite: str
     name: str
@@ -44,16 +54,33 @@ class Workload:
     dtype: str = "f32"
     program: str = ""
     model: str = ""
-    onnx: tuple[Mapping[str, Any], ...] = ()
+    onnx: tuple[str, ...] = ()
+    torch: tuple[str, ...] = ()
+    jax: tuple[str, ...] = ()
+    numpy: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    derived: Mapping[str, str] = field(default_factory=dict)
+    flops: str = ""
+    bytes: str = ""
     rotate: bool = False
+    fresh: bool = False
     weight: float = 1.0
 
     @property
     def text(self) -> str:
         """The program with the sizes filled in."""
-        return Template(self.program).substitute(self.dims).lstrip()
+        return self.fill(self.program).lstrip()
+
+    def fill(self, template: str) -> str:
+        """`template` with the sizes in place of $NAME."""
+        derived = {name: self.number(formula) for name, formula in self.derived.items()}
+        return Template(template).substitute({**self.dims, **derived})
+
+    def number(self, formula: str) -> int:
+        """The value of a formula over the sizes."""
+        return _arithmetic(ast.parse(formula, mode="eval").body, self.dims)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` is the inverse."""
@@ -62,9 +89,32 @@ class Workload:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Workload:
         values = dict(data)
-        for name in ("onnx", "constants", "fixed"):
+        for name in ("onnx", "torch", "jax", "numpy"):
+            forms = values.get(name, ())
+            values[name] = (forms,) if isinstance(forms, str) else tuple(forms)
+        for name in ("constants", "fixed"):
             values[name] = tuple(values.get(name, ()))
         return Workload(**values)
+
+
+def _arithmetic(node: ast.expr, sizes: Mapping[str, int]) -> int:
+    match node:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.Name(id=name):
+            return sizes[name]
+        case ast.BinOp(left=left, op=op, right=right):
+            return _OPERATORS[type(op)](_arithmetic(left, sizes), _arithmetic(right, sizes))
+    raise ValueError(f"a formula over sizes cannot hold {ast.unparse(node)}")
+
+
+_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +126,9 @@ class Suite:
     budget_s: float
     budget_for: str
     figures: tuple[str, ...] = field(default=())
+    rounds: int = 15
+    burst_s: float = 0.06
+    peers: tuple[str, ...] = ()
 
 
 def suite_names() -> list[str]:
@@ -102,9 +155,7 @@ def output_specs(workload: Workload) -> list[tuple[tuple[int, ...], str]]:
 def _tensors(workload: Workload, which: str) -> list[tuple[str, tuple[int, ...], str]]:
     import numpy as np
 
-    from tilewright.ir.program import parse_program
-
-    program = parse_program(workload.text)
+    program = bound_program(workload)
     if which == "inputs":
         tensors = list(program.inputs)
     else:
@@ -113,6 +164,27 @@ def _tensors(workload: Workload, which: str) -> list[tuple[str, tuple[int, ...],
         (t.name, tuple(int(str(size)) for size in t.shape), str(np.dtype(t.dtype.np)))
         for t in tensors
     ]
+
+
+def bound_program(workload: Workload) -> Any:
+    """The row's Program at the row's sizes; constants are inputs still.
+
+    Errors: those of the notation; P001 where a size of the program is no size of the row.
+    """
+    return _bound(workload.text, tuple(sorted(workload.dims.items())))
+
+
+@lru_cache(maxsize=256)
+def _bound(text: str, dims: tuple[tuple[str, int], ...]) -> Any:
+    from tilewright.frontend.notation import parse_notation
+
+    program = parse_notation(text)
+    known = {dim.name for dim in program.dims}
+    bound = program.bind({name: size for name, size in dims if name in known})
+    if bound.dims:
+        names = ", ".join(dim.name for dim in bound.dims)
+        raise UserError("P001", f"the row gives no size for {names}", hint="add it to `dims`")
+    return bound
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> UserError:
@@ -133,28 +205,51 @@ def load_suite(name: str) -> Suite:
         raise UserError(
             "S002", f"suite {name} has format {data.get('format')}; this release knows {FORMAT}"
         )
-    rows = tuple(Workload.from_json({"suite": name, **row}) for row in data["row"])
+    forms = data.get("form", {})
+    rows = tuple(_row(name, row, forms) for row in data["row"])
     return Suite(
-        name, rows, float(data["budget_s"]), str(data["budget_for"]), tuple(data["figures"])
+        name,
+        rows,
+        float(data["budget_s"]),
+        str(data["budget_for"]),
+        tuple(data["figures"]),
+        int(data.get("rounds", 15)),
+        float(data.get("burst_ms", 60.0)) * 1e-3,
+        tuple(data.get("peers", ())),
     )
+
+
+def _row(suite: str, row: dict[str, Any], forms: Mapping[str, Any]) -> Workload:
+    own = dict(row)
+    shared = forms[own.pop("form")] if "form" in own else {}
+    return Workload.from_json({"suite": suite, **shared, **own})
 
 
 def choose(
     suite: Suite, *, only: str | None = None, sample: int | None = None, seed: int = 0
 ) -> Suite:
-    """Keep the rows that match a glob, then a random sample of them, in the suite's order.
+    """Keep the rows that match a glob, then an even sample of them, in the suite's order.
 
+    only: globs of row names or categories, separated by commas. sample: so many rows, one from
+    each of as many equal stretches of the list, so that every class keeps its share.
     Errors: U001 when no row matches.
     """
     rows = suite.rows
     if only is not None:
         patterns = only.split(",")
-        rows = tuple(row for row in rows if any(fnmatch.fnmatch(row.name, p) for p in patterns))
+        rows = tuple(
+            row
+            for row in rows
+            if any(fnmatch.fnmatch(name, p) for name in (row.name, row.category) for p in patterns)
+        )
         if not rows:
             raise _unknown("workload", only, [row.name for row in suite.rows])
     if sample is not None and sample < len(rows):
-        places = sorted(random.Random(seed).sample(range(len(rows)), sample))
-        rows = tuple(rows[place] for place in places)
+        stream = random.Random(seed)
+        ends = [len(rows) * place // sample for place in range(sample + 1)]
+        rows = tuple(
+            rows[stream.randrange(low, high)] for low, high in itertools.pairwise(ends)
+        )
     return replace(suite, rows=rows)
 
 
@@ -168,16 +263,40 @@ def jitter(workload: Workload, seed: int) -> Workload:
     return replace(workload, dims=dims)
 
 
-def _fill(content: str, shape: tuple[int, ...], dtype: str, stream: Any) -> Array:
+def _fill(content: str, shape: tuple[int, ...], dtype: str, stream: Any, sizes: Any) -> Array:
+    """Values of one input; `content` is what docs/benchmarks.md lists under `inputs`."""
     import numpy as np
 
-    if content == "bytes":
-        return np.asarray(stream.integers(0, 257, shape), np.int32)
-    if content == "pixels":  # what open-nsfw gets: BGR values less the mean
-        return np.asarray(stream.uniform(-120.0, 140.0, shape), np.float32)
-    if content == "image":
-        return np.asarray(stream.uniform(-1.0, 1.0, shape), np.float32)
-    return np.asarray(stream.standard_normal(shape, np.float32), dtype)
+    kind, _, limit = content.partition(":")
+    if limit:  # below:DIM
+        top = sizes[limit] if limit in sizes else int(limit)
+        return np.asarray(stream.integers(0, top, shape), dtype)
+    match kind:
+        case "bytes":
+            return np.asarray(stream.integers(0, 257, shape), np.int32)
+        case "pixels":  # what open-nsfw gets: BGR values less the mean
+            return np.asarray(stream.uniform(-120.0, 140.0, shape), np.float32)
+        case "image":
+            return np.asarray(stream.uniform(-1.0, 1.0, shape), np.float32)
+        case "flags":
+            return np.asarray(stream.integers(0, 2, shape), np.bool_)
+        case "unit":
+            return stream.random(shape, np.float32).astype(dtype, copy=False)
+        case "positive":
+            return (stream.random(shape, np.float32) + np.float32(0.5)).astype(dtype, copy=False)
+        case "negative":
+            return (-stream.random(shape, np.float32) - np.float32(0.5)).astype(dtype, copy=False)
+        case "near_one":  # long products stay in range
+            tiny = stream.standard_normal(shape, np.float32) * np.float32(1e-3)
+            return (tiny + np.float32(1.0)).astype(dtype, copy=False)
+        case "spd":
+            half = stream.standard_normal(shape, np.float32)
+            square = half @ half.swapaxes(-1, -2) / np.float32(shape[-1])
+            return (square + np.eye(shape[-1], dtype=np.float32)).astype(dtype, copy=False)
+    if np.dtype(dtype).kind in "iu":
+        low, high = (0, 256) if dtype == "uint8" else (-128, 128)
+        return np.asarray(stream.integers(low, high, shape), dtype)
+    return stream.standard_normal(shape, np.float32).astype(dtype, copy=False)
 
 
 def make_inputs(
@@ -199,15 +318,50 @@ def make_inputs(
         own = 0 if name in workload.constants else seed
         label = [ord(character) for character in f"{workload.name}/{name}"]
         stream = np.random.Generator(np.random.PCG64([own, *label]))
-        array = _fill(content, shape, dtype, stream)
-        if name in workload.constants and len(shape) > 1:
+        what = workload.inputs.get(name, content)
+        array = _fill(what, shape, dtype, stream, workload.dims)
+        whole = array.dtype.kind in "biu"
+        if name in workload.constants and what == "normal" and len(shape) > 1 and not whole:
             # Weights scaled as a trained layer has them, so that outputs keep the inputs' size.
             array = array / np.asarray(np.sqrt(np.prod(shape[1:])), array.dtype)
-        inputs[name] = aligned(array)
+        inputs[name] = aligned_copy(array)
     return inputs
 
 
-def aligned(array: Array) -> Array:
+def peer_inputs(workload: Workload, seed: int = 1) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The inputs that change, and the constants, both by name."""
+    everything = make_inputs(workload, input_specs(workload), seed)
+    constants = {name: everything.pop(name) for name in workload.constants}
+    return everything, constants
+
+
+def save_arrays(path: str, arrays: Sequence[Array]) -> None:
+    """Write arrays by position; dtypes that NumPy's format does not know keep their names."""
+    import numpy as np
+
+    held: dict[str, Array] = {"dtypes": np.array([array.dtype.name for array in arrays], "U16")}
+    for place, array in enumerate(arrays):
+        contiguous = np.ascontiguousarray(array).reshape(array.shape)
+        known = contiguous.dtype.kind != "V" and contiguous.dtype.isbuiltin == 1
+        held[f"arr_{place}"] = contiguous if known else contiguous.view(f"u{array.dtype.itemsize}")
+    np.savez(path, **held)
+
+
+def load_arrays(path: str) -> list[Array]:
+    """What `save_arrays` wrote."""
+    import ml_dtypes  # noqa: F401  registers its dtypes by name
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as file:
+        dtypes = [np.dtype(str(name)) for name in file["dtypes"]]
+        arrays = [file[f"arr_{place}"] for place in range(len(dtypes))]
+    return [
+        array if array.dtype == dtype else array.view(dtype)
+        for array, dtype in zip(arrays, dtypes, strict=True)
+    ]
+
+
+def aligned_copy(array: Array) -> Array:
     """A copy at a 64-byte boundary, which every contestant gets alike."""
     copy = aligned_empty(array.shape, array.dtype)
     copy[...] = array

@@ -290,6 +290,14 @@ def probes(threads: int) -> dict[str, float]:
     return {name: float(value) for name, value in module.probe(threads).items()}
 
 
+def use_threads(threads: int) -> None:
+    """Run with so many threads from the next call on, whatever a model was compiled for.
+
+    Models that were compiled with a number of threads of their own keep it.
+    """
+    importlib.import_module("tilewright.runtime.pool").set_num_threads(threads)
+
+
 def calibrate(threads: Sequence[int]) -> dict[str, Any]:
     """Measure and store the hardware descriptor; returns it as plain data."""
     module = importlib.import_module("tilewright.runtime.calibrate")

@@ -4,8 +4,9 @@ In: JSON lines on standard input. Out: JSON lines on the descriptor named in arg
 library prints goes to standard error. Invariant: between requests this process does nothing, and
 it ends with its parent.
 
-Requests: `prepare`, `tune` (ours), `judge` (oracle), `compute` (outputs for a seed), `round`,
-`probe`. Each answer has `ok`; lines with `event` may come before it.
+Requests: `prepare` (a peer may be asked again, for another workload), `plan` (choose the fastest
+way of a peer), `tune` and `fresh` (ours), `judge` (oracle), `compute` (outputs for a seed),
+`round`, `probe`, `threads` (ours). Each answer has `ok`; lines with `event` may come before it.
 """
 
 from __future__ import annotations
@@ -17,16 +18,29 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import TilewrightError
 from tilewright.tools.peers import Entry, Unavailable, load
-from tilewright.tools.suite import Workload, input_specs, make_inputs, output_specs
+from tilewright.tools.suite import (
+    Workload,
+    input_specs,
+    make_inputs,
+    output_specs,
+    save_arrays,
+)
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tilewright.tools.ours import Oracle, Ours
+    from tilewright.tools.peers import Peer
+
+    Array = np.ndarray[Any, Any]
+else:
+    Array = Any
 
 __all__ = ["Burst", "main", "plan_burst", "run_burst"]
 
@@ -111,7 +125,27 @@ def copies_of(workload: Workload) -> int:
         int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in shapes
     )
     wanted = -(-_CACHES_IN_ROTATION * last_level // size_bytes)
-    return max(2, min(wanted, _LARGEST_ROTATION_BYTES // size_bytes))
+    return max(1, min(wanted, _LARGEST_ROTATION_BYTES // size_bytes))
+
+
+def fastest(entries: Sequence[Entry], seconds: float = 0.05) -> Entry:
+    """The entry with the quickest call, each tried for about so long."""
+    if len(entries) == 1:
+        return entries[0]
+    best: tuple[float, Entry] | None = None
+    for entry in entries:
+        call = entry.calls[-1].call
+        call()
+        times = []
+        started = time.perf_counter()
+        while len(times) < 2 or time.perf_counter() - started < seconds:
+            before = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - before)
+        if best is None or min(times) < best[0]:
+            best = (min(times), entry)
+    assert best is not None
+    return best[1]
 
 
 class Worker:
@@ -125,6 +159,8 @@ class Worker:
         self.workload: Workload | None = None
         self.ours: Ours | None = None
         self.oracle: Oracle | None = None
+        self.peer: Peer | None = None
+        self.ways: Sequence[Entry] = ()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Carry out one request."""
@@ -141,6 +177,20 @@ class Worker:
                 )
                 self.enter("ours", entry, request["burst_s"])
                 return {"stats": stats}
+            case "plan":
+                entry = fastest(self.ways)
+                self.ways = ()
+                self.enter(self.name, entry, request["burst_s"])
+                return {"outputs": entry.outputs_kind, "settings": entry.settings}
+            case "fresh":
+                assert self.ours is not None and self.workload is not None
+                self.enter("fresh", self.ours.fresh(copies_of(self.workload)), request["burst_s"])
+                return {}
+            case "threads":
+                from tilewright.tools import wiring
+
+                wiring.use_threads(request["threads"])
+                return {}
             case "round":
                 name = request["entry"]
                 return {"ns": run_burst(self.entries[name], self.bursts[name])}
@@ -177,11 +227,14 @@ class Worker:
             )
             self.enter("untuned", entry, burst_s)
             return {"version": self.ours.version(), "stats": stats, "outputs": entry.outputs_kind}
-        peer = load(self.name)
-        version = peer.available()
-        entry = peer.prepare(workload, threads, copies_of(workload))
-        self.enter(self.name, entry, burst_s)
-        return {"version": version, "outputs": entry.outputs_kind, "settings": entry.settings}
+        self.ways = ()
+        self.entries.clear()
+        gc.collect()
+        if self.peer is None:
+            self.peer = load(self.name)
+        version = self.peer.available()
+        self.ways = self.peer.prepare(workload, threads, copies_of(workload))
+        return {"version": version}
 
     def compute(self, name: str, seed: int, path: str) -> dict[str, Any]:
         """Write the outputs of the very entry that is timed, on the inputs of another seed."""
@@ -194,11 +247,24 @@ class Worker:
         kept = {tensor: buffer.copy() for tensor, buffer in bound.inputs.items()}
         for tensor, buffer in bound.inputs.items():
             buffer[...] = fresh[tensor]
+        bound.refresh()
         bound.call()
-        np.savez(path, *[np.asarray(array) for array in bound.outputs()])
+        save_arrays(path, self.as_declared([np.asarray(array) for array in bound.outputs()]))
         for tensor, buffer in bound.inputs.items():
             buffer[...] = kept[tensor]
+        bound.refresh()
         return {}
+
+    def as_declared(self, arrays: list[Array]) -> list[Array]:
+        """Integers of a peer in the width of the program: some count positions in 32 bits."""
+        assert self.workload is not None
+        if self.workload.model or self.ours is not None:
+            return arrays
+        kinds = [dtype for _, dtype in output_specs(self.workload)]
+        return [
+            array.astype(kind) if array.dtype.kind in "iu" else array
+            for array, kind in zip(arrays, kinds, strict=True)
+        ]
 
     def event(self, state: Any) -> None:
         """Pass the state of a search on to the parent."""

@@ -1,16 +1,17 @@
 """onnxruntime: inputs and outputs bound to fixed buffers, constants as initializers.
 
-In: a workload with a model file or ONNX nodes. Out: an `Entry` around `run_with_iobinding`.
-Invariant: one session per workload, sequential execution, exactly `threads` threads.
+In: a workload with a model file or ONNX nodes. Out: `Entry`s around `run_with_iobinding`.
+Invariant: one session per form, sequential execution, exactly `threads` threads.
 """
 
 from __future__ import annotations
 
-from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tilewright.tools.peers import BoundCall, Entry, Unavailable
-from tilewright.tools.suite import aligned_empty, input_specs, make_inputs, output_specs
+from tilewright.tools.peers import BoundCall, Entry, package_version
+from tilewright.tools.peers._onnx import element_type, onnx_models
+from tilewright.tools.suite import aligned_copy, aligned_empty, output_specs, peer_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,54 +22,16 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-__all__ = ["Adapter", "onnx_bytes"]
-
-
-def onnx_bytes(workload: Workload, constants: dict[str, Array]) -> bytes:
-    """The workload's ONNX nodes as a model; `constants` become initializers."""
-    from onnx import helper, numpy_helper
-    from onnx.helper import np_dtype_to_tensor_dtype
-
-    def value(name: str, shape: tuple[int, ...], dtype: str) -> Any:
-        import numpy as np
-
-        return helper.make_tensor_value_info(name, np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
-
-    nodes = [
-        helper.make_node(
-            node["op"], list(node["inputs"]), list(node["outputs"]), **node.get("attributes", {})
-        )
-        for node in workload.onnx
-    ]
-    graph = helper.make_graph(
-        nodes,
-        workload.name,
-        [
-            value(name, *spec)
-            for name, spec in input_specs(workload).items()
-            if name not in constants
-        ],
-        [
-            value(name, *spec)
-            for name, spec in zip(workload.onnx[-1]["outputs"], output_specs(workload), strict=True)
-        ],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    data: bytes = model.SerializeToString()
-    return data
+__all__ = ["Adapter"]
 
 
 class Adapter:
     """The peer `onnxruntime`."""
 
     def available(self) -> str:
-        try:
-            return metadata.version("onnxruntime")
-        except metadata.PackageNotFoundError:
-            raise Unavailable("not installed: pip install 'tilewright[peers]'") from None
+        return package_version("onnxruntime")
 
-    def prepare(self, workload: Workload, threads: int, copies: int) -> Entry:
+    def prepare(self, workload: Workload, threads: int, copies: int) -> list[Entry]:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -76,37 +39,57 @@ class Adapter:
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
-        everything = make_inputs(workload, input_specs(workload), seed=1)
-        constants = {name: everything[name] for name in workload.constants}
-        source: str | bytes
-        if workload.model:
-            from tilewright.tools.wheels import model_path
+        options.log_severity_level = 4
+        given, constants = peer_inputs(workload)
+        entries, refused = [], None
+        for source in onnx_models(workload, constants):
+            data = str(source) if isinstance(source, Path) else source
+            try:
+                session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+                entries.append(self._entry(session, workload, given, threads, copies))
+            except Exception as error:  # noqa: BLE001  another form may be taken
+                refused = error
+        if not entries and refused is not None:
+            raise refused
+        return entries
 
-            source = str(model_path(workload.model))
-        elif workload.onnx:
-            source = onnx_bytes(workload, constants)
+    def _entry(
+        self, session: Any, workload: Workload, given: dict[str, Array], threads: int, copies: int
+    ) -> Entry:
+        settings = f"{threads} threads, all optimizations, io binding"
+        if workload.model:
+            shapes = [(array.shape, array.dtype) for array in session.run(None, given)]
         else:
-            raise Unavailable("this row has no ONNX form")
-        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        given = {name: array for name, array in everything.items() if name not in constants}
-        shapes = [(array.shape, array.dtype) for array in session.run(None, given)]
+            shapes = output_specs(workload)  # type: ignore[assignment]
+        if workload.fresh:
+            calls = [self._fresh(session, given) for _ in range(copies)]
+            return Entry(calls, "fresh", f"{threads} threads, all optimizations")
         calls = [self._bind(session, given, shapes) for _ in range(copies)]
-        return Entry(calls, "bound", f"{threads} threads, all optimizations, io binding")
+        return Entry(calls, "bound", settings)
+
+    @staticmethod
+    def _fresh(session: Any, given: dict[str, Array]) -> BoundCall:
+        inputs = {name: aligned_copy(array) for name, array in given.items()}
+        last: list[Any] = [None]
+
+        def call() -> None:
+            last[0] = session.run(None, inputs)
+
+        return BoundCall(call, inputs, lambda: last[0])
 
     @staticmethod
     def _bind(session: Any, given: dict[str, Array], shapes: list[tuple[Any, Any]]) -> BoundCall:
         binding = session.io_binding()
         inputs = {}
         for name, array in given.items():
-            buffer = aligned_empty(array.shape, array.dtype)
-            buffer[...] = array
-            binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
-            inputs[name] = buffer
+            buffer = inputs[name] = aligned_copy(array)
+            binding.bind_input(
+                name, "cpu", 0, element_type(buffer.dtype), buffer.shape, buffer.ctypes.data
+            )
         outputs = [aligned_empty(shape, dtype) for shape, dtype in shapes]
         for value, buffer in zip(session.get_outputs(), outputs, strict=True):
             binding.bind_output(
-                value.name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data
+                value.name, "cpu", 0, element_type(buffer.dtype), buffer.shape, buffer.ctypes.data
             )
         run = session.run_with_iobinding
         return BoundCall(lambda: run(binding), inputs, lambda: outputs)

@@ -1,117 +1,128 @@
-"""torch, eager: one library call per row, into a given output where torch's interface allows it.
+"""PyTorch eager: the fastest of the row's forms, into a preallocated tensor where it takes one.
 
-In: a workload of a single node of the table below. Out: an `Entry`. Invariant: inference mode,
-exactly `threads` threads; a workload outside the table is skipped with a reason.
+In: a workload with a `torch` form, or a model of our own suite. Out: `Entry`s on fixed tensors.
+Invariant: inference mode, exactly `threads` threads; `NAME.out` kernels where the outermost call
+has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from tilewright.tools.peers import BoundCall, Entry, Unavailable
-from tilewright.tools.suite import aligned_empty, input_specs, make_inputs, output_specs
+from tilewright.tools.peers import BoundCall, Entry, Unavailable, package_version
+from tilewright.tools.peers._forms import Form, fill_forms, with_out
+from tilewright.tools.suite import aligned_copy, aligned_empty, output_specs, peer_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
     from tilewright.tools.suite import Workload
 
-__all__ = ["Adapter"]
+    Array = np.ndarray[Any, Any]
+else:
+    Array = Any
+
+__all__ = ["Adapter", "libraries", "several", "tensor_of", "to_array"]
 
 
-def _bound(node: dict[str, Any], inputs: list[Any], out: Any) -> Callable[[], object] | None:
-    """The call that writes into `out`, or None where torch has no such form."""
+def libraries() -> dict[str, Any]:
+    """The names that a `torch` form may use."""
     import torch
 
-    aten = torch.ops.aten
-    attributes = node.get("attributes", {})
-    match node["op"]:
-        case "MatMul":
-            return lambda: torch.matmul(inputs[0], inputs[1], out=out)
-        case "Softmax":
-            dim = attributes.get("axis", -1)
-            return lambda: aten._softmax.out(inputs[0], dim, False, out=out)
-        case "LayerNormalization":
-            size = list(inputs[1].shape)
-            rows = inputs[0].numel() // inputs[1].numel()
-            mean, scale = torch.empty(rows, 1), torch.empty(rows, 1)
-            epsilon = attributes.get("epsilon", 1e-5)
-            return lambda: aten.native_layer_norm.out(
-                inputs[0], size, inputs[1], inputs[2], epsilon, out0=out, out1=mean, out2=scale
-            )
-    return None
+    return {"torch": torch, "F": torch.nn.functional, "aten": torch.ops.aten}
 
 
-def _fresh(node: dict[str, Any], inputs: list[Any]) -> Callable[[], Any] | None:
-    """The call that returns a new tensor."""
+def tensor_of(array: Array) -> Any:
+    """A tensor over the array's own memory."""
+    import numpy as np
     import torch
 
-    attributes = node.get("attributes", {})
-    if node["op"] == "Conv":
-        pads = attributes.get("pads", [0, 0, 0, 0])
-        bias = inputs[2] if len(inputs) > 2 else None
-        return lambda: torch.conv2d(
-            inputs[0],
-            inputs[1],
-            bias,
-            attributes.get("strides", [1, 1]),
-            pads[: len(pads) // 2],
-            attributes.get("dilations", [1, 1]),
-            attributes.get("group", 1),
-        )
-    return None
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def to_array(tensor: Any) -> Array:
+    """The values of a tensor."""
+    import ml_dtypes
+    import numpy as np
+    import torch
+
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        array: Array = tensor.view(torch.int16).numpy().view(np.dtype(ml_dtypes.bfloat16))
+        return array
+    return np.asarray(tensor.numpy())
+
+
+def several(value: Any) -> list[Array]:
+    """One tensor or a tuple of them, as arrays."""
+    values = list(value) if isinstance(value, tuple | list) else [value]
+    return [to_array(tensor) for tensor in values]
 
 
 class Adapter:
     """The peer `torch`."""
 
     def available(self) -> str:
-        try:
-            return metadata.version("torch")
-        except metadata.PackageNotFoundError:
-            raise Unavailable("not installed: pip install 'tilewright[peers]'") from None
+        return package_version("torch")
 
-    def prepare(self, workload: Workload, threads: int, copies: int) -> Entry:
+    def prepare(self, workload: Workload, threads: int, copies: int) -> list[Entry]:
         import torch
 
-        if workload.model:
-            raise Unavailable("torch reads no ONNX files")
-        if len(workload.onnx) != 1:
-            raise Unavailable("the row is not a single torch call")
+        if not workload.torch:
+            raise Unavailable("the row has no torch form")
         torch.set_num_threads(threads)
-        node = dict(workload.onnx[0])
-        calls = [self._bind(workload, node) for _ in range(copies)]
-        kind = "bound" if calls[0].kind == "bound" else "fresh"
-        settings = f"{threads} threads, eager, inference mode"
-        return Entry([made.call for made in calls], kind, settings)
-
-    @staticmethod
-    def _bind(workload: Workload, node: dict[str, Any]) -> _Made:
-        import torch
-
-        inputs = make_inputs(workload, input_specs(workload), seed=1)
-        tensors = [torch.from_numpy(inputs[name]) for name in node["inputs"]]
-        free = {name: a for name, a in inputs.items() if name not in workload.constants}
-        ((shape, dtype),) = output_specs(workload)
-        buffer = aligned_empty(shape, dtype)
-        bound = _bound(node, tensors, torch.from_numpy(buffer))
-        if bound is not None:
+        if not torch.is_inference_mode_enabled():
             # Entered once and for good: this process does nothing else with torch.
             torch.inference_mode(True).__enter__()
-            return _Made("bound", BoundCall(bound, free, lambda: [buffer]))
-        fresh = _fresh(node, tensors)
-        if fresh is None:
-            raise Unavailable(f"no torch form of {node['op']} in this adapter")
-        torch.inference_mode(True).__enter__()
-        last: list[Any] = [None]
+        given, constants = peer_inputs(workload)
+        entries = []
+        for source in fill_forms(workload, workload.torch):
+            made = [_bind(workload, source, given, constants) for _ in range(copies)]
+            settings = f"{threads} threads, eager, inference mode"
+            entries.append(Entry([call for _, call in made], made[0][0], settings))
+        return entries
+
+
+def _bind(
+    workload: Workload, source: str, given: Mapping[str, Array], constants: Mapping[str, Array]
+) -> tuple[str, BoundCall]:
+    import torch
+
+    inputs = {name: aligned_copy(array) for name, array in given.items()}
+    buffers = [aligned_empty(*spec) for spec in output_specs(workload)]
+    outs = tuple(tensor_of(buffer) for buffer in buffers)
+    tensors = {name: tensor_of(array) for name, array in {**constants, **inputs}.items()}
+    form = Form(source, libraries(), {**tensors, "out": outs[0], "outs": outs})
+    if not workload.fresh:
+        target = "out" if len(outs) == 1 else "outs"
+        expression = form.expression if form.mentions(target) else with_out(form, target)
+        if expression is not None:
+            bound = form.function((), expression)
+            places = [out.data_ptr() for out in outs]
+            try:
+                value = bound()
+                got = value if isinstance(value, tuple | list) else [value]
+                if [tensor.data_ptr() for tensor in got] == places:
+                    return "bound", BoundCall(bound, inputs, lambda: buffers)
+            except (TypeError, RuntimeError):  # this function takes no `out`
+                pass
+    elif form.mentions("out"):
+        form.namespace.update(outs=None)
+    fresh = form.function(())
+    last: list[Any] = [None]
+    if form.mentions("out"):
+
+        def call() -> None:
+            form.namespace["out"] = torch.empty_like(outs[0])
+            last[0] = fresh()
+
+    else:
 
         def call() -> None:
             last[0] = fresh()
 
-        return _Made("fresh", BoundCall(call, free, lambda: [last[0].numpy()]))
-
-
-class _Made:
-    def __init__(self, kind: str, call: BoundCall) -> None:
-        self.kind = kind
-        self.call = call
+    return "fresh", BoundCall(call, inputs, lambda: several(last[0]))
