@@ -25,6 +25,7 @@ from tilewright.tools.suite import (
     input_specs,
     load_arrays,
     make_inputs,
+    model_file,
 )
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ def forbid_frameworks() -> None:
 def model_of(workload: Workload) -> Any:
     """What `tilewright.compile` gets: a Program with its constants, or a loaded ONNX file."""
     if workload.model:
-        from tilewright.tools.wheels import model_path
-
-        return wiring.load_model(model_path(workload.model))
+        return wiring.load_model(model_file(workload))
     program = bound_program(workload)
     everything = make_inputs(workload, input_specs(workload), seed=1)
     return wiring.with_constants(program, {name: everything[name] for name in workload.constants})

@@ -32,7 +32,7 @@ else:
 
 __all__ = ["Suite", "Workload", "bound_program", "choose", "input_specs", "jitter"]
 __all__ += ["aligned_copy", "aligned_empty", "load_arrays", "load_suite", "make_inputs"]
-__all__ += ["output_specs", "peer_inputs", "save_arrays", "suite_names"]
+__all__ += ["model_file", "output_specs", "peer_inputs", "save_arrays", "suite_names"]
 
 FORMAT = 1
 FOLDER = Path(__file__).parent / "suites"
@@ -140,7 +140,11 @@ def input_specs(workload: Workload) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and NumPy dtype of every input, constants included."""
     if workload.model:
         from tilewright.tools.wheels import MODELS
+        from tilewright.tools.zoo import ZOO
 
+        if workload.model in ZOO:
+            given = ZOO[workload.model].inputs
+            return {name: (shape, dtype) for name, (shape, dtype, _) in given.items()}
         model = MODELS[workload.model]
         shape = tuple(workload.dims[d] if isinstance(d, str) else d for d in model.shape)
         return {model.input_name: (shape, "int32" if model.content == "bytes" else "float32")}
@@ -263,7 +267,9 @@ def jitter(workload: Workload, seed: int) -> Workload:
     return replace(workload, dims=dims)
 
 
-def _fill(content: str, shape: tuple[int, ...], dtype: str, stream: Any, sizes: Any) -> Array:
+def _fill(
+    content: str, shape: tuple[int, ...], dtype: str, stream: Any, sizes: Mapping[str, int]
+) -> Array:
     """Values of one input; `content` is what docs/benchmarks.md lists under `inputs`."""
     import numpy as np
 
@@ -281,22 +287,22 @@ def _fill(content: str, shape: tuple[int, ...], dtype: str, stream: Any, sizes: 
         case "flags":
             return np.asarray(stream.integers(0, 2, shape), np.bool_)
         case "unit":
-            return stream.random(shape, np.float32).astype(dtype, copy=False)
+            return np.asarray(stream.random(shape, np.float32), dtype)
         case "positive":
-            return (stream.random(shape, np.float32) + np.float32(0.5)).astype(dtype, copy=False)
+            return np.asarray(stream.random(shape, np.float32) + np.float32(0.5), dtype)
         case "negative":
-            return (-stream.random(shape, np.float32) - np.float32(0.5)).astype(dtype, copy=False)
+            return np.asarray(-stream.random(shape, np.float32) - np.float32(0.5), dtype)
         case "near_one":  # long products stay in range
             tiny = stream.standard_normal(shape, np.float32) * np.float32(1e-3)
-            return (tiny + np.float32(1.0)).astype(dtype, copy=False)
+            return np.asarray(tiny + np.float32(1.0), dtype)
         case "spd":
             half = stream.standard_normal(shape, np.float32)
             square = half @ half.swapaxes(-1, -2) / np.float32(shape[-1])
-            return (square + np.eye(shape[-1], dtype=np.float32)).astype(dtype, copy=False)
+            return np.asarray(square + np.eye(shape[-1], dtype=np.float32), dtype)
     if np.dtype(dtype).kind in "iu":
         low, high = (0, 256) if dtype == "uint8" else (-128, 128)
         return np.asarray(stream.integers(low, high, shape), dtype)
-    return stream.standard_normal(shape, np.float32).astype(dtype, copy=False)
+    return np.asarray(stream.standard_normal(shape, np.float32), dtype)
 
 
 def make_inputs(
@@ -308,17 +314,22 @@ def make_inputs(
     """
     import numpy as np
 
-    content = "normal"
+    content, contents = "normal", dict(workload.inputs)
     if workload.model:
         from tilewright.tools.wheels import MODELS
+        from tilewright.tools.zoo import ZOO
 
-        content = MODELS[workload.model].content
+        if workload.model in ZOO:
+            given = ZOO[workload.model].inputs
+            contents.update({name: what for name, (_, _, what) in given.items()})
+        else:
+            content = MODELS[workload.model].content
     inputs = {}
     for name, (shape, dtype) in specs.items():
         own = 0 if name in workload.constants else seed
         label = [ord(character) for character in f"{workload.name}/{name}"]
         stream = np.random.Generator(np.random.PCG64([own, *label]))
-        what = workload.inputs.get(name, content)
+        what = contents.get(name, content)
         array = _fill(what, shape, dtype, stream, workload.dims)
         whole = array.dtype.kind in "biu"
         if name in workload.constants and what == "normal" and len(shape) > 1 and not whole:
@@ -326,6 +337,15 @@ def make_inputs(
             array = array / np.asarray(np.sqrt(np.prod(shape[1:])), array.dtype)
         inputs[name] = aligned_copy(array)
     return inputs
+
+
+def model_file(workload: Workload) -> Path:
+    """The ONNX file of a row that names a model. Errors: U002 where it must be downloaded first."""
+    from tilewright.tools import wheels, zoo
+
+    if workload.model in zoo.ZOO:
+        return zoo.onnx_file(workload.model)
+    return wheels.model_path(workload.model)
 
 
 def peer_inputs(workload: Workload, seed: int = 1) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -339,7 +359,7 @@ def save_arrays(path: str, arrays: Sequence[Array]) -> None:
     """Write arrays by position; dtypes that NumPy's format does not know keep their names."""
     import numpy as np
 
-    held: dict[str, Array] = {"dtypes": np.array([array.dtype.name for array in arrays], "U16")}
+    held: dict[str, Any] = {"dtypes": np.array([array.dtype.name for array in arrays], "U16")}
     for place, array in enumerate(arrays):
         contiguous = np.ascontiguousarray(array).reshape(array.shape)
         known = contiguous.dtype.kind != "V" and contiguous.dtype.isbuiltin == 1

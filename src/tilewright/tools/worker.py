@@ -136,7 +136,7 @@ def fastest(entries: Sequence[Entry], seconds: float = 0.05) -> Entry:
     for entry in entries:
         call = entry.calls[-1].call
         call()
-        times = []
+        times: list[float] = []
         started = time.perf_counter()
         while len(times) < 2 or time.perf_counter() - started < seconds:
             before = time.perf_counter()

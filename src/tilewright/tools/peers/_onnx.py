@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilewright.tools.peers import Unavailable
-from tilewright.tools.suite import input_specs, output_specs
+from tilewright.tools.suite import bound_program, input_specs, model_file, output_specs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,9 +39,7 @@ def element_type(dtype: Any) -> int:
 def onnx_models(workload: Workload, constants: Mapping[str, Array]) -> list[bytes | Path]:
     """Every form of the workload. Errors: Unavailable where it has none."""
     if workload.model:
-        from tilewright.tools.wheels import model_path
-
-        return [model_path(workload.model)]
+        return [model_file(workload)]
     if not workload.onnx:
         raise Unavailable("the row has no ONNX form")
     return [_model(workload, workload.fill(form), constants) for form in workload.onnx]
@@ -71,8 +69,6 @@ def _model(workload: Workload, nodes: str, constants: Mapping[str, Array]) -> by
 
 def result_names(workload: Workload) -> list[str]:
     """The program's results by name."""
-    from tilewright.tools.suite import bound_program
-
     return list(bound_program(workload).results)
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from tilewright.tools.peers import BoundCall, Entry, Unavailable, package_version
 from tilewright.tools.peers._forms import Form, fill_forms
-from tilewright.tools.peers.torch import libraries, several, tensor_of
+from tilewright.tools.peers._models import TorchOps
+from tilewright.tools.peers.torch import libraries, no_form, several, tensor_of
 from tilewright.tools.suite import aligned_copy, aligned_empty, output_specs, peer_inputs
+from tilewright.tools.zoo import ZOO
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +30,6 @@ __all__ = ["Adapter"]
 
 # Below this an allocation costs less than a copy into a given tensor could save.
 _WORTH_BINDING_BYTES = 1 << 20
-_LONGEST_UNROLLED = 64  # a Python loop of more steps is not worth tracing
 
 
 class Adapter:
@@ -42,15 +43,20 @@ class Adapter:
     def prepare(self, workload: Workload, threads: int, copies: int) -> list[Entry]:
         import torch
 
-        if not workload.torch:
-            raise Unavailable("the row has no torch form")
+        if not workload.torch and workload.model not in ZOO:
+            raise Unavailable(no_form(workload, "torch"))
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         torch._dynamo.reset()
         torch._inductor.config.compile_threads = 1  # idle compile workers would spin
         torch._inductor.config.cpp.threads = threads
-        torch._inductor.config.freezing = bool(workload.constants)
+        torch._inductor.config.freezing = bool(workload.constants or workload.model)
         given, constants = peer_inputs(workload)
+        if workload.model:
+            function = torch.compile(_model(workload, given), mode=self.mode, dynamic=False)
+            calls = [_bind(workload, function, list(given), given, False) for _ in range(copies)]
+            settings = f"{threads} threads, {self.mode or 'default'} mode, frozen weights"
+            return [Entry(calls, "fresh", settings)]
         entries = []
         for source in fill_forms(workload, workload.torch):
             if "out" in {word.strip("(") for word in source.replace(".", " ").split()}:
@@ -71,7 +77,7 @@ class Adapter:
     ) -> tuple[Any, list[str]]:
         import torch
 
-        if "range($T)" in source or "for t in range" in source:
+        if "for t in range" in source:
             raise Unavailable("a loop of thousands of steps is not worth tracing")
         names = list(given)
         held = {name: tensor_of(array) for name, array in constants.items()}
@@ -107,7 +113,7 @@ def _module(form: Form, names: list[str], held: Mapping[str, Any], bound: bool) 
     body: ast.expr = expression.body[0].value
     forward = form.function(["self", *names], body)
 
-    class Row(torch.nn.Module):
+    class Row(torch.nn.Module):  # type: ignore[misc]
         def forward(self, outs: Any, *inputs: Any) -> Any:
             value = forward(self, *inputs)
             if outs is None:
@@ -125,6 +131,37 @@ def _module(form: Form, names: list[str], held: Mapping[str, Any], bound: bool) 
         else:
             row.register_buffer(f"c_{name}", value)
     return row.eval()
+
+
+def _model(workload: Workload, given: Mapping[str, Array]) -> Any:
+    """A model of our own suite as a module that owns its weights."""
+    import torch
+
+    ops, names = TorchOps(), list(given)
+    build = ZOO[workload.model].build
+    with torch.no_grad():
+        build(ops, {name: tensor_of(array) for name, array in given.items()})
+
+    class Whole(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            for place, value in enumerate(list(ops.held.values())):
+                self.register_parameter(f"w{place}", torch.nn.Parameter(value, False))
+            self.places = {name: f"w{place}" for place, name in enumerate(ops.held)}
+
+        def forward(self, outs: None, *inputs: Any) -> Any:
+            own = _Owned(self)
+            return tuple(build(own, dict(zip(names, inputs, strict=True))))
+
+    return Whole().eval()
+
+
+class _Owned(TorchOps):
+    """`Ops` whose weights are the parameters of a module, so that freezing sees them as such."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.held = {name: getattr(module, place) for name, place in module.places.items()}
 
 
 def _bind(

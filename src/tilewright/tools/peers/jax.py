@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tilewright.tools.peers import BoundCall, Entry, Unavailable, package_version
 from tilewright.tools.peers._forms import Form, fill_forms
+from tilewright.tools.peers._models import JaxOps
+from tilewright.tools.peers.torch import no_form
 from tilewright.tools.suite import aligned_copy, output_specs, peer_inputs
+from tilewright.tools.zoo import ZOO
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,8 +41,8 @@ class Adapter:
         return package_version("jax")
 
     def prepare(self, workload: Workload, threads: int, copies: int) -> list[Entry]:
-        if not workload.jax:
-            raise Unavailable("the row has no JAX form")
+        if not workload.jax and workload.model not in ZOO:
+            raise Unavailable(no_form(workload, "JAX"))
         if threads == 1:
             os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
         import jax
@@ -53,6 +56,11 @@ class Adapter:
         given, constants = peer_inputs(workload)
         held = {name: jnp.asarray(array) for name, array in constants.items()}
         names = list(given)
+        if workload.model:
+            ops, build = JaxOps(), ZOO[workload.model].build
+            whole = jax.jit(lambda *inputs: build(ops, dict(zip(names, inputs, strict=True))))
+            calls = [_fresh(whole, given) for _ in range(copies)]
+            return [Entry(calls, "fresh", f"{threads} threads, jit")]
         entries = []
         for source in fill_forms(workload, workload.jax):
             function = Form(source, libraries, held).function(names)
@@ -61,7 +69,7 @@ class Adapter:
             entries.append(Entry(calls, "fresh", f"{threads} threads, jit"))
             if not workload.fresh and _output_bytes(workload) >= _WORTH_DONATING_BYTES:
                 donated = jax.jit(
-                    lambda outs, *inputs, f=function: f(*inputs),  # type: ignore[misc]
+                    lambda outs, *inputs, f=function: f(*inputs),
                     donate_argnums=0,
                     keep_unused=True,
                 )

@@ -60,7 +60,7 @@ class Adapter:
         if workload.model:
             shapes = [(array.shape, array.dtype) for array in session.run(None, given)]
         else:
-            shapes = output_specs(workload)  # type: ignore[assignment]
+            shapes = output_specs(workload)
         if workload.fresh:
             calls = [self._fresh(session, given) for _ in range(copies)]
             return Entry(calls, "fresh", f"{threads} threads, all optimizations")

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from tilewright.tools.peers import BoundCall, Entry, Unavailable, package_version
 from tilewright.tools.peers._forms import Form, fill_forms, with_out
+from tilewright.tools.peers._models import TorchOps
 from tilewright.tools.suite import aligned_copy, aligned_empty, output_specs, peer_inputs
+from tilewright.tools.zoo import ZOO
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-__all__ = ["Adapter", "libraries", "several", "tensor_of", "to_array"]
+__all__ = ["Adapter", "libraries", "no_form", "several", "tensor_of", "to_array"]
 
 
 def libraries() -> dict[str, Any]:
@@ -72,19 +74,43 @@ class Adapter:
     def prepare(self, workload: Workload, threads: int, copies: int) -> list[Entry]:
         import torch
 
-        if not workload.torch:
-            raise Unavailable("the row has no torch form")
+        if not workload.torch and workload.model not in ZOO:
+            raise Unavailable(no_form(workload, "torch"))
         torch.set_num_threads(threads)
         if not torch.is_inference_mode_enabled():
             # Entered once and for good: this process does nothing else with torch.
             torch.inference_mode(True).__enter__()
         given, constants = peer_inputs(workload)
+        if workload.model:
+            ops = TorchOps()
+            calls = [_model(workload, ops, given) for _ in range(copies)]
+            return [Entry(calls, "fresh", f"{threads} threads, eager, inference mode")]
         entries = []
         for source in fill_forms(workload, workload.torch):
             made = [_bind(workload, source, given, constants) for _ in range(copies)]
             settings = f"{threads} threads, eager, inference mode"
             entries.append(Entry([call for _, call in made], made[0][0], settings))
         return entries
+
+
+def _model(workload: Workload, ops: TorchOps, given: Mapping[str, Array]) -> BoundCall:
+    inputs = {name: aligned_copy(array) for name, array in given.items()}
+    tensors = {name: tensor_of(array) for name, array in inputs.items()}
+    build = ZOO[workload.model].build
+    last: list[Any] = [None]
+
+    def call() -> None:
+        last[0] = build(ops, tensors)
+
+    call()
+    return BoundCall(call, inputs, lambda: several(last[0]))
+
+
+def no_form(workload: Workload, what: str) -> str:
+    """Why a peer that reads no ONNX files is not in a row."""
+    if workload.model:
+        return f"{what} reads no ONNX files"
+    return f"the row has no {what} form"
 
 
 def _bind(
