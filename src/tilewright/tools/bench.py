@@ -492,13 +492,16 @@ def _enter(row: dict[str, Any], measured: Mapping[str, Any], sides: Mapping[str,
     stats = row["detail"]["stats"]
     written = float(row["detail"].get("written_bytes", stats.get("written_bytes")) or 0.0)
     if row["flops"] is not None and row["bytes"] is not None:
-        row["roofline_us"] = figure.roofline_us(
+        both = figure.bounds_us(
             float(row["flops"]),
             float(row["bytes"]) - written,
             written,
             measured["probes"],
             row["dtype"],
         )
+        if both is not None:
+            row["roofline_us"] = max(both)
+            row["detail"]["bound_by"] = "flops" if both[0] >= both[1] else "bytes"
 
 
 # ---- the whole suite ---------------------------------------------------------------------------
@@ -605,7 +608,7 @@ def run(options: Options, display: Display) -> dict[str, Any]:
                     rows.append(each)
                     display.note(line(each))
     found = figure.figures(rows, suite.figures)
-    if "candidate" in suite.figures or "import" in suite.figures:
+    if {"candidate", "import", "call", "symbolic"} & set(suite.figures):
         found.update(_own_figures(suite.figures))
     facts = machine(rows)
     partial.done()
@@ -629,6 +632,31 @@ def _own_figures(wanted: Sequence[str]) -> dict[str, dict[str, Any]]:
         out["candidate_ms"] = {"value": whole, "unit": "ms", "how": how}
         how = "the part of candidate_ms that is Python"
         out["candidate_python_ms"] = {"value": python, "unit": "ms", "how": how}
+    if "call" in wanted:
+        out.update(call_figures())
+    if "symbolic" in wanted:
+        how = "not measured: a build serves the sizes it was made for"
+        out["symbolic_loss_worst"] = {"value": None, "unit": "ratio", "how": how}
+    return out
+
+
+def call_figures() -> dict[str, dict[str, Any]]:
+    """What one call costs above its kernel, for NumPy arrays and for torch tensors."""
+    out: dict[str, dict[str, Any]] = {}
+    for kind in ("numpy", "torch"):
+        name = f"call_ns_{kind}"
+        command = [sys.executable, "-P", "-m", "tilewright.tools.callcost", kind]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            found = json.loads(ended.stdout.splitlines()[-1])
+        except (IndexError, ValueError):
+            found = {"reason": (ended.stderr.strip().splitlines() or ["no answer"])[-1]}
+        how = "add of 64 elements with out=, one call less the kernel's own time"
+        if "ns" in found:
+            out[name] = {"value": found["ns"], "unit": "ns", "how": how}
+        else:
+            reason = f"not measured: {found['reason']}"
+            out[name] = {"value": None, "unit": "ns", "how": reason}
     return out
 
 

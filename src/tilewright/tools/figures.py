@@ -12,21 +12,33 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["best_peer", "figures", "ratio_to", "roofline_us", "share_of_roofline", "untuned_ratio"]
+__all__ = ["best_peer", "bounds_us", "figures", "ratio_to", "roofline_us", "share_of_roofline"]
+__all__ += ["untuned_ratio"]
 
 AT_BEST_PEER = 0.97
+# Integer and 16-bit products count at the rate of their own dot instructions where there are some.
+_PEAKS = {"f64": "f64_gflops", "bf16": "bf16_gflops", "u8": "vnni_gops", "i8": "vnni_gops"}
+SCALES_FROM_US = 1000.0
 Row = Mapping[str, Any]
 
 
 def roofline_us(
     flops: float, read_bytes: float, written_bytes: float, probes: Mapping[str, float], dtype: str
 ) -> float | None:
-    """The longer of operations over the peak and bytes over the bandwidth of this read:write mix.
+    """The longer of operations over the peak and bytes over the bandwidth of this mix."""
+    both = bounds_us(flops, read_bytes, written_bytes, probes, dtype)
+    return None if both is None else max(both)
+
+
+def bounds_us(
+    flops: float, read_bytes: float, written_bytes: float, probes: Mapping[str, float], dtype: str
+) -> tuple[float, float] | None:
+    """Operations over the peak, and bytes over the bandwidth of this read:write mix.
 
     The bandwidth of a mix is interpolated, in time per byte, between reading only, two reads a
     write (triad), and one (copy); writing more than reading counts as copy.
     """
-    peak = probes.get("f64_gflops" if dtype == "f64" else "fma_gflops")
+    peak = probes.get(_PEAKS.get(dtype, "fma_gflops")) or probes.get("fma_gflops")
     names = ("read_gbs", "triad_nt_gbs", "copy_nt_gbs")
     if not peak or not all(probes.get(name) for name in names):
         return None
@@ -40,7 +52,7 @@ def roofline_us(
             at = (share - low) / (high - low)
             per_byte = (1 - at) / slow + at / fast
             break
-    return max(flops / peak, total * per_byte) * 1e-3
+    return flops / peak * 1e-3, total * per_byte * 1e-3
 
 
 def _odd(values: Sequence[float]) -> Sequence[float]:
@@ -99,10 +111,11 @@ def figures(rows: Sequence[Row], wanted: Sequence[str]) -> dict[str, dict[str, A
 
     wanted: groups that the suite's file names, see the branches below.
     """
+    everything, rows = rows, [row for row in rows if row.get("outputs") != "fresh"]
     out: dict[str, dict[str, Any]] = {
         "rows": _figure(len(rows), "rows", "rows reported, verified or not"),
         "unverified_rows": _figure(
-            sum(not row["verified"] for row in rows),
+            sum(not row["verified"] for row in everything),
             "rows",
             "failed, or differed from the reference",
         ),
@@ -130,7 +143,55 @@ def figures(rows: Sequence[Row], wanted: Sequence[str]) -> dict[str, dict[str, A
         )
     if "best_peer" in wanted:
         out.update(_against_best(rows))
+    if len(everything) > len(rows):
+        how = "more rows, every result a new array, in no ratio"
+        out["fresh_rows"] = _figure(len(everything) - len(rows), "rows", how)
+    if "scaling" in wanted:
+        out.update(_scaling(rows))
+    if "compile" in wanted:
+        _extreme(out, rows, "compile_s_max", "compile_s", "s", "slowest cold compilation, untuned")
+    if "memory" in wanted:
+        peaks = [peak for row in rows if (peak := _rss_mb(row)) is not None]
+        if peaks:
+            how = "largest resident set of our own process, tuning included"
+            out["peak_rss_mb"] = _figure(max(peaks), "MB", how)
     return out
+
+
+def _rss_mb(row: Row) -> float | None:
+    size_bytes = row["detail"].get("stats", {}).get("peak_rss_bytes")
+    return None if size_bytes is None else float(size_bytes) / 1e6
+
+
+def _extreme(
+    out: dict[str, dict[str, Any]], rows: Sequence[Row], name: str, key: str, unit: str, how: str
+) -> None:
+    known = {row["workload"]: float(row[key]) for row in rows if row.get(key) is not None}
+    if known:
+        slowest = max(known, key=lambda workload: known[workload])
+        out[name] = _figure(known[slowest], unit, f"{how}: {slowest}")
+
+
+def _scaling(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """How much all threads gain over one, on rows that arithmetic bounds."""
+    gains, slower = {}, 0
+    for row in rows:
+        found = row["detail"].get("scaling", {})
+        if not row["verified"] or "us" not in found:
+            continue
+        gain = found["one_thread_us"] / found["us"]
+        slower += gain < AT_BEST_PEER
+        if found["one_thread_us"] >= SCALES_FROM_US and row["detail"].get("bound_by") == "flops":
+            gains[row["workload"]] = gain
+    if not gains:
+        how = "not measured: it needs --threads 2 or more, and a row that arithmetic bounds"
+        return {"scaling_worst": {"value": None, "unit": "ratio", "how": how}}
+    worst = min(gains, key=lambda workload: gains[workload])
+    how = "one thread's time over all threads', same code, rows of 1 ms bound by arithmetic"
+    return {
+        "scaling_worst": _figure(gains[worst], "ratio", f"{how}: {worst}"),
+        "rows_slower_than_one_thread": _figure(slower, "rows", "same code, below 0.97"),
+    }
 
 
 def _add(
