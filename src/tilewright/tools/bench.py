@@ -39,7 +39,7 @@ PREPARE_S = 600.0
 ORACLE_S = 900.0
 ROUND_S = 120.0
 TIMED_SEED, CHECKED_SEED = 1, 2
-PROBE_EVERY = 5  # rounds
+PROBES = (0, 5)  # before these rounds, and after the last
 STOP_AT = 5.0  # times the best peer
 SCALING_ROUNDS = 5
 LARGE_OUTPUT_BYTES = 32 << 20
@@ -191,6 +191,8 @@ def measure_row(
     new outputs in every call.
     """
     row = empty_row(workload, options.threads)
+    clock = _Clock()
+    row["detail"]["seconds"] = clock.seconds
     with ExitStack() as stack:
         ours = stack.enter_context(Side("ours", options.threads))
         own_peers = peers or stack.enter_context(Peers(options.threads))
@@ -202,6 +204,7 @@ def measure_row(
             for peer in options.peers or ():
                 row["peers"][peer] = {"skip": "not timed: our own side failed"}
             return row
+        clock.lap("ours")
         judge = oracle
         if judge is None:
             try:
@@ -211,7 +214,9 @@ def measure_row(
                 return row
         names = (options.peers or ()) if options.peers_from is None else ()
         sides, row["peers"] = own_peers.prepare(names, workload, options)
+        clock.lap("peers")
         _verify(row, ours, entries, sides, judge)
+        clock.lap("verification")
         measurements = [_rounds(ours, entries, sides, options)]
         if _ratio(measurements[0]) < 1.0:  # behind a peer: three in all, the median is reported
             measurements += [_rounds(ours, entries, sides, options) for _ in range(2)]
@@ -219,9 +224,25 @@ def measure_row(
         _enter(row, sorted(measurements, key=_ratio)[len(measurements) // 2], sides)
         if options.threads > 1:
             _scaling(row, ours, entries[-1], options)
+        clock.lap("rounds")
         if _large_outputs(workload) and options.fresh_rows:
             row["extra"] = _fresh_row(workload, row, ours, own_peers, judge, options)
+            clock.lap("fresh")
     return row
+
+
+class _Clock:
+    """Where the time of a row goes."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """Enter the time since the last lap under this name."""
+        now = time.monotonic()
+        self.seconds[name] = now - self._last
+        self._last = now
 
 
 def _count(row: dict[str, Any], workload: Workload) -> None:
@@ -440,7 +461,7 @@ def _rounds(
     stopped: dict[str, list[float]] = {}
     probes: list[dict[str, float]] = []
     for number in range(max(11, options.rounds or 0)):
-        if number % PROBE_EVERY == 0:
+        if number in PROBES:
             probes.append(_probe(ours, options.threads))
         for name, side, entry in order if number % 2 == 0 else list(reversed(order)):
             times[name].append(_nanoseconds(side, entry) * 1e-3)

@@ -341,8 +341,8 @@ def check(
 
 @cli.group(invoke_without_command=True)
 @click.option("--suite", default="spine", show_default=True)
-@click.option("--only", metavar="GLOB", help="Only the rows whose name matches.")
-@click.option("--sample", type=click.IntRange(1), metavar="N", help="A random sample of the rows.")
+@click.option("--only", metavar="GLOB", help="Only rows whose name or class matches.")
+@click.option("--sample", type=click.IntRange(1), metavar="N", help="N rows, over all classes.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of --sample.")
 @click.option("--peers", metavar="NAME,...", help="Frameworks to compare with; none for none.")
 @click.option("--budget", type=Duration(), help="Tuning time, as the suite counts it.")

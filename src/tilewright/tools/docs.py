@@ -1,7 +1,8 @@
-"""Pages that are generated: docs/errors.md and docs/settings.md.
+"""Pages that are generated: docs/errors.md, docs/settings.md, docs/results.md and its plots.
 
-In: the tables of `errors.py` and `config.py`, and docs/errors.toml. Out: the pages. Invariant: a
-page equals what this script writes; a test fails where it does not, or where a code has no entry.
+In: the tables of `errors.py` and `config.py`, docs/errors.toml, and docs/figures/*.json. Out: the
+pages. Invariant: a page equals what this script writes; a test fails where it does not, or where a
+code has no entry.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from tilewright.config import SETTINGS
 from tilewright.errors import CODES
 from tilewright.tools import outcome
+from tilewright.tools.results import results
 
 __all__ = ["errors_page", "main", "settings_page"]
 
@@ -102,6 +104,7 @@ def pages(folder: Path) -> dict[Path, str]:
     return {
         folder / "errors.md": errors_page(examples),
         folder / "settings.md": settings_page(),
+        **results(folder),
     }
 
 

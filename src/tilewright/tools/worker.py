@@ -45,7 +45,8 @@ else:
 __all__ = ["Burst", "main", "plan_burst", "run_burst"]
 
 _BATCH_S = 200e-6
-_LONG_CALL_S = 0.2  # such a call warms itself up
+_LONG_CALL_S = 0.05  # such a call warms itself up
+_MANY_CALLS = 0.2  # of a burst
 _CACHES_IN_ROTATION = 4
 _LARGEST_ROTATION_BYTES = 2 << 30
 
@@ -72,7 +73,8 @@ def plan_burst(entry: Entry, burst_s: float) -> Burst:
         elapsed = time.perf_counter_ns() - started
     one_s = elapsed / count * 1e-9
     per_batch = max(1, round(_BATCH_S / max(one_s, 1e-9)))
-    batches = int(min(1000, max(3 if one_s < burst_s else 1, burst_s / (per_batch * one_s))))
+    least = 3 if one_s < _MANY_CALLS * burst_s else 1  # one long call a round is one of eleven
+    batches = int(min(1000, max(least, burst_s / (per_batch * one_s))))
     return Burst(per_batch, batches, one_s < _LONG_CALL_S)
 
 

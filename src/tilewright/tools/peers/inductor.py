@@ -28,8 +28,8 @@ else:
 
 __all__ = ["Adapter"]
 
-# Below this an allocation costs less than a copy into a given tensor could save.
-_WORTH_BINDING_BYTES = 1 << 20
+# Below this malloc hands the same memory out again, and a second compilation is not worth its time.
+_WORTH_BINDING_BYTES = 32 << 20
 
 
 class Adapter:
