@@ -21,6 +21,7 @@ from tilewright.errors import TilewrightError
 from tilewright.tools import bench, figures, filetypes, logs, outcome, pictures, wheels, wiring
 from tilewright.tools.lock import timing_lock
 from tilewright.tools.progress import Display, console, display, format_time_us
+from tilewright.tools.rows import CHECKED_SEED, ORACLE_S
 from tilewright.tools.sides import Side, SideFailed
 from tilewright.tools.suite import Workload
 
@@ -127,8 +128,8 @@ class Oracles:
         for workload in WORKLOADS:
             side = self.sides[workload.name]
             try:
-                side.ask("prepare", bench.ORACLE_S, workload=workload.to_json())
-                side.ask("judge", bench.ORACLE_S, seed=bench.CHECKED_SEED, candidates={})
+                side.ask("prepare", ORACLE_S, workload=workload.to_json())
+                side.ask("judge", ORACLE_S, seed=CHECKED_SEED, candidates={})
             except SideFailed as error:
                 self.failed[workload.name] = str(error)
 

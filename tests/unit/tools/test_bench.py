@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tilewright.errors import UserError
-from tilewright.tools import bench, compare, figures, progress, suite
+from tilewright.tools import bench, compare, figures, progress, rows, suite
 from tilewright.tools.lock import timing_lock
 from tilewright.tools.sides import Side, SideFailed, SideSkipped
 
@@ -122,7 +122,7 @@ def test_a_row_that_fails_is_reported_unverified(monkeypatch: pytest.MonkeyPatch
 
 def test_a_hanging_side_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TW_FAKE", "hang")
-    monkeypatch.setattr(bench, "PREPARE_S", 1.5)
+    monkeypatch.setattr(rows, "PREPARE_S", 1.5)
     started = time.monotonic()
     (row,) = run(peers=(), only="matmul*", budget_s=0.0)["rows"]
     assert "hung" in row["detail"]["error"] and time.monotonic() - started < 30
@@ -265,12 +265,71 @@ def test_behind_a_peer_is_measured_three_times(monkeypatch: pytest.MonkeyPatch) 
         calls.append(peer)
         return {"times_us": {"untuned": [2.0] * 11, "ours": [1.0] * 11, "onnxruntime": [peer] * 11}, "probes": {}}
 
-    monkeypatch.setattr(bench, "_rounds", rounds)
+    monkeypatch.setattr(rows, "_rounds", rounds)
     (row,) = run(only="matmul*")["rows"]
     if "us" not in row["peers"]["onnxruntime"]:
         pytest.skip("onnxruntime is not installed")
     assert calls == [0.5, 0.9, 0.7] and row["peers"]["onnxruntime"]["us"] == 0.7
     assert row["detail"]["measured_ratios"] == [0.5, 0.9, 0.7]
+
+
+def test_a_peer_far_behind_the_best_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = {"untuned": 3.0, "quick": 10.0, "near": 45.0, "far": 60.0}
+    asked: list[str] = []
+
+    def nanoseconds(side: Any, entry: str) -> float:
+        asked.append(entry)
+        return costs[entry] * 1e3
+
+    monkeypatch.setattr(rows, "_nanoseconds", nanoseconds)
+    monkeypatch.setattr(rows, "_probe", lambda ours, threads: {"fma_gflops": 1.0})
+    sides: Any = {"quick": object(), "near": object(), "far": object()}
+    measured = rows._rounds(object(), ["untuned"], sides, rows.Options(rounds=12))  # type: ignore[arg-type]
+    assert [asked.count(name) for name in costs] == [12, 12, 12, 2]
+    assert measured["stopped_us"] == {"far": [60.0, 60.0]} and set(measured["times_us"]) == {"untuned", "quick", "near"}
+    row = rows.empty_row(suite.load_suite("small").rows[0], 1)
+    row["detail"]["stats"] = {}
+    facts: Any = {name: rows.Side.__new__(rows.Side) for name in sides}
+    for side in facts.values():
+        side.version, side.outputs_kind, side.settings = "1", "bound", ""
+    rows._enter(row, measured, facts)
+    assert set(row["rounds_us"]) == {"ours", "quick", "near"}
+    assert row["peers"]["far"]["us"] == 60.0 and "5x" in row["peers"]["far"]["stopped"]
+    assert "stopped" not in row["peers"]["near"]
+
+
+@onnxruntime
+def test_large_outputs_get_a_row_of_new_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "LARGE_OUTPUT_BYTES", 4 * 64 * 64 - 1)
+    monkeypatch.setattr(rows, "_ratio", lambda measured: 2.0)  # one measurement is enough here
+    result = run(budget_s=1.0)
+    kinds = [(row["workload"], row["outputs"], row["verified"]) for row in result["rows"]]
+    assert kinds == [("matmul_64", "bound", True), ("matmul_64", "fresh", True), ("conv_small", "bound", True)]
+    fresh = result["rows"][1]
+    assert fresh["peers"]["onnxruntime"]["outputs"] == "fresh" and set(fresh["rounds_us"]) == {"ours", "onnxruntime"}
+    assert "extra" not in result["rows"][0] and fresh["flops"] == 2 * 64**3
+    assert result["figures"]["rows"]["value"] == 2 and result["figures"]["fresh_rows"]["value"] == 1
+
+
+def test_two_threads_are_compared_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = Side.ask
+
+    def ask(self: Side, do: str, *arguments: Any, **request: Any) -> dict[str, Any]:
+        if do == "threads":
+            asked.append(request["threads"])
+        return real(self, do, *arguments, **request)
+
+    monkeypatch.setattr(Side, "ask", ask)
+    (row,) = run(peers=(), only="matmul*", threads=2, budget_s=0.0)["rows"]
+    assert row["verified"] and asked == [1, 2] * rows.SCALING_ROUNDS
+    assert row["detail"]["scaling"]["one_thread_us"] > 0 < row["detail"]["scaling"]["us"]
+
+
+def test_a_variant_that_is_missing_is_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilewright.tools.peers._LIBRARY_FOLDERS", ("/nonexistent",))
+    (row,) = run(peers=("numpy+tcmalloc",), only="matmul*", budget_s=0.0)["rows"]
+    assert row["verified"] and "apt-get install" in row["peers"]["numpy+tcmalloc"]["skip"]
 
 
 def test_compare(tmp_path: Path) -> None:
