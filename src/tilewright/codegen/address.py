@@ -196,7 +196,7 @@ class Addresses:
                     depth, f"getelementptr i8, ptr {out}, i64 {self._sum(group, 1)}"
                 )
             if linear and step is not None:
-                out = self._moving(out, linear, depth, step, bool(group))
+                out = self._moving(out, linear, depth, step, bool(group), self._hidden(buffer))
         return out, offset.get((), 0) * dtype.bytes
 
     def _split(self, group: Polynomial, var: str, depth: int) -> tuple[Polynomial, Polynomial]:
@@ -218,18 +218,20 @@ class Addresses:
         depth: int,
         step: tuple[str, str, int],
         local: bool,
+        hidden: str = "",
     ) -> str:
         """`base + coefficient * variable` in an innermost loop.
 
         The CPU scales the variable, or a pointer moves along.
 
-        local: `base` itself changes in the loop.
+        local: `base` itself changes in the loop. hidden: a zero that LLVM cannot see; it keeps
+        LLVM from replacing the moving pointer by one it knows plus a distance.
         """
         var, first, width = step
         constant = coefficient.get(()) if len(coefficient) == 1 else None
         w = self.writer
         region = w.regions[depth]
-        if constant in _SCALED:
+        if constant in _SCALED and not hidden:
             return w.op_at(
                 depth,
                 f"getelementptr {_SCALED[constant]}, ptr {base}, i64 {self.variables[var][0]}",
@@ -248,10 +250,34 @@ class Addresses:
         increment = str(constant * width) if constant is not None else (
             scale if width == 1 else w.op_at(outer, f"mul i64 {scale}, {width}")
         )  # fmt: skip
+        if hidden:
+            increment = w.op_at(outer, f"xor i64 {increment}, {hidden}")
         name = w.fresh()
         region.inductions.append(Induction(name, base, start, increment))
         region.values[key] = name
         return name
+
+    def twin(self, buffer: str, copy: int) -> str:
+        """Another name of a buffer, whose pointer no pass knows to be the same.
+
+        The number of the last chunk is never negative: its high bits are zeros that LLVM cannot
+        see.
+        The twin must be addressed by one register: with two, the CPU splits a multiply-add with a
+        memory operand into two operations, and nothing is won.
+        """
+        name = f"{buffer}'{copy}"
+        if name not in self.buffers:
+            pointer, dtype = self.buffers[buffer]
+            w = self.writer
+            number = w.op_at(0, f"ptrtoint ptr {pointer} to i64")
+            same = w.op_at(0, f"xor i64 {number}, {self._hidden(name)}")
+            self.buffers[name] = w.op_at(0, f"inttoptr i64 {same} to ptr"), dtype
+        return name
+
+    def _hidden(self, buffer: str) -> str:
+        """A zero that LLVM cannot see, for the twin of a buffer; nothing for other buffers."""
+        _, mark, copy = buffer.partition("'")
+        return self.writer.op_at(0, f"lshr i64 %hi, {64 - int(copy)}") if mark else ""
 
     def guarded(
         self, buffer: str, offset: Polynomial, predicate: str, depth: int, size: int

@@ -9,17 +9,17 @@ pipeline: addresses are already numbered and hoisted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tilewright.codegen.address import Addresses
 from tilewright.codegen.memory import Memory
 from tilewright.codegen.operations import Operations
 from tilewright.codegen.shuffles import Shuffles
-from tilewright.codegen.tiles import Tile, row_axes, row_index, rows, vector_widths
+from tilewright.codegen.tiles import LazyRows, Tile, row_axes, row_index, rows, vector_widths
 from tilewright.codegen.writer import Induction, Module, Region, Writer
 from tilewright.errors import InternalError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL, DType
+from tilewright.ir.dtypes import BOOL, F32, F64, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.nest import (
     Contract,
@@ -470,6 +470,7 @@ class _Function:
         dtype, ops = t.dtype, self.operations
         if t.dtype is BOOL:
             raise InternalError("L001", "contract has no meaning for bool")
+        again = self._again(a, b, ia, out.chunks, dtype), self._again(b, a, ib, out.chunks, dtype)
         for k in range(len(ia)):
             row = out.values[k % count]
             left = self._factor(a, ia[k], dtype, width)
@@ -477,8 +478,45 @@ class _Function:
             for c in range(out.chunks):
                 p = left[c] if len(left) > 1 else left[0]
                 q = right[c] if len(right) > 1 else right[0]
+                if c:
+                    p = again[0](ia[k], c, p)
+                    q = again[1](ib[k], c, q)
                 row[c] = ops.fma(p, q, row[c], dtype, width)
         return out
+
+    def _again(
+        self, scalars: Tile, other: Tile, index: list[int], chunks: int, dtype: DType
+    ) -> Callable[[int, int, str], str]:
+        """How a scalar factor is read for the second and later vectors of a row.
+
+        AVX-512 multiplies by a broadcast memory operand: a load of its own for every product costs
+        no instruction. All rows so would ask more of the two load ports than of the two
+        multipliers, and a machine whose other hardware thread is busy issues few instructions:
+        the best is as many rows as keep the loads at nine tenths of the products.
+        """
+        values = scalars.values
+        rows = len(values)
+        fits = (
+            chunks > 1
+            and isinstance(values, LazyRows)
+            and values.again is not None
+            and scalars.type.dtype is dtype
+            and dtype in (F32, F64)
+            and other.width > 0
+            and len(set(index)) == len(index)
+        )
+        if not fits:
+            return lambda row, chunk, first: first
+        most = max(0, min(rows, int((0.9 * rows * chunks - rows - chunks) / (chunks - 1))))
+
+        def read(row: int, chunk: int, first: str) -> str:
+            if (row + 1) * most // rows == row * most // rows:
+                return first
+            assert isinstance(values, LazyRows) and values.again is not None
+            one = values.again(row, chunk)
+            return self.operations.splat(one, dtype, other.width)
+
+        return read
 
     def _factor(self, tile: Tile, row: int, dtype: DType, width: int) -> list[str]:
         """One row of a factor in the accumulator's dtype, converted once."""

@@ -72,6 +72,11 @@ class _Access:
         self._masks: dict[int, str | None] = {}
         self.guard_depth = 0  # region where the predicates of `inside` live
 
+    @property
+    def is_plain(self) -> bool:
+        """Scalars that nothing guards, all at constant distances from one pointer."""
+        return not self.width and self._origin is not None and not self._limits
+
     def row(self, position: dict[str, int]) -> Pointer:
         """Pointer to lane 0 of a row."""
         if self._origin is not None:
@@ -162,12 +167,20 @@ class Memory:
         positions = list(rows(t))
         tile = Tile(t, width, [])
 
-        def row(r: int) -> list[str]:
-            return self._load_row(n, access, positions[r], tile.chunks)
+        if not lazy:
+            tile.values = [self._load_row(n, access, at, tile.chunks) for at in positions]
+            return tile
+        folded = access.is_plain and self.operations.target.has_masks
 
-        tile.values = (
-            LazyRows(len(positions), row) if lazy else [row(r) for r in range(len(positions))]
-        )
+        def again(r: int, copy: int) -> str:
+            twin = self.addresses.twin(n.buffer, copy + 1)
+            other = _Access(self.addresses, twin, n.base, n.strides, n.limits, t, width)
+            return self._scalar(other.row(positions[r]), t.dtype, "true", 0)
+
+        def row(r: int) -> list[str]:
+            return [again(r, 0)] if folded else self._load_row(n, access, positions[r], tile.chunks)
+
+        tile.values = LazyRows(len(positions), row, again if folded else None)
         return tile
 
     def _load_row(

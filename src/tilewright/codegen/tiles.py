@@ -33,11 +33,21 @@ __all__ = ["LazyRows", "Tile", "offsets", "row_axes", "row_index", "rows", "vect
 
 
 class LazyRows(Sequence[list[str]]):
-    """Rows that are emitted when first asked for, so that a load stands next to its use."""
+    """Rows that are emitted when first asked for, so that a load stands next to its use.
 
-    def __init__(self, count: int, make: Callable[[int], list[str]]) -> None:
+    again: where reading a row twice is cheap, another load of it (row, number of the copy) that no
+    pass merges with the first.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        make: Callable[[int], list[str]],
+        again: Callable[[int, int], str] | None = None,
+    ) -> None:
         self.made: list[list[str] | None] = [None] * count
         self.make = make
+        self.again = again
 
     def __len__(self) -> int:
         return len(self.made)

@@ -18,7 +18,7 @@ from tilewright.errors import Rejected
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 from tilewright.ir.kernel import Kernel, int_extent
-from tilewright.ir.layout import Layout, ordered, panels, row_blocks
+from tilewright.ir.layout import Layout, ordered, panels
 from tilewright.ir.nest import Buffer, For, LoopNest, Phase
 from tilewright.ir.program import Axis, Definition
 from tilewright.lower.builder import Builder
@@ -81,7 +81,8 @@ class _Lowering:
             if level:
                 block = s.integer(f"{p}tile.{name}")
                 if block > 0 and axis not in fixed:
-                    out.append(Level(axis, block, "peel"))
+                    height = max(1, s.integer(f"{p}reg.{name}", 1))
+                    out.append(Level(axis, max(height, block // height * height), "peel"))
                 continue
             seen.add(axis)
             block = max(1, s.integer(f"{p}reg.{name}", 1))
@@ -260,19 +261,14 @@ class _Lowering:
             if any(roles.names[a][0] == "b" for a in roles.out):
                 return spec
         source = self.places[name]
-        width = self.lanes
         block = [x for x in spec.levels if x.axis == m]
         most = block[0].block if len(block) > 1 else roles.extents[m]
         shape = [1] * len(read.args)
         shape[row], shape[column] = most, roles.extents[kk]
-        layout = row_blocks(shape, row, height, column, width)
+        layout = panels(shape, row, height, [column])
         buffer = Buffer(f"a{k}", source.dtype, E.const(layout.size), "scratch")
         self.scratch.append(buffer)
         places = dict(self.places)
-        reduce = tuple(x for x in spec.reduce if x.axis != kk) + (
-            Level(kk, width),
-            Level(kk, next(x.block for x in reversed(spec.reduce) if x.axis == kk)),
-        )
 
         def stage(region: Region) -> None:
             axes = tuple(Axis(f"q{i}", E.const(1)) for i in range(len(shape)))
@@ -294,9 +290,9 @@ class _Lowering:
                 (),
                 (),
                 frozenset({"packed"}),
-                (Level(f"q{row}", height), Level(f"q{column}", width, "mask")),
+                (Level(f"q{row}", height, "mask"), Level(f"q{column}", self.lanes)),
                 (),
-                f"q{column}",
+                f"q{row}",
                 places={name: source, "packed": target},
             )
             inner = replace(
@@ -311,7 +307,7 @@ class _Lowering:
 
         # Blocks of the packed operand start at whole tiles, so the last tile cannot be moved back.
         levels = tuple(replace(x, tail="peel") if x.axis == m else x for x in spec.levels)
-        return replace(spec, levels=levels, reduce=reduce, places=places, staging={position: stage})
+        return replace(spec, levels=levels, places=places, staging={position: stage})
 
     # -- phases
     def phase(

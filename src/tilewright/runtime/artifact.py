@@ -16,8 +16,9 @@ import numpy as np
 
 from tilewright.errors import InternalError, UserError
 from tilewright.ir.program import Attribute
-from tilewright.runtime.context import ArrayType, Binding, Memory, PhaseCall, Slot
+from tilewright.runtime.context import ArrayType, Binding, PhaseCall, Slot
 from tilewright.runtime.jit import LoadedObject, load_object
+from tilewright.runtime.pages import Memory
 
 __all__ = ["Argument", "Artifact", "ArtifactStep", "CallBack", "Fill", "bind_artifact"]
 

@@ -28,8 +28,9 @@ from tilewright.machine.target import Target
 from tilewright.runtime.build import build
 from tilewright.runtime.calibrate_text import probe_text, register_operations
 from tilewright.runtime.call import ModelCall
-from tilewright.runtime.context import ArrayType, Binding, Memory, PhaseCall, Slot
+from tilewright.runtime.context import ArrayType, Binding, PhaseCall, Slot
 from tilewright.runtime.jit import load_object
+from tilewright.runtime.pages import Memory
 from tilewright.runtime.pool import Step, StepTable, num_threads
 
 __all__ = ["WINDOW_PROBES", "Probes", "calibrate", "hardware", "measure_hardware", "probe"]

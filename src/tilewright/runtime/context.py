@@ -10,16 +10,15 @@ contexts never meet; an array that anybody else still refers to is never written
 from __future__ import annotations
 
 import ctypes
-import mmap
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.runtime.pages import HUGE_BYTES, SCRATCH_BYTES, Memory
 from tilewright.runtime.pool import NativeStep, Step, write_step
 
 __all__ = [
@@ -35,10 +34,8 @@ __all__ = [
 ]
 
 RING = 2  # arrays kept per output: the one that the caller still holds, and one to write
-_HUGE_BYTES = 2 << 20
 _SLAB_BYTES = 4096
 _TWO_RESULTS = struct.Struct("<8Q")  # object, address of its data, flags, unused; twice
-_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 @dataclass(frozen=True)
@@ -89,33 +86,13 @@ class Binding:
     fills: tuple[tuple[int, NDArray[Any]], ...] = ()
 
 
-class Memory:
-    """Zeroed memory from the operating system, 4096-byte aligned; big ones on huge pages."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        big = size >= _HUGE_BYTES
-        self._pages = mmap.mmap(-1, max(1, size + (_HUGE_BYTES if big else 0)), flags=_PRIVATE)
-        self._hold = ctypes.c_char.from_buffer(self._pages)
-        start = ctypes.addressof(self._hold)
-        self.offset = -start % _HUGE_BYTES if big else 0
-        self.address = start + self.offset
-        if big:
-            with suppress(OSError, ValueError):  # a kernel without transparent huge pages
-                self._pages.madvise(mmap.MADV_HUGEPAGE, self.offset, size // 4096 * 4096)
-
-    def array(self, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """The first `count` elements as a NumPy array that keeps the memory alive."""
-        return np.frombuffer(self._pages, dtype, count, self.offset)
-
-
 def aligned_array(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     """An uninitialized array that starts on a 64-byte boundary."""
     count = 1
     for size in shape:
         count *= size
     size_bytes = count * dtype.itemsize
-    if size_bytes >= _HUGE_BYTES:
+    if size_bytes >= HUGE_BYTES:
         return Memory(size_bytes).array(count, dtype).reshape(shape)
     raw = np.empty(size_bytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -177,7 +154,7 @@ class CallContext:
             raw = self._arena.array(binding.arena_bytes, np.dtype(np.uint8))
             raw[offset : offset + values.nbytes].view(values.dtype)[...] = values
         stride = -(-binding.scratch_bytes // 128) * 128
-        self._scratch = Memory(stride * threads) if stride else None
+        self._scratch = Memory(stride * threads, SCRATCH_BYTES) if stride else None
         self.memory_bytes = binding.arena_bytes + stride * threads
         self.shape_key = tuple(array.shape for array in binding.inputs)
         arrays = (*binding.inputs, *binding.outputs)

@@ -43,8 +43,9 @@ from tilewright.runtime.artifact import (
 )
 from tilewright.runtime.build import provide
 from tilewright.runtime.call import shared_objects
-from tilewright.runtime.context import ArrayType, Binding, Memory
+from tilewright.runtime.context import ArrayType, Binding
 from tilewright.runtime.model import CallableModel
+from tilewright.runtime.pages import Memory
 from tilewright.runtime.tensors import Entry, read_header, write_tensors
 
 __all__ = ["ARTIFACT_FORMAT", "LoadedModel", "load", "save_model"]

@@ -24,6 +24,7 @@ from tilewright.errors import UserError
 from tilewright.machine.target import Target, available_cpus
 from tilewright.runtime.build import BuildOptions, build
 from tilewright.runtime.jit import LoadedObject, load_object
+from tilewright.runtime.pages import SCRATCH_BYTES, Memory
 from tilewright.runtime.pool_text import MAX_THREADS, POOL_BYTES, pool_text
 
 __all__ = [
@@ -197,15 +198,12 @@ class StepTable:
         for native, step in zip(self._table, steps, strict=False):
             write_step(native, step, threads)
         stride = -(-scratch_bytes // 128) * 128
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._scratch = ctypes.c_char.from_buffer(
-            mmap.mmap(-1, max(1, stride * threads), flags=private)
-        )
+        self._scratch = Memory(max(1, stride * threads), SCRATCH_BYTES)
         self._readings = (ctypes.c_int64 * (len(steps) + 1))()
         self._context = Context(
             ctypes.addressof(self._table),
             len(steps),
-            ctypes.addressof(self._scratch),
+            self._scratch.address,
             stride,
             threads,
             ctypes.addressof(self._readings) if is_timed else 0,

@@ -390,7 +390,8 @@ class StageSpace:
             out.append(Group((f"{p}pack.b",), ("choice",), (("panel",), ("none",))))
         if lane_n and not self.shared:
             strided = r.b.strides.get(lane or "") != 1
-            worth = r.b.constant or strided or (points >= 48 and b_bytes > self.target.l1_bytes)
+            large = 2 * b_bytes >= self.target.l2_bytes
+            worth = r.b.constant or strided or (points >= 48 and large)
             out.append(
                 Group(
                     (f"{p}pack.b",),
@@ -400,14 +401,15 @@ class StageSpace:
             )
         m, k = r.roles("m"), [x for x in r.reduce if r.a.uses(x)]
         if lane_n and len(m) == 1 and len(k) == 1 and not r.a.constant and not self.shared:
-            stride = r.a.strides.get(m[0]) or 0
             columns = prod(r.extents[a] for a in r.roles("n"))
-            # Rows that are a multiple of many cache lines apart fall into few of the 64 sets of L1;
-            # where the tile's rows do not fit in those, enough columns pay for a copy.
+            rows = int(first.get(f"{p}reg.{r.names[m[0]]}", 1))
+            # The rows of one register tile are read again for every panel of B. Where they fill L1,
+            # or fall into few of its 64 sets, enough columns pay for a copy in the order of use.
+            stride = r.a.strides.get(m[0]) or 0
             ways = max(1, self.target.l1_bytes // (64 * 64))
             sets = 64 // gcd(64, max(1, stride * r.a.dtype_bytes // 64))
-            rows = int(first.get(f"{p}reg.{r.names[m[0]]}", 1))
-            worth = rows > sets * ways and columns >= 4 * self.lanes
+            fills = 2 * rows * r.extents[k[0]] * r.a.dtype_bytes > self.target.l1_bytes
+            worth = (fills or rows > sets * ways) and columns >= 4 * self.lanes
             out.append(
                 Group(
                     (f"{p}pack.a",),
@@ -426,10 +428,15 @@ class StageSpace:
         guess = min(n, 128)
         if r.is_contraction and r.a is not None and r.a.uses(axis):
             depth = prod(r.extents[k] for k in r.reduce if r.a.uses(k)) * r.a.dtype_bytes
-            guess = max(32, min(512, self.target.l2_bytes // 2 // max(1, depth)))
+            guess = max(32, min(512, self.target.l2_bytes // max(1, depth)))
+            height = max(1, int(self.first.get(f"{self.p}reg.{r.names[axis]}", 1)))
+            b_bytes = prod(r.extents[x] for x in r.names if r.b and r.b.uses(x)) * r.a.dtype_bytes
+            if 2 * b_bytes >= self.target.l2_bytes and 12 * b_bytes < self.target.l3_bytes:
+                # B comes from L3 as fast as it is used; what matters is that the block of A and
+                # two panels of B stay in a part of L2, which other hardware threads use too.
+                guess = min(guess, 4 * height)
             # Equal blocks, a whole number of them for each thread.
             blocks = max(1, ceil(ceil(n / guess) / self.threads) * self.threads)
-            height = max(1, int(self.first.get(f"{self.p}reg.{r.names[axis]}", 1)))
             guess = min(n, ceil(ceil(n / blocks) / height) * height)
         rows = list(dict.fromkeys([guess, *sizes]))
         return Group((name,), ("tile",), tuple((x,) for x in rows))
