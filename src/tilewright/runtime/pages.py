@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # NumPy starts threads of its own when imported; the pool does without
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["HUGE_BYTES", "SCRATCH_BYTES", "Memory"]
 
@@ -41,4 +42,6 @@ class Memory:
 
     def array(self, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """The first `count` elements as a NumPy array that keeps the memory alive."""
-        return np.frombuffer(self._pages, dtype, count, self.offset)
+        from numpy import frombuffer
+
+        return frombuffer(self._pages, dtype, count, self.offset)
