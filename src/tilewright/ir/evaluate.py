@@ -142,7 +142,10 @@ class Evaluator:
             name, has_else = r.attr
             if has_else:
                 continue
-            for s, n in zip(r.args, self.arrays[name].shape, strict=True):
+            limits = list(self.arrays[name].shape)
+            if name in self.finished and limits:  # later steps are not there yet
+                limits[0] = self.finished[name]
+            for s, n in zip(r.args, limits, strict=True):
                 lo, hi = interval(s, ranges)
                 if lo is None or hi is None or lo < 0 or hi >= n:
                     return False

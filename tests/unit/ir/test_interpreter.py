@@ -349,3 +349,34 @@ def test_big_matmul_is_quick() -> None:
     y = run_program(parse_program(text), inputs)[0]
     assert time.perf_counter() - start < 5
     np.testing.assert_allclose(y, inputs["x"].astype(float) @ inputs["w"].astype(float))
+
+
+def test_a_guard_keeps_a_sum_inside_the_steps_that_are_done() -> None:
+    text = """
+program cholesky(a: f64[3, 5, 5]):
+  recur t<5:
+    q: f64[t<5, g<3, i<5] = sum(s<5 if s < t) l[s, g, i] * l[s, g, t]
+    l: f64[t<5, g<3, i<5] = where(i < t, 0.0, (a[g, i, t] - q[t, g, i]) / sqrt(a[g, t, t] - q[t, g, t]))
+  y: f64[g<3, i<5, j<5] = l[j, g, i]
+  return y
+"""
+    half = np.random.default_rng(0).standard_normal((3, 5, 5))
+    a = half @ half.swapaxes(1, 2) + np.eye(5)
+    (y,) = both(text, {"a": a})
+    np.testing.assert_allclose(y.astype(np.float64), np.linalg.cholesky(a), atol=1e-12)
+
+
+def test_the_naive_value_of_a_long_sum_is_summed_in_order() -> None:
+    """A library's blocked sum errs less; the bound for everybody comes from the plain order."""
+    text = """
+program p(a: f32[2, 9000], b: f32[9000, 400]):
+  c: f32[i<2, j<400] = sum(k<9000) a[i, k] * b[k, j]
+  return c
+"""
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 9000), np.float32), rng.random((9000, 400), np.float32)
+    (naive,) = run_program(parse_program(text), {"a": a, "b": b}, precision="naive")
+    plain = np.zeros((), np.float32)
+    for x, y in zip(a[0], b[:, 0], strict=True):
+        plain += x * y
+    assert naive[0, 0] == plain
