@@ -20,6 +20,7 @@ import numpy as np
 
 import tilewright.config as config
 from tilewright.errors import UserError
+from tilewright.group.bounded import bounded, with_shapes
 from tilewright.group.fuse import Decision
 from tilewright.group.plan import own_results, plan_program
 from tilewright.ir import expr as E
@@ -88,7 +89,7 @@ class CompiledModel(CallableModel):
         on_event: Callable[[Any], None] | None = None,
         origins: Mapping[str, str] | None = None,
     ) -> None:
-        self.program = program
+        self.program, shapes = with_shapes(program)
         self.target = target
         self.threads = threads
         self.tune_s = tune
@@ -100,8 +101,8 @@ class CompiledModel(CallableModel):
         self._latest: _Variant | None = None
         self._compiling = threading.Lock()
         self.given: Mapping[str, int] = {}  # sizes that were told before any call
-        tensors = program.tensors
-        unique = list(dict.fromkeys(program.results))  # one array per distinct result
+        tensors = self.program.tensors
+        unique = list(dict.fromkeys(self.program.results))  # one array per distinct result
         super().__init__(
             tuple(_array_type(t) for t in program.inputs),
             tuple(_array_type(tensors[n]) for n in unique),
@@ -109,6 +110,7 @@ class CompiledModel(CallableModel):
             program.dims,
             threads=threads,
             reuse_outputs=reuse_outputs,
+            shapes={unique.index(n): unique.index(s) for n, s in shapes.items()},
         )
 
     def _bind(self, symbols: Mapping[str, int]) -> Binding:
@@ -179,7 +181,8 @@ class _Variant:
     def __init__(self, model: CompiledModel, sizes: Mapping[str, int]) -> None:
         started = time.perf_counter()
         self.sizes = dict(sizes)
-        self.program = own_results(model.program.bind(sizes) if sizes else model.program)
+        bound = model.program.bind(sizes) if sizes else model.program
+        self.program = own_results(bounded(bound))
         self.plan: Plan
         self.decisions: list[Decision]
         self.plan, self.decisions = plan_program(self.program, model.target)

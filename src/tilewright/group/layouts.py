@@ -18,11 +18,11 @@ from math import prod
 import numpy as np
 
 from tilewright.group.fuse import Group, is_contraction
-from tilewright.group.normalize import axis_ranges
+from tilewright.group.normalize import axis_ranges, statement_reads
 from tilewright.ir.expr import Expr
 from tilewright.ir.kernel import int_extent
 from tilewright.ir.layout import Layout, dense, ordered
-from tilewright.ir.program import Definition, Program
+from tilewright.ir.program import Definition, Extern, If, Program, While
 from tilewright.ir.ranges import interval
 from tilewright.ir.scalar import evaluate
 
@@ -41,6 +41,9 @@ def choose_layouts(
     fixed = {t.name for t in p.inputs} | {t.name for t, _ in p.constants} | set(p.results)
     layouts = {n: dense(shapes[n]) for n in fixed}
     for g in groups:
+        if isinstance(g.statement, Extern | If | While):  # what they read is row-major too
+            fixed |= statement_reads(g.statement)
+            layouts.update((n, dense(shapes[n])) for n in statement_reads(g.statement))
         if g.statement is not None:
             layouts.update((n, dense(shapes[n])) for n in g.names())
     constants = {t.name for t, _ in p.constants}
@@ -69,8 +72,6 @@ def _home(groups: Sequence[Group], name: str) -> Group | None:
 
 
 def _readers(groups: Sequence[Group], definitions: dict[str, Definition]) -> dict[str, list[Group]]:
-    from tilewright.group.normalize import statement_reads
-
     out: dict[str, list[Group]] = {}
     for g in groups:
         if g.statement is not None:

@@ -10,6 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from tilewright.group.blocks import (
+    Blocks,
+    own_results,
+    resolve_branches,
+)
 from tilewright.group.fuse import Decision, Group, group_program
 from tilewright.group.layouts import choose_layouts
 from tilewright.group.merge import merge_axes, split_axes
@@ -19,47 +24,29 @@ from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 from tilewright.ir.kernel import Kernel, Stage
 from tilewright.ir.layout import Layout
-from tilewright.ir.plan import ExternCall, KernelCall, Plan, PlanBuffer
+from tilewright.ir.plan import ExternCall, KernelCall, Plan, PlanBuffer, PlanStep
 from tilewright.ir.program import (
     Axis,
     Definition,
     Extern,
+    If,
     Program,
     Recurrence,
     Scatter,
     Statement,
     Tensor,
+    While,
     map_statement,
+    statement_reads,
 )
 from tilewright.machine.target import Target
 
 __all__ = ["own_results", "plan_program", "prepare"]
 
 
-def own_results(p: Program) -> Program:
-    """The Program with a copy of every input or constant that it returns: a result has its own
-    memory.
-    """
-    held = {t.name for t in p.inputs} | {t.name for t, _ in p.constants}
-    given = [n for n in dict.fromkeys(p.results) if n in held]
-    taken, names, copies = set(p.tensors), {}, []
-    for n in given:
-        t = p.tensors[n]
-        name = f"{n}_returned"
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        axes = tuple(Axis(f"i{k}", size) for k, size in enumerate(t.shape))
-        copies.append(Definition(name, t.dtype, axes, E.read(n, [a.index for a in axes], t.dtype)))
-        names[n] = name
-    if not given:
-        return p
-    return replace(p, body=(*p.body, *copies), results=tuple(names.get(n, n) for n in p.results))
-
-
 def prepare(program: Program) -> Program:
     """The form that is grouped; preparing it again changes nothing."""
-    return pad_inputs(normalize(program))
+    return pad_inputs(normalize(resolve_branches(program)))
 
 
 def plan_program(program: Program, target: Target) -> tuple[Plan, list[Decision]]:
@@ -76,11 +63,16 @@ def plan_program(program: Program, target: Target) -> tuple[Plan, list[Decision]
             and _is_view(g, definitions, alias)
         )
     ]
-    kernels: dict[str, int] = {}
-    found: list[Kernel] = []
-    steps: list[KernelCall | ExternCall] = []
+    kernels: dict[str, tuple[int, Kernel]] = {}
+    steps: list[PlanStep] = []
     used: dict[str, Layout] = {}
+    blocks = Blocks(p, lambda q: plan_program(q, target), kernels, decisions, set(p.tensors))
     for g in groups:
+        if isinstance(g.statement, If | While):
+            steps += blocks.steps(g.statement)
+            touched = sorted({*statement_reads(g.statement), *g.names()})
+            used.update((n, layouts[n]) for n in touched)
+            continue
         if isinstance(g.statement, Extern):
             e = g.statement
             results = tuple(t.name for t in e.results)
@@ -88,12 +80,11 @@ def plan_program(program: Program, target: Target) -> tuple[Plan, list[Decision]
             used.update((n, layouts[n]) for n in (*e.args, *results))
             continue
         kernel, names = _kernel(g, p, definitions, layouts)
-        number = kernels.setdefault(kernel.key, len(found))
-        if number == len(found):
-            found.append(kernel)
+        number, _ = kernels.setdefault(kernel.key, (len(kernels), kernel))
         steps.append(KernelCall(number, names, tuple(g.names())))
         used.update((n, layouts[n]) for n in names)
-    buffers = _buffers(p, used, layouts, alias)
+    buffers = [*blocks.buffers.values(), *_buffers(p, used, layouts, alias)]
+    found = [kernel for _, kernel in kernels.values()]
     steps = [_aliased(s, alias) for s in steps]
     return Plan(program.name, tuple(buffers), tuple(found), tuple(steps)), decisions
 
@@ -105,7 +96,7 @@ def _is_view(g: Group, definitions: dict[str, Definition], alias: dict[str, str]
     return d is not None and d.body.op == "read" and alias.get(d.body.attr[0]) == name
 
 
-def _aliased(s: KernelCall | ExternCall, alias: dict[str, str]) -> KernelCall | ExternCall:
+def _aliased(s: PlanStep, alias: dict[str, str]) -> PlanStep:
     if isinstance(s, KernelCall):
         return replace(s, buffers=tuple(alias.get(b, b) for b in s.buffers))
     return s
@@ -195,7 +186,6 @@ def _leaves(name: str, g: Group, p: Program, definitions: dict[str, Definition])
     for n, d in definitions.items():
         if n not in own and name in d.read_names:
             return True
-    from tilewright.group.normalize import statement_reads
 
     return any(not isinstance(s, Definition) and name in statement_reads(s) for s in p.body)
 

@@ -47,13 +47,18 @@ class CallBack:
 
 @dataclass(frozen=True)
 class ArtifactStep:
-    """One phase: function `symbol` of object `object`, or a callback."""
+    """One phase: function `symbol` of object `object`; or a callback; or with `control` a step of
+    the walker's own, where `chunks` is the step to go on with, `count` and `bytes` are its numbers.
+    """
 
     object: int
     symbol: str
     arguments: tuple[Argument, ...]
     chunks: int
     callback: CallBack | None = None
+    control: str = ""
+    count: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,9 @@ def bind_artifact(a: Artifact, constants: Sequence[Placed] | None = None) -> Bin
                 slots.append(Slot(x.kind, x.value))  # type: ignore[arg-type]
             else:
                 raise InternalError("X001", f"unknown slot kind {x.kind!r}")
-        if s.callback is not None:
+        if s.control:
+            phases.append(PhaseCall(0, tuple(slots), s.chunks, True, s.count, s.control, s.bytes))
+        elif s.callback is not None:
             function = _callback(s.callback, a)
             phases.append(PhaseCall(function, tuple(slots), 1, True))
         else:

@@ -62,13 +62,17 @@ class Slot:
 
 @dataclass(frozen=True)
 class PhaseCall:
-    """One phase of a kernel in a model: what to run, on which args, over how many chunks."""
+    """One phase of a kernel in a model: what to run, on which args, over how many chunks; or a step
+    of the walker's own (see `runtime.pool.Step`).
+    """
 
     function: int
     slots: tuple[Slot, ...]
     chunks: int = 1
     serial: bool = False
     grain: int = 0
+    control: str = ""
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,10 @@ class CallContext:
         steps = (NativeStep * max(1, len(self.binding.phases)))()
         for native, phase in zip(steps, self.binding.phases, strict=False):
             args = where[phase.slots]
-            step = Step(phase.function, args, phase.chunks, phase.serial, phase.grain)
+            step = Step(
+                phase.function, args, phase.chunks, phase.serial, phase.grain,
+                phase.control, phase.bytes,
+            )  # fmt: skip
             write_step(native, step, self.threads)
         return steps
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from tilewright.errors import InternalError, Rejected
 from tilewright.ir import expr as E
 from tilewright.ir.kernel import Kernel
 from tilewright.ir.layout import Layout
-from tilewright.ir.plan import ExternCall, KernelCall, Plan
+from tilewright.ir.plan import Control, ExternCall, KernelCall, Plan
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
 from tilewright.memory.arena import Lifetime, Placement, place_buffers
@@ -43,6 +43,7 @@ class Linked:
     schedules: list[Schedule]
     texts: list[str]
     placement: Placement
+    owners: list[int]  # the step of the Plan that each step of the Artifact belongs to
     kernels_compiled: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -101,7 +102,19 @@ def link_plan(
         return Argument("arena", placement.offsets[name])
 
     steps: list[ArtifactStep] = []
+    owners: list[int] = []
+    begun: list[tuple[str, int]] = []  # branches and loops: kind, and the step that is to be told
+    true = None
     for number, s in enumerate(plan.steps):
+        owners += [number - 1] * (len(steps) - len(owners))
+        if isinstance(s, Control):
+            if s.kind == "while" and len(s.buffers) == 1 and true is None:
+                true = Argument("const", len(constants))
+                constants.append(np.ones(1, np.bool_))
+            operands = tuple(argument(n) for n in s.buffers)
+            bytes_ = buffers[s.buffers[0]].bytes if s.buffers else 0
+            _link_control(s, operands, bytes_, steps, begun, true)
+            continue
         if isinstance(s, ExternCall):
             args = tuple(
                 (buffers[n].dtype.name, buffers[n].layout.shape) for n in (*s.args, *s.results)
@@ -125,6 +138,7 @@ def link_plan(
                 steps.append(
                     ArtifactStep(numbers[s.kernel], function_name(low.nest, p), slots, chunks)
                 )
+    owners += [len(plan.steps) - 1] * (len(steps) - len(owners))
     scratch = max([scratch_bytes(x.nest, {}) for x in lowered], default=0)
     fills = tuple(
         Fill(placement.offsets[b.name], b.dtype.np.name, b.layout.size, b.layout.fill)
@@ -147,7 +161,46 @@ def link_plan(
         "build": at_build - at_emit,
         "link": time.perf_counter() - at_build,
     }
-    return Linked(artifact, lowered, schedules, texts, placement, compiled, seconds)
+    return Linked(artifact, lowered, schedules, texts, placement, owners, compiled, seconds)
+
+
+def _link_control(
+    s: Control,
+    operands: tuple[Argument, ...],
+    bytes_: int,
+    steps: list[ArtifactStep],
+    begun: list[tuple[str, int]],
+    true: Argument | None,
+) -> None:
+    """Add the walker's steps for a step of the Plan; `begun` holds what waits for its end."""
+
+    def add(kind: str, arguments: tuple[Argument, ...] = (), to: int = 0, count: int = 0) -> int:
+        size = bytes_ if kind in ("copy", "fill", "stack") else 0
+        steps.append(ArtifactStep(-1, "", arguments, to, None, kind, count, size))
+        return len(steps) - 1
+
+    match s.kind:
+        case "if":
+            begun.append(("if", add("unless", operands)))
+        case "else":
+            _, at = begun.pop()
+            begun.append(("else", add("jump")))
+            steps[at] = replace(steps[at], chunks=len(steps))
+        case "while":
+            add("begin", operands[:1])
+            if len(operands) == 1:
+                assert true is not None  # made by the caller
+                operands = (*operands, true)
+            begun.append(("while", add("while", operands, 0, s.number)))
+        case "end":
+            kind, at = begun.pop()
+            if kind == "while":
+                add("next", steps[at].arguments[:1], at)
+            steps[at] = replace(steps[at], chunks=len(steps))
+        case "fill":
+            add("fill", operands, 0, s.number)
+        case _:
+            add(s.kind, operands)
 
 
 def _place(plan: Plan, lowered: list[Lowered]) -> tuple[Placement, dict[tuple[int, str], str]]:
@@ -157,8 +210,7 @@ def _place(plan: Plan, lowered: list[Lowered]) -> tuple[Placement, dict[tuple[in
     lifetimes: list[Lifetime] = []
     workspace: dict[tuple[int, str], str] = {}
     for number, s in enumerate(plan.steps):
-        names = s.buffers if isinstance(s, KernelCall) else (*s.args, *s.results)
-        for n in names:
+        for n in s.touches:
             first.setdefault(n, number)
             last[n] = number
         if isinstance(s, KernelCall):
@@ -167,11 +219,29 @@ def _place(plan: Plan, lowered: list[Lowered]) -> tuple[Placement, dict[tuple[in
                 workspace[number, w.name] = name
                 size = (E.int_value(w.size) or 0) * w.dtype.bytes
                 lifetimes.append(Lifetime(name, size, number, number))
+    for begin, end in _loops(plan):  # the counter, and what comes from before, serve every round
+        for n, at in last.items():
+            if first[n] <= begin <= at < end:
+                last[n] = end
     for b in plan.buffers:
         if b.place == "arena" and b.name in first:
             kind = f"{b.dtype} {b.layout}" if b.layout.halo else ""
             lifetimes.append(Lifetime(b.name, b.bytes, first[b.name], last[b.name], kind))
     return place_buffers(lifetimes), workspace
+
+
+def _loops(plan: Plan) -> list[tuple[int, int]]:
+    """First and last step of every loop, inner ones first."""
+    out: list[tuple[int, int]] = []
+    begun: list[tuple[str, int]] = []
+    for number, s in enumerate(plan.steps):
+        if isinstance(s, Control) and s.kind in ("if", "while"):
+            begun.append((s.kind, number))
+        elif isinstance(s, Control) and s.kind == "end":
+            kind, at = begun.pop()
+            if kind == "while":
+                out.append((at, number))
+    return out
 
 
 def _summands(plan: Plan) -> set[str]:
@@ -218,7 +288,7 @@ def _constants(
             low = lowered[s.kernel]
             wanted = [(n, low.layouts.get(t)) for t, n in zip(low.tensors, s.buffers, strict=True)]
         else:
-            wanted = [(n, None) for n in s.args]
+            wanted = [(n, None) for n in s.touches]
         for name, layout in wanted:
             b = plan.buffer_of[name]
             if b.place != "const":

@@ -35,7 +35,8 @@ class CallableModel:
     """Inputs, results and the native entry.
 
     `results` lists each distinct result once; `order` says which of them every output is (a model
-    may return one tensor twice).
+    may return one tensor twice). `shapes`: a result whose size follows from values -> the result
+    that holds its true shape; its array has the largest shape, of which a call returns a part.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class CallableModel:
         *,
         threads: int | None = None,
         reuse_outputs: bool = False,
+        shapes: Mapping[int, int] | None = None,
     ) -> None:
         if threads is not None and not (type(threads) is int and 1 <= threads < MAX_THREADS):
             raise UserError(
@@ -58,7 +60,8 @@ class CallableModel:
         self.dims = dims
         self.results = results
         self.order = list(order)
-        self._is_plain = self.order == list(range(len(results)))
+        self.shapes = dict(shapes or {})
+        self._is_plain = self.order == list(range(len(results))) and not self.shapes
         self._call = ModelCall(
             self._bind, inputs, results, threads=threads, reuse_outputs=reuse_outputs
         )
@@ -78,6 +81,8 @@ class CallableModel:
             arrays = self._by_name(self._joined(arrays, named))
         if out is None:
             got = self._function(*arrays)
+            if self.shapes:
+                got = self._trimmed(got)
             return got if len(self.order) == 1 else self._in_order(got)
         if self._is_plain:
             return self._function(*arrays, out=out)
@@ -85,12 +90,12 @@ class CallableModel:
 
     def run(self, inputs: Mapping[str, Any]) -> list[Array]:
         """Outputs in order, for inputs by name. Errors: R001 to R006."""
-        return self._in_order(self._function(*self._by_name(inputs)))
+        return self._in_order(self._trimmed(self._function(*self._by_name(inputs))))
 
     def timed(self, inputs: Mapping[str, Any]) -> tuple[list[Array], list[int]]:
         """`run`, and the time of each phase of the binding in nanoseconds."""
         got, phases = self._call.timed(*self._by_name(inputs))
-        return self._in_order(got), phases
+        return self._in_order(self._trimmed(got)), phases
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]:
         """A call without arguments on fixed arrays: the very entry, for timing."""
@@ -100,12 +105,34 @@ class CallableModel:
             return lambda: function(*given, out=out)
         return lambda: self._into(given, out)
 
+    def _trimmed(self, got: Any) -> Any:
+        """Results in their true shapes. Errors: R007."""
+        if not self.shapes:
+            return got
+        out = list(got)
+        for k, at in self.shapes.items():
+            shape, most = [int(n) for n in got[at]], got[k].shape
+            if any(not 0 <= n <= m for n, m in zip(shape, most, strict=True)):
+                name = self.results[k].name
+                raise UserError(
+                    "R007", f"the shape of {name!r} is {shape}, outside its bound {list(most)}",
+                    hint="raise the bound of the size, or check the value that it comes from",
+                )  # fmt: skip
+            out[k] = got[k][tuple(slice(n) for n in shape)]
+        return out if len(self.order) > 1 else out[self.order[0]]
+
     def _in_order(self, got: Any) -> list[Array]:
         many = got if isinstance(got, list | tuple) else (got,)
         return [many[k] for k in self.order]
 
     def _into(self, arrays: tuple[Any, ...], out: Any) -> Any:
         """Write into `out` where some result is returned more than once, or in another order."""
+        if self.shapes:
+            name = self.results[next(iter(self.shapes))].name
+            raise UserError(
+                "R006", f"out= cannot hold {name!r}, whose size follows from values",
+                hint="call without out=",
+            )  # fmt: skip
         if not isinstance(out, tuple | list) or len(out) != len(self.order):
             names = ", ".join(s.name for s in self.output_specs)
             raise UserError(

@@ -89,6 +89,8 @@ class Saveable(Protocol):
     @property
     def order(self) -> list[int]: ...
     @property
+    def shapes(self) -> Mapping[int, int]: ...
+    @property
     def variants(self) -> tuple[Variant, ...]: ...
 
 
@@ -122,6 +124,7 @@ def save_model(path: Path | str, model: Saveable) -> None:
         "inputs": [_array_out(a) for a in model.input_specs],
         "results": [_array_out(a) for a in model.results],
         "order": list(model.order),
+        "shapes": [list(pair) for pair in model.shapes.items()],
         "shared_objects": shared,
         "variants": variants,
     }
@@ -224,6 +227,10 @@ def _array_out(a: ArrayType) -> dict[str, Any]:
 
 def _step_out(s: ArtifactStep) -> dict[str, Any]:
     out: dict[str, Any] = {"arguments": [[x.kind, x.value] for x in s.arguments]}
+    if s.control:
+        return {
+            "control": s.control, "to": s.chunks, "count": s.count, "bytes": s.bytes, **out
+        }  # fmt: skip
     if s.callback is None:
         return {"object": s.object, "symbol": s.symbol, "chunks": s.chunks, **out}
     c = s.callback
@@ -265,6 +272,7 @@ class LoadedModel(CallableModel):
             manifest["order"],
             tuple(Dim(*d) for d in manifest["dims"]),
             threads=threads,
+            shapes={int(k): int(at) for k, at in manifest.get("shapes", ())},
         )
         arena = max(a.arena_bytes for a in artifacts)
         self.stats: dict[str, Any] = {
@@ -445,7 +453,7 @@ def _variant_in(
         raise ValueError(f"constant {missing[0]} is not in the file")
     return Artifact(
         tuple(inputs), tuple(outputs), tuple(objects[n] for n in v["objects"]), (),
-        tuple(_step_in(s, limits, len(v["objects"])) for s in v["steps"]),
+        tuple(_step_in(s, limits, len(v["objects"]), len(v["steps"])) for s in v["steps"]),
         int(v["arena_bytes"]), int(v["scratch_bytes"]), tuple(_fills_in(v)),
     )  # fmt: skip
 
@@ -458,11 +466,25 @@ def _fills_in(v: Mapping[str, Any]) -> Iterator[Fill]:
         yield Fill(offset, dtype, count, np.frombuffer(bytes.fromhex(value), kind)[0].item())
 
 
-def _step_in(s: Mapping[str, Any], limits: Mapping[str, int], objects: int) -> ArtifactStep:
+_OPERANDS = {
+    "jump": 0, "unless": 1, "begin": 1, "while": 2, "next": 1, "copy": 2, "fill": 1, "stack": 3,
+}  # fmt: skip
+
+
+def _step_in(
+    s: Mapping[str, Any], limits: Mapping[str, int], objects: int, steps: int
+) -> ArtifactStep:
     arguments = tuple(Argument(str(kind), int(value)) for kind, value in s["arguments"])
     for x in arguments:
         if not 0 <= x.value < limits[x.kind]:
             raise ValueError(f"{x.kind} {x.value} does not exist")
+    if "control" in s:
+        kind, to, count, size = s["control"], int(s["to"]), int(s["count"]), int(s["bytes"])
+        if len(arguments) != _OPERANDS[kind] or not 0 <= to <= steps or min(count, size) < 0:
+            raise ValueError(f"a {kind} step does not fit")
+        if any(x.kind == "arena" and x.value + size >= limits["arena"] for x in arguments):
+            raise ValueError(f"a {kind} step does not fit into the arena")
+        return ArtifactStep(-1, "", arguments, to, None, kind, count, size)
     if "extern" not in s:
         if not 0 <= s["object"] < objects:
             raise ValueError(f"object {s['object']} does not exist")

@@ -25,7 +25,7 @@ from tilewright.machine.target import Target, available_cpus
 from tilewright.runtime.build import BuildOptions, build
 from tilewright.runtime.jit import LoadedObject, load_object
 from tilewright.runtime.pages import SCRATCH_BYTES, Memory
-from tilewright.runtime.pool_text import MAX_THREADS, POOL_BYTES, pool_text
+from tilewright.runtime.pool_text import CONTROL, MAX_THREADS, POOL_BYTES, pool_text
 
 __all__ = [
     "Context",
@@ -77,6 +77,8 @@ class Step:
     """One phase to run: `function(args, lo, hi, scratch)` over `chunks` chunks.
 
     `serial` keeps it on the caller; `grain` is how many chunks are handed out at once, 0 to choose.
+    control: no phase but one of the walker's own steps (`pool_text` lists them): then `chunks` is
+    the step to go on with, `grain` a count, and `bytes` what is moved.
     """
 
     function: int
@@ -84,6 +86,8 @@ class Step:
     chunks: int = 1
     serial: bool = False
     grain: int = 0
+    control: str = ""
+    bytes: int = 0
 
 
 _pages: list[mmap.mmap] = []
@@ -170,6 +174,11 @@ def start_threads(threads: int) -> int:
 
 def write_step(native: NativeStep, step: Step, threads: int) -> None:
     """Fill one row of a step table for calls with `threads` threads."""
+    if step.control:
+        native.function, native.args, native.chunks = 0, step.args, step.chunks
+        native.serial = CONTROL.index(step.control)
+        native.grain, native.units = step.grain, step.bytes
+        return
     grain = step.grain or max(1, step.chunks // (threads * _UNITS_PER_THREAD))
     native.function = step.function
     native.args = step.args
@@ -216,7 +225,9 @@ class StepTable:
         self._walk(self._address)
 
     def clock_ns(self) -> list[int]:
-        """Monotonic clock before the first and after each step of the last timed run."""
+        """Monotonic clock before the first and after each step of the last timed run; a step that
+        ran several times counts in one place, as if it had run there for so long.
+        """
         return list(self._readings)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tilewright.ir.kernel import Kernel
-from tilewright.ir.plan import ExternCall, KernelCall, Plan
+from tilewright.ir.plan import Control, ExternCall, KernelCall, Plan
 from tilewright.tools.progress import format_time_us
 from tilewright.tools.stages import kernel_number, names_of
 from tilewright.tools.words import layout_words, schedule_words
@@ -100,16 +100,17 @@ def _summary(model: Any, variant: Any, rates: Any, times: Mapping[int, float]) -
 
 
 def _table(variant: Any, rates: Any, times: Mapping[int, float]) -> list[str]:
-    """Kernels by their share of the measured time, externs as number -1."""
+    """Kernels by their share of the measured time; see `kernel_times_ns` for negative numbers."""
     plan, total = variant.plan, sum(times.values())
     names = names_of(plan)
     rows = [["kernel", "calls", "time", "share", "bound", "of bound", "computes"]]
     for number, nanoseconds in sorted(times.items(), key=lambda item: -item[1]):
         share = f"{100 * nanoseconds / max(total, 1):.1f} %"
         if number < 0:
-            externs = sum(isinstance(s, ExternCall) for s in plan.steps)
+            kind, what = (ExternCall, "externs") if number == -1 else (Control, "branches, copies")
+            count = sum(isinstance(s, kind) for s in plan.steps)
             time = format_time_us(nanoseconds * 1e-3)
-            rows.append(["-", str(externs), time, share, "-", "-", "externs"])
+            rows.append(["-", str(count), time, share, "-", "-", what])
             continue
         calls = _calls(plan, number)
         bound = _bound_us(work_of(plan.kernels[number].program), rates, variant.threads)[0] * calls
@@ -143,18 +144,17 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def kernel_times_ns(model: Any, runs: int = _RUNS) -> dict[int, float]:
-    """Time of each kernel over all its calls, the best of `runs`; externs together as -1."""
-    from tilewright.codegen.llvm import chunk_count
+    """Time of each kernel over all its calls, the best of `runs`; externs together as -1, the
+    host program's own copies and branches, where it has any, as -2.
+    """
     from tilewright.verify.generate import random_inputs
 
     variant = model.latest
-    owner: list[int] = []  # kernel of each phase of the binding
-    for step in variant.plan.steps:
-        if isinstance(step, ExternCall):
-            owner.append(-1)
-            continue
-        nest = variant.linked.lowered[step.kernel].nest
-        owner += [step.kernel for p in range(len(nest.phases)) if chunk_count(nest, p, {})]
+    steps = [variant.plan.steps[number] for number in variant.linked.owners]
+    owner = [  # kernel of each phase of the binding
+        s.kernel if isinstance(s, KernelCall) else -1 if isinstance(s, ExternCall) else -2
+        for s in steps
+    ]
     inputs = random_inputs(model.program, variant.sizes, 0)
     best: list[int] = []
     for _ in range(runs):
@@ -266,8 +266,7 @@ def _memory(variant: Any, origins: Mapping[str, str]) -> str:
     last: dict[str, int] = {}
     plan = variant.plan
     for number, step in enumerate(plan.steps):
-        names = step.buffers if isinstance(step, KernelCall) else (*step.args, *step.results)
-        for name in names:
+        for name in step.touches:
             first.setdefault(name, number)
             last[name] = number
     stats, placement = variant.stats, variant.linked.placement
