@@ -99,6 +99,7 @@ class CompiledModel(CallableModel):
         self.origins = dict(origins or {})
         self._variants: dict[tuple[tuple[str, int], ...], _Variant] = {}
         self._latest: _Variant | None = None
+        self.values: Mapping[str, Array] = {}  # of inputs that the model was imported for
         self._compiling = threading.Lock()
         self.given: Mapping[str, int] = {}  # sizes that were told before any call
         tensors = self.program.tensors
@@ -328,6 +329,25 @@ def _symbols_from(
     return out
 
 
+def _specialised(
+    model: Any, example_inputs: Any, dims: Mapping[str, int] | None
+) -> tuple[Any, Mapping[str, Array]]:
+    """An ONNX model whose sizes or branches depend on values, imported for those of the examples;
+    and the values of the inputs that it has no longer. Errors: those of `onnx.load`.
+    """
+    if isinstance(model, Path) or (isinstance(model, str) and model.endswith(".onnx")):
+        from tilewright import onnx
+
+        model = onnx.load(model)
+    if not getattr(model, "is_specialised", False):
+        return model, {}
+    examples = example_inputs if isinstance(example_inputs, Mapping) else None
+    if examples is None and not dims:
+        return model, {}
+    found = model.specialise(examples, dims)
+    return found, found.values
+
+
 def _text(shape: tuple[E.Expr, ...]) -> str:
     return ", ".join(map(str, shape))
 
@@ -380,7 +400,10 @@ def compile(
     database's records. frozen: time nothing. Errors: F and P codes of the front ends, R003 and R004
     for sizes, U003 for options, R012 and R013 for the machine.
     """
+    model, values = _specialised(model, example_inputs, dims)
     p, origins = _program_of(model)
+    if values:
+        example_inputs = {n: a for n, a in example_inputs.items() if n not in values}
     settings = config.current()
     compiled = CompiledModel(
         p,
@@ -393,6 +416,7 @@ def compile(
         on_event=on_event,
         origins=origins,
     )
+    compiled.values = values
     symbols = compiled.given = _symbols_from(p, example_inputs, dims)
     if all(d.name in symbols for d in p.dims):
         compiled.variant(symbols)

@@ -63,7 +63,12 @@ def test_missing_and_misspelt_inputs(model: Any) -> None:
     a = arrays()
     without = {k: v for k, v in a.items() if k != "keys"}
     fails("R001", lambda: model.run(without), "'keys' is missing", "'query', 'scale'")
-    fails("R001", lambda: model.run({**without, "kyes": a["keys"]}), "no input 'kyes'", "did you mean 'keys'?")
+    fails(
+        "R001",
+        lambda: model.run({**without, "kyes": a["keys"]}),
+        "no input 'kyes'",
+        "did you mean 'keys'?",
+    )
     fails("R001", lambda: model.run({**a, "zzz": 1}), "no input 'zzz'", "query, keys, scale")
     fails("R001", lambda: model.run([1, 2]), "list", "{name: array}")
     fails("R001", lambda: model(a["query"]), "1 arrays given", "query, keys, scale")
@@ -83,21 +88,51 @@ def test_wrong_dtype(model: Any, dtype: str) -> None:
 
 def test_wrong_rank_and_fixed_size(model: Any) -> None:
     fails("R003", lambda: model.run(changed(keys=np.ones(8, "f4"))), "'keys'", "[B, N]", "[8]")
-    fails("R003", lambda: model.run(changed(query=np.ones((2, 8, 1), "f4"))), "'query'", "[B, 8]", "[2, 8, 1]")
-    fails("R003", lambda: model.run(changed(query=np.ones((2, 9), "f4"))), "'query'", "[B, 8]", "[2, 9]")
+    fails(
+        "R003",
+        lambda: model.run(changed(query=np.ones((2, 8, 1), "f4"))),
+        "'query'",
+        "[B, 8]",
+        "[2, 8, 1]",
+    )
+    fails(
+        "R003",
+        lambda: model.run(changed(query=np.ones((2, 9), "f4"))),
+        "'query'",
+        "[B, 8]",
+        "[2, 9]",
+    )
     fails("R003", lambda: model.run(changed(scale=np.ones(1, "f4"))), "'scale'", "[]", "[1]")
 
 
 def test_symbolic_size_out_of_range(model: Any) -> None:
-    fails("R004", lambda: model.run(arrays(17)), "B is 17", "1 to 16", "axis 0 of input 'query'", "axis 0 of input 'keys'")
+    fails(
+        "R004",
+        lambda: model.run(arrays(17)),
+        "B is 17",
+        "1 to 16",
+        "axis 0 of input 'query'",
+        "axis 0 of input 'keys'",
+    )
     fails("R004", lambda: model.run(arrays(0)), "B is 0", "1 to 16")
-    fails("R004", lambda: model.run(arrays(2, 10)), "N is 10", "4 to 40, multiples of 4", "axis 1 of input 'keys'")
+    fails(
+        "R004",
+        lambda: model.run(arrays(2, 10)),
+        "N is 10",
+        "4 to 40, multiples of 4",
+        "axis 1 of input 'keys'",
+    )
     fails("R004", lambda: model.run(arrays(2, 44)), "N is 44")
     fails("R004", lambda: model.run(arrays(2, 0)), "N is 0")
 
 
 def test_two_inputs_disagree(model: Any) -> None:
-    fails("R004", lambda: model.run(changed(keys=np.ones((3, 8), "f4"))), "B is 2", "axis 0 of input 'keys' has size 3")
+    fails(
+        "R004",
+        lambda: model.run(changed(keys=np.ones((3, 8), "f4"))),
+        "B is 2",
+        "axis 0 of input 'keys' has size 3",
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,21 +176,41 @@ def test_out_that_does_not_fit(model: Any) -> None:
 def test_sizes_given_by_name(model: Any) -> None:
     program = model.program
     fails("R004", lambda: tw.compile(program, dims={"M": 3}), "no size 'M'", "B, N")
-    fails("R004", lambda: tw.compile(program, dims={"Bx": 3, "N": 4}), "no size 'Bx'", "did you mean 'B'?")
+    fails(
+        "R004",
+        lambda: tw.compile(program, dims={"Bx": 3, "N": 4}),
+        "no size 'Bx'",
+        "did you mean 'B'?",
+    )
     fails("R004", lambda: tw.compile(program, dims={"B": 99, "N": 4}), "B is 99", "1 to 16")
     fails("R004", lambda: tw.compile(program, dims={"B": -1, "N": 4}), "B is -1")
     fails("R004", lambda: tw.compile(program, dims={"B": 2.5, "N": 4}), "2.5", "whole number")
     fails("R004", lambda: tw.compile(program, dims={"B": "two", "N": 4}), "'two'", "whole number")
     fixed = "program p(x: f32[3]):\n  y: f32[i<3] = x[i]\n  return y\n"
     fails("R004", lambda: tw.compile(fixed, dims={"I": 3}), "no size 'I'", "fixed")
-    fails("R004", lambda: tw.compile(program, dims={"B": 2}).stats, "nothing tells the size 'N'", "dims={'N'")
+    fails(
+        "R004",
+        lambda: tw.compile(program, dims={"B": 2}).stats,
+        "nothing tells the size 'N'",
+        "dims={'N'",
+    )
 
 
 def test_example_inputs_that_do_not_fit(model: Any) -> None:
     program, a = model.program, arrays()
-    fails("R001", lambda: tw.compile(program, {"qurey": a["query"]}), "'qurey'", "did you mean 'query'?")
+    fails(
+        "R001",
+        lambda: tw.compile(program, {"qurey": a["query"]}),
+        "'qurey'",
+        "did you mean 'query'?",
+    )
     fails("R001", lambda: tw.compile(program, [*a.values(), 1]), "4 example inputs for 3")
-    fails("R003", lambda: tw.compile(program, {"query": np.ones(3, "f4")}), "'query' has 2 axes, the example 1", "[B, 8]")
+    fails(
+        "R003",
+        lambda: tw.compile(program, {"query": np.ones(3, "f4")}),
+        "'query' has 2 axes, the example 1",
+        "[B, 8]",
+    )
     fails("R003", lambda: tw.compile(program, {"query": np.ones((3, 9), "f4")}), "size 8", "9")
     fails("R004", lambda: tw.compile(program, {**a, "keys": np.ones((3, 8), "f4")}), "B is 2 and 3")
     fails("R004", lambda: tw.compile(program, a, dims={"B": 3}), "B is 3 and 2")
@@ -163,7 +218,12 @@ def test_example_inputs_that_do_not_fit(model: Any) -> None:
 
 @pytest.mark.parametrize("budget", ["soon", "10 parsecs", -1, "-3s", float("nan"), "", [3]])
 def test_a_budget_that_is_no_time(budget: Any) -> None:
-    fails("U003", lambda: tw.compile("y[i] = x[i]", tune=budget), repr(budget) if budget == budget else "nan", "30s")
+    fails(
+        "U003",
+        lambda: tw.compile("y[i] = x[i]", tune=budget),
+        repr(budget) if budget == budget else "nan",
+        "30s",
+    )
 
 
 @pytest.mark.parametrize("threads", [0, -2, 1000, 1.5, "two"])
@@ -174,7 +234,11 @@ def test_a_number_of_threads_that_is_none(threads: Any) -> None:
 def test_unknown_target() -> None:
     with pytest.raises(TilewrightError) as caught:
         tw.compile("y[i] = x[i]", target="pdp11")
-    assert caught.value.code == "U003" and "pdp11" in str(caught.value) and "x86-avx2" in caught.value.hint
+    assert (
+        caught.value.code == "U003"
+        and "pdp11" in str(caught.value)
+        and "x86-avx2" in caught.value.hint
+    )
 
 
 @pytest.mark.parametrize("model_", [None, 3, object(), np.ones(3), b"onnx"])
@@ -188,7 +252,11 @@ def test_a_program_whose_constants_are_missing() -> None:
 
 
 def test_no_message_shows_a_traceback_or_an_address(model: Any) -> None:
-    for call in (lambda: model(), lambda: model.run(changed(keys=object())), lambda: model(1, 2, 3)):
+    for call in (
+        lambda: model(),
+        lambda: model.run(changed(keys=object())),
+        lambda: model(1, 2, 3),
+    ):
         with pytest.raises(UserError) as caught:
             call()
         assert not re.search(r"0x[0-9a-f]{6}|Traceback", str(caught.value))

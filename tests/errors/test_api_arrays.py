@@ -84,7 +84,9 @@ def test_arrays_in_any_order_in_memory(net: Any, kind: str, tmp_path: Path) -> N
 
 
 def test_broadcast_views_and_scalars() -> None:
-    model = tw.compile("program p(x: f32[4, 6], c: f32[]):\n  y: f32[i<4, j<6] = x[i, j] * c[]\n  return y\n")
+    model = tw.compile(
+        "program p(x: f32[4, 6], c: f32[]):\n  y: f32[i<4, j<6] = x[i, j] * c[]\n  return y\n"
+    )
     row = np.broadcast_to(np.arange(6, dtype="f4"), (4, 6))
     for c in (np.float32(3), np.array(3, "f4"), np.arange(5, dtype="f4")[3:4].reshape(())):
         np.testing.assert_array_equal(model(row, c), np.asarray(row) * 3)
@@ -116,7 +118,9 @@ EMPTY = {
 
 
 @pytest.mark.parametrize("name", EMPTY)
-@pytest.mark.parametrize("sizes", [(0, 3, 4), (3, 0, 4), (3, 2, 0), (0, 0, 0), (0, 0, 4), (3, 0, 0), (1, 1, 1)])
+@pytest.mark.parametrize(
+    "sizes", [(0, 3, 4), (3, 0, 4), (3, 2, 0), (0, 0, 0), (0, 0, 4), (3, 0, 0), (1, 1, 1)]
+)
 def test_empty_arrays(name: str, sizes: tuple[int, int, int]) -> None:
     n, k, m = sizes
     program = tw.program(EMPTY[name])
@@ -158,12 +162,16 @@ def test_nothing_to_compute_leaves_results_of_their_own() -> None:
     assert model(x[:0])[0].shape == (0,)
 
 
-@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "?", "bf16"])
+@pytest.mark.parametrize(
+    "dtype", ["f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "?", "bf16"]
+)
 def test_every_element_type(dtype: str) -> None:
     name = {"f2": "f16", "f4": "f32", "f8": "f64", "?": "bool", "i1": "i8", "u1": "u8", "i2": "i16", "u2": "u16",
             "i4": "i32", "u4": "u32", "i8": "i64", "u8": "u64"}.get(dtype, dtype)  # fmt: skip
     kind = np.dtype(ml_dtypes.bfloat16) if dtype == "bf16" else np.dtype(dtype)
-    model = tw.compile(f"program p(x: {name}[N], y: {name}[N]):\n  z: {name}[i<N] = max(x[i], y[i])\n  return z\n")
+    model = tw.compile(
+        f"program p(x: {name}[N], y: {name}[N]):\n  z: {name}[i<N] = max(x[i], y[i])\n  return z\n"
+    )
     rng = np.random.default_rng(0)
     for n in (0, 1, 37):
         x, y = (rng.integers(0, 100, n).astype(kind) for _ in range(2))
@@ -216,7 +224,9 @@ def test_out_is_written_and_returned(net: Any) -> None:
 
 
 def test_out_that_is_also_an_input() -> None:
-    model = tw.compile("program p(x: f32[6, 6]):\n  y: f32[i<6, j<6] = x[j, i] + x[i, j]\n  return y\n")
+    model = tw.compile(
+        "program p(x: f32[6, 6]):\n  y: f32[i<6, j<6] = x[j, i] + x[i, j]\n  return y\n"
+    )
     x = random(1, 6, 6)
     wanted = x.T + x
     model(x, out=x)
@@ -224,7 +234,9 @@ def test_out_that_is_also_an_input() -> None:
 
 
 def test_a_result_that_is_returned_twice() -> None:
-    model = tw.compile("program p(x: f32[6]):\n  y: f32[i<6] = x[i] + 1.0\n  z: f32[i<6] = x[i]*x[i]\n  return z, y, z\n")
+    model = tw.compile(
+        "program p(x: f32[6]):\n  y: f32[i<6] = x[i] + 1.0\n  z: f32[i<6] = x[i]*x[i]\n  return z, y, z\n"
+    )
     x = random(1, 6)
     out = tuple(np.empty(6, "f4") for _ in range(3))
     assert model(x, out=out) is out

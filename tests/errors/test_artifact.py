@@ -49,7 +49,9 @@ def test_a_flipped_byte(saved: Path) -> None:
     data = bytearray(saved.read_bytes())
     data[info.header_offset + 300] ^= 1
     saved.write_bytes(data)
-    assert text(saved).startswith(f"[R011] the artifact is damaged (BadZipFile: Bad CRC-32 for file '{info.filename}')\n")
+    assert text(saved).startswith(
+        f"[R011] the artifact is damaged (BadZipFile: Bad CRC-32 for file '{info.filename}')\n"
+    )
 
 
 def test_another_format(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,8 +65,12 @@ def test_a_missing_feature(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("tilewright.machine.target.Target.require_runnable", lacking)
     shown = text(saved, TargetError)
-    assert shown.startswith("[R012] this CPU lacks avx512f\n  at an artifact made for native (x86-64-v")
-    assert shown.endswith("  next: compile and save the model for this machine, or for a target that both have")
+    assert shown.startswith(
+        "[R012] this CPU lacks avx512f\n  at an artifact made for native (x86-64-v"
+    )
+    assert shown.endswith(
+        "  next: compile and save the model for this machine, or for a target that both have"
+    )
 
 
 def test_a_size_that_was_not_saved(saved: Path) -> None:
@@ -89,8 +95,12 @@ def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_exit_statuses(saved: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.ones(7, np.float32))
-    shown = CliRunner().invoke(cli, ["run", str(saved), "--input", str(tmp_path / "x.npz"), "--json", "-"])
+    shown = CliRunner().invoke(
+        cli, ["run", str(saved), "--input", str(tmp_path / "x.npz"), "--json", "-"]
+    )
     assert shown.exit_code == 2 and json.loads(shown.stdout)["error"]["code"] == "R004"
     saved.write_bytes(saved.read_bytes()[:100])
-    shown = CliRunner().invoke(cli, ["run", str(saved), "--input", str(tmp_path / "x.npz"), "--json", "-"])
+    shown = CliRunner().invoke(
+        cli, ["run", str(saved), "--input", str(tmp_path / "x.npz"), "--json", "-"]
+    )
     assert shown.exit_code == 3 and json.loads(shown.stdout)["error"]["code"] == "R011"

@@ -304,8 +304,20 @@ def test_control_flow_and_random_numbers() -> None:
         [helper.make_tensor_value_info(n, t, s) for n, t, s in (("i", 7, []), ("c0", 9, []), ("v0", 1, [2]))],
         [helper.make_tensor_value_info(n, t, s) for n, t, s in (("c1", 9, []), ("v1", 1, [2]))],
     )  # fmt: skip
-    data = model([node("Loop", "- - x", "y", body=body)], {"x": (F, (2,))}, ["y"])
-    refused(data, "F005", "Loop: loops are not imported yet")
+    grows = helper.make_graph(
+        [node("Identity", "c0", "c1"), node("Concat", "v0 v0", "v1", axis=0)], "body",
+        list(body.input), list(body.output),
+    )  # fmt: skip
+    data = model([node("Loop", "- - x", "y", body=grows)], {"x": (F, (2,))}, ["y"])
+    refused(data, "F005", "a state whose shape turns from f32[2] into f32[4]")
+    stacks = helper.make_graph(
+        [*body.node, node("Identity", "v0", "s")], "body", list(body.input),
+        [*body.output, helper.make_tensor_value_info("s", 1, [2])],
+    )  # fmt: skip
+    data = model([node("Loop", "- - x", "y z", body=stacks)], {"x": (F, (2,))}, ["y", "z"])
+    refused(data, "F005", "scan outputs of a loop without a number of steps")
+    bad = node("Scan", "x", "y", body=body, num_scan_inputs=1)
+    refused(model([bad], {"x": (F, (2,))}, ["y"]), "F001", "its body does not fit its inputs")
     data = model([node("RandomNormalLike", "x", "y")], {"x": (F, (2,))}, ["y"])
     refused(data, "F005", "random numbers")
 

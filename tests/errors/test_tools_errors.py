@@ -28,11 +28,15 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(f"TILEWRIGHT_{name}", raising=False)
 
 
-def error_of(kind: type[TilewrightError], call: Any, *arguments: Any, **options: Any) -> TilewrightError:
+def error_of(
+    kind: type[TilewrightError], call: Any, *arguments: Any, **options: Any
+) -> TilewrightError:
     with pytest.raises(kind) as caught:
         call(*arguments, **options)
     assert not isinstance(caught.value, InternalError)
-    assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args  # it crosses processes
+    assert (
+        pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
+    )  # it crosses processes
     return caught.value
 
 
@@ -50,7 +54,9 @@ def test_u001_peer() -> None:
 
 def test_u001_workload() -> None:
     error = error_of(UserError, suite.choose, suite.load_suite("spine"), only="softmx")
-    assert error.message == "there is no workload 'softmx'" and error.hint.startswith("did you mean softmax? known: ")
+    assert error.message == "there is no workload 'softmx'" and error.hint.startswith(
+        "did you mean softmax? known: "
+    )
 
 
 def test_u002(tmp_path: Path) -> None:
@@ -80,7 +86,10 @@ def test_u003_name() -> None:
 
 def test_u003_files(tmp_path: Path) -> None:
     error = error_of(UserError, wiring.load_model, Path("m.onnx"))
-    assert str(error) == "[U003] there is no file m.onnx\n  at MODEL\n  next: give an ONNX file or a program"
+    assert (
+        str(error)
+        == "[U003] there is no file m.onnx\n  at MODEL\n  next: give an ONNX file or a program"
+    )
     error = error_of(UserError, outcome.write_json, {}, "none/x.json")
     assert str(error) == (
         "[U003] the JSON cannot be written to none/x.json: No such file or directory\n  at --json\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -39,6 +40,7 @@ from tilewright.ir.program import (
     While,
     array_key,
     defined_by,
+    statement_dims,
     statement_reads,
 )
 
@@ -214,16 +216,26 @@ class Builder:
         """`tensor[subscripts]`."""
         return E.read(tensor.name, subscripts, tensor.dtype, orelse)
 
+    # ---- blocks
+    @contextmanager
+    def inside(self, statements: list[Statement] | None = None) -> Iterator[list[Statement]]:
+        """Statements go to another list meanwhile: to a new one, or to one that is still open."""
+        outer = self.statements
+        self.statements = [] if statements is None else statements
+        try:
+            yield self.statements
+        finally:
+            self.statements = outer
+
+    def block(self, statements: Sequence[Statement], results: Sequence[str]) -> Block:
+        """A block of the statements that the results need."""
+        return Block(tuple(_live(statements, results)), tuple(results))
+
     # ---- result
     def program(self, results: Sequence[str], dims: Sequence[Dim]) -> Program:
         """The Program of what `results` need. Constants are hashed here, once."""
-        live = set(results)
-        kept: list[Statement] = []
-        for s in reversed(self.statements):
-            if any(t.name in live for t in defined_by(s)):
-                kept.append(s)
-                live.update(statement_reads(s))
-        kept.reverse()
+        kept = _live(self.statements, results)
+        live = set(results).union(*map(statement_reads, kept))
         constants: list[tuple[Tensor, str]] = []
         values: dict[str, np.ndarray[Any, Any]] = {}
         first: dict[str, str] = {}
@@ -249,6 +261,18 @@ class Builder:
             tuple(constants),
             values,
         )
+
+
+def _live(statements: Sequence[Statement], results: Iterable[str]) -> list[Statement]:
+    """The statements that `results` need: what they read, and what their sizes are made of."""
+    live, dims = set(results), set[str]()
+    kept: list[Statement] = []
+    for s in reversed(statements):
+        if s.name in dims if isinstance(s, Size) else live & {t.name for t in defined_by(s)}:
+            kept.append(s)
+            live |= statement_reads(s)
+            dims |= statement_dims(s)
+    return kept[::-1]
 
 
 def _sizes(shape: Iterable[Expr | int]) -> tuple[Expr, ...]:

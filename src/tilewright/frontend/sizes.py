@@ -19,13 +19,23 @@ from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import Dim
 
-__all__ = ["LearnedFact", "Sizes", "Sym", "Undecided"]
+__all__ = ["LearnedFact", "Sizes", "SizesNeeded", "Sym", "Undecided"]
 
 _MULTIPLES = (2, 4, 8, 16, 32, 64, 128, 256, 3, 6, 12, 24, 48, 96, 5, 7, 10, 14, 28, 56)
 
 
 class LearnedFact(Exception):
     """Not an error: the import restarts with the fact in place."""
+
+
+class SizesNeeded(Exception):
+    """A block that may not run needs a fact about these dims: the facts hold for the whole model,
+    so the dims must be known instead.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = sorted(names)
+        super().__init__(", ".join(self.names))
 
 
 class Undecided(Exception):
@@ -44,6 +54,8 @@ class Sizes:
     multiple: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)  # fact -> the node that asked for it
     where: str = ""
+    defined: dict[str, Expr] = field(default_factory=dict)  # dims that values define, and bounds
+    locked: int = 0  # inside a block that may not run: nothing may be learned there
     stale: bool = False  # a multiple was learned: what was simplified before it is not simplest
     _tidied: dict[Expr, Expr] = field(default_factory=dict)
 
@@ -53,6 +65,8 @@ class Sizes:
     def restart(self) -> None:
         """Forget the dims, keep the facts."""
         self.dims.clear()
+        self.defined.clear()
+        self.locked = 0
         self._tidied.clear()
         self.stale = False
 
@@ -63,13 +77,20 @@ class Sizes:
         self.dims[name] = Dim(name, self.at_least.get(name, 0), None, self.multiple.get(name, 1))
         return E.dim(name)
 
+    def define(self, name: str, bound: Expr) -> Expr:
+        """The expression of a dim that a value defines; nothing can be learned about it."""
+        most = self.bounds(bound)[1]
+        self.dims[name] = Dim(name, 0, int(most) if most < 1 << 62 else None)
+        self.defined[name] = bound
+        return E.dim(name)
+
     def require_at_least(self, e: Expr, low: int) -> bool:
         """Make `e >= low` hold where e is a plain dim: its range is narrowed (and `stale` set, as
         what was simplified before may have a simpler form now).
         """
         if self.low(e) >= low:
             return True
-        if e.op == "dim" and e.attr in self.dims:
+        if e.op == "dim" and e.attr in self.dims and not self.locked and e.attr not in self.defined:
             self.stale = self.stale or low > 1
             self._note(f"{e} >= {low}")
             self.at_least[e.attr] = low
@@ -211,12 +232,16 @@ class Sizes:
         low, high = self.bounds(a - b)
         if low > 0 or high < 0:
             return False
+        names = sorted((a - b).names("dim"))
+        if any(n in self.defined for n in names):
+            return False
+        if self.locked and names:
+            raise SizesNeeded(names)
         a, b = _without_common_factors(a, b)
         for x, y in ((a, b), (b, a)):
             solved = self._solve(x, y) if y.op == "const" or x.op == "dim" else None
             if solved is not None and solved[0] not in solved[1].names("dim"):
                 self._learn_equal(*solved)
-        names = sorted((a - b).names("dim"))
         for count in range(1, len(names) + 1):
             for m in _MULTIPLES:
                 for chosen in [names] if count == len(names) else [[n] for n in names]:

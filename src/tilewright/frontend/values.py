@@ -45,7 +45,7 @@ class Value:
     known: a NumPy array (constant), or an object array of `Sym` and bool (a shape tensor).
     """
 
-    __slots__ = ("_tensor", "builder", "dtype", "hint", "known", "shape")
+    __slots__ = ("_home", "_tensor", "builder", "dtype", "hint", "known", "shape")
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class Value:
     ) -> None:
         self.builder, self.dtype, self.shape = builder, dtype, tuple(shape)
         self._tensor, self.known, self.hint = tensor, known, hint
+        self._home = builder.statements  # a block that reads it first does not own it
 
     @property
     def rank(self) -> int:
@@ -75,7 +76,9 @@ class Value:
         if self._tensor is None:
             if self.known is None:
                 raise InternalError("X001", f"value {self.hint!r} has neither tensor nor contents")
-            self._tensor = self._symbolic() if self.known.dtype == object else self._constant()
+            with self.builder.inside(self._home):
+                known = self.known.dtype != object
+                self._tensor = self._constant() if known else self._symbolic()
         return self._tensor
 
     @property

@@ -48,20 +48,11 @@ def topk(
     return np.take(values, head, axis), np.take(order, head, axis)
 
 
-def nonzero(x: Array) -> Array:
-    """Positions of the elements that are not zero, one column each, in row-major order: i64[rank,
-    count].
-    """
-    if x.ndim == 0:
-        return np.zeros((0, int(bool(x))), np.int64)
-    return np.array(np.nonzero(x), np.int64)
-
-
 def unique(
     x: Array, *, axis: int = -1, flat: bool = True, ordered: bool = True
-) -> tuple[Array, Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array, Array]:
     """Distinct elements (or slices along `axis`), first positions, positions among the distinct
-    ones, counts.
+    ones, counts, and how many are distinct; what is behind those is 0.
 
     ordered: ascending; otherwise in the order of their first occurrence.
     """
@@ -74,7 +65,16 @@ def unique(
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         first, inverse, counts = first[order], rank[inverse], counts[order]
-    return y, first.astype(np.int64), inverse.astype(np.int64), counts.astype(np.int64)
+    most, number = len(inverse), np.asarray(len(first), np.int64)
+    y = _padded(y, 0 if flat else axis, most)
+    first, counts = (_padded(v.astype(np.int64), 0, most) for v in (first, counts))
+    return y, first, inverse.astype(np.int64), counts, number
+
+
+def _padded(x: Array, axis: int, size: int) -> Array:
+    """Zeros behind an axis up to `size`."""
+    widths = [(0, size - n if k == axis % x.ndim else 0) for k, n in enumerate(x.shape)]
+    return np.pad(x, widths)
 
 
 def nms(
@@ -85,8 +85,9 @@ def nms(
     threshold: Array | None = None,
     *,
     center: bool = False,
-) -> Array:
-    """Boxes kept by greedy non-maximum suppression: i64[count, 3] of (batch, class, box).
+) -> tuple[Array, Array]:
+    """Boxes kept by greedy non-maximum suppression, i64[most, 3] of (batch, class, box) with 0
+    behind them, and how many they are. There is room for all of them.
 
     boxes [B, N, 4]: two opposite corners (y, x, y, x), or centre and size (x, y, w, h) with
     `center`; scores [B, C, N]. Per class, boxes with a score above `threshold` are taken by falling
@@ -104,7 +105,8 @@ def nms(
             if threshold is not None:
                 order = order[s[order] > _first(threshold)]
             out += [(b, c, i) for i in _suppress(corners[b], order, bound, most)]
-    return np.array(out, np.int64).reshape(-1, 3)
+    kept = np.array(out, np.int64).reshape(-1, 3)
+    return _padded(kept, 0, scores.size), np.asarray(len(kept), np.int64)
 
 
 def _first(x: Array) -> float:
@@ -154,7 +156,6 @@ def bitcast(x: Array, *, source: str, target: str) -> Array:
 EXTERNS: dict[str, Callable[..., Any]] = {
     "sort": sort,
     "topk": topk,
-    "nonzero": nonzero,
     "unique": unique,
     "nms": nms,
     "det": det,

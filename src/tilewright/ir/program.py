@@ -63,6 +63,7 @@ __all__ = [
     "map_program",
     "map_statement",
     "parse_program",
+    "statement_dims",
     "statement_reads",
     "verify_program",
 ]
@@ -489,6 +490,18 @@ def _block_reads(b: Block, *more: str) -> set[str]:
         names -= {t.name for t in defined_by(s)}
         names |= statement_reads(s)
     return names
+
+
+def statement_dims(s: Statement) -> set[str]:
+    """Names of the dims in a statement, those that its own blocks define included."""
+    out: set[str] = set()
+
+    def go(e: Expr) -> Expr:
+        out.update(e.names("dim"))
+        return e
+
+    map_statement(s, go)
+    return out
 
 
 def map_statement(s: Statement, go: Any) -> Statement:

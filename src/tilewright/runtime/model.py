@@ -39,6 +39,8 @@ class CallableModel:
     that holds its true shape; its array has the largest shape, of which a call returns a part.
     """
 
+    values: Mapping[str, Array] = {}  # of inputs that are none any more: sizes depend on them
+
     def __init__(
         self,
         inputs: tuple[ArrayType, ...],
@@ -171,7 +173,13 @@ class CallableModel:
             )  # fmt: skip
         wanted = [s.name for s in self.input_specs]
         for name in inputs:
-            if name not in wanted:
+            if name in self.values:
+                if not np.array_equal(np.asarray(inputs[name]), self.values[name]):
+                    raise UserError(
+                        "R007", f"the model was compiled for another value of {name!r}",
+                        hint="compile it with this value among example_inputs",
+                    )  # fmt: skip
+            elif name not in wanted:
                 hint = nearest(str(name), wanted, f"the inputs are {', '.join(wanted) or 'none'}")
                 raise UserError("R001", f"the model has no input {name!r}", hint=hint)
         missing = [n for n in wanted if n not in inputs]

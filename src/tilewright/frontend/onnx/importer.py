@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,24 @@ from tilewright.frontend.onnx.proto import (
     tensor_array,
 )
 from tilewright.frontend.onnx.table import ROWS
-from tilewright.frontend.onnx.value import Node
-from tilewright.frontend.sizes import LearnedFact, Sizes, Undecided
+from tilewright.frontend.onnx.value import (
+    Node,
+    ValueNeeded,
+)
+from tilewright.frontend.sizes import LearnedFact, Sizes, SizesNeeded, Undecided
 from tilewright.frontend.values import Value, sizes_of
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr
-from tilewright.ir.program import Definition, Dim, Program, defined_by, verify_program
+from tilewright.ir.program import (
+    Definition,
+    Dim,
+    Program,
+    Size,
+    Statement,
+    defined_by,
+    verify_program,
+)
 
 __all__ = ["Imported", "Importer", "from_onnx", "import_onnx"]
 
@@ -83,11 +95,15 @@ def import_onnx(
     name: str | None = None,
     known: Mapping[str, np.ndarray[Any, Any]] | None = None,
     sizes: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> Imported:
     """Import an ONNX model given by path or as bytes.
 
     known: values of inputs that the shapes depend on; such inputs are no inputs of the Program any
-    more. sizes: values of symbolic sizes, by the names that the model or the Program gives them.
+    more; values of the model's own graph may be among them. sizes: values of symbolic sizes, by the
+    names that the model or the Program gives them. shapes: of inputs. outputs: values of the graph
+    that are returned instead of its outputs.
     Errors: F001 not ONNX, F002 external data, F003 newer opset, F004 cycle or undefined name, F005
     unsupported operator or form, F006 contradicting shapes.
     """
@@ -99,7 +115,8 @@ def import_onnx(
     facts.equal = {identifier(n, "d"): E.const(int(v)) for n, v in (sizes or {}).items()}
     for _ in range(_MAX_FACTS):
         try:
-            imported = Importer(model, external, facts, name, known or {}).run()
+            importer = Importer(model, external, facts, name, known or {}, shapes, outputs)
+            imported = importer.run()
             if not facts.stale:
                 return imported
         except LearnedFact:
@@ -134,7 +151,11 @@ class Importer:
         sizes: Sizes,
         name: str,
         known: Mapping[str, np.ndarray[Any, Any]],
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        outputs: Sequence[str] | None = None,
     ) -> None:
+        self.shapes = shapes or {}
+        self.results = [o.name for o in model.graph.output] if outputs is None else list(outputs)
         self.model, self.external, self.sizes, self.known = model, external, sizes, known
         self.name = name
         self.warnings: list[str] = []
@@ -143,6 +164,7 @@ class Importer:
         self.scope = self.scope_of_graph = Scope({}, {})
         self.readers: Counter[str] = Counter()
         self.shown: dict[str, str] = {}
+        self.open: list[list[Statement]] = []  # what the blocks being imported stand in
         self.recipes: dict[
             str, Any
         ] = {}  # tensor name -> how to make it again, for folding into its producer
@@ -162,21 +184,21 @@ class Importer:
                 "F005", "sparse initializers are not supported", where=f"graph {graph.name!r}"
             )
         inputs = self._declare_inputs(graph, scope)
-        nodes = self._needed(graph.node, [o.name for o in graph.output], scope)
+        nodes = self._needed(graph.node, self.results, scope)
         for node in nodes:
             for x in node.input:
                 self.readers[x] += 1
-        for o in graph.output:
-            self.readers[o.name] += 1
-        self._show_outputs(graph, nodes)
+        for name in self.results:
+            self.readers[name] += 1
+        self._show_outputs(nodes)
         for node in nodes:
             self.node(node, scope)
         results: list[str] = []
         outputs: dict[str, str] = {}
-        for o in graph.output:
-            name = self._result(o.name, scope, results)
+        for o in self.results:
+            name = self._result(o, scope, results)
             results.append(name)
-            outputs[name] = o.name
+            outputs[name] = o
         dims = self._dims()
         program = self.builder.program(results, dims)
         verify_program(program)
@@ -215,7 +237,7 @@ class Importer:
             raise UserError(
                 "F006", f"{n!r} is both an input and a size", where=f"graph {graph.name!r}"
             )
-        promised = {identifier(o.name) for o in graph.output}
+        promised = {identifier(o) for o in self.results}
         self.builder = Builder(self.name, taken | dim_names, promised)
         for i, shown, dtype, shape in declared:
             if i.name in self.known:
@@ -252,8 +274,18 @@ class Importer:
                 where=where,
                 hint="give it a shape; sizes may be symbolic",
             )
-        shape = []
+        shape: list[Expr] = []
+        given = self.shapes.get(i.name)
+        if given is not None and len(given) != len(t.shape.dim):
+            message = f"input {i.name!r} has {len(given)} axes instead of {len(t.shape.dim)}"
+            raise UserError("R003", message, where=where)
         for k, d in enumerate(t.shape.dim):
+            if given is not None:
+                if d.HasField("dim_value") and d.dim_value not in (given[k], 0):
+                    message = f"axis {k} of input {i.name!r} is {given[k]} instead of {d.dim_value}"
+                    raise UserError("R003", message, where=where)
+                shape.append(E.const(int(given[k])))
+                continue
             if d.HasField("dim_value") and d.dim_value >= 0:
                 shape.append(E.const(d.dim_value))
                 continue
@@ -317,9 +349,9 @@ class Importer:
             s = s.parent
         raise UserError("F004", f"value {name!r} is read but nothing defines it", where=where)
 
-    def _show_outputs(self, graph: Any, nodes: Sequence[Any]) -> None:
+    def _show_outputs(self, nodes: Sequence[Any]) -> None:
         """Values that become outputs through Identity alone take the output's name."""
-        outputs = [o.name for o in graph.output]
+        outputs = self.results
         for node in reversed(nodes):
             if node.op_type == "Identity" and len(node.output) == 1:
                 name = self.shown.get(
@@ -348,7 +380,8 @@ class Importer:
         for t in self.builder.tensors.values():
             for e in t.shape:
                 live |= e.names("dim")
-        return [d for d in self.sizes.dims.values() if d.name in live]
+        inner = self.sizes.defined
+        return [d for d in self.sizes.dims.values() if d.name in live and d.name not in inner]
 
     # ---- names and values
     def display_name(self, value: str) -> str:
@@ -375,9 +408,13 @@ class Importer:
             "F004", f"value {name!r} is read but nothing defines it", where=f"graph {self.name!r}"
         )
 
-    def new_dim(self, hint: str) -> Expr:
-        """A dim whose size is known only at run time; an extern's result defines it."""
-        return self.sizes.declare(self.builder.fresh(hint))
+    def new_size(self, hint: str, count: Value, bound: Expr) -> Expr:
+        """A size that is the value of the scalar `count` (i64), at most `bound`."""
+        for n in bound.names("dim") & self.sizes.defined.keys():
+            bound = E.substitute(bound, {E.dim(n): self.sizes.defined[n]})
+        name = self.builder.fresh(hint)
+        self.builder.add(Size(name, bound, count.name))
+        return self.sizes.define(name, bound)
 
     def sources_of(self, v: Value) -> tuple[list[str], list[str]]:
         """The model's inputs and the sizes that a value is computed from, by their ONNX names."""
@@ -387,13 +424,18 @@ class Importer:
             if x._tensor is not None and x._tensor in self.builder.inputs
         }
         wanted, dims = {v.tensor.name}, set[str]()
-        for s in reversed(self.builder.statements):
+        every = [s for statements in self.open for s in statements] + self.builder.statements
+        for s in reversed(every):
             if any(t.name in wanted for t in defined_by(s)):
                 wanted.update(statement_reads(s))
                 if isinstance(s, Definition):
                     dims.update(*(e.names("dim") for e in s.expressions()))
         inputs = [onnx_names[t.name] for t in self.builder.inputs if t.name in wanted]
         return inputs, sorted(dims)
+
+    def name_of(self, v: Value) -> str:
+        """The ONNX name of a value of the model's own graph; empty where it is none of those."""
+        return next((name for name, x in self.bound.items() if x is v), "")
 
     def cast_target(self, n: Node) -> DType:
         """The dtype that Cast or CastLike converts to."""
@@ -449,10 +491,20 @@ class Importer:
                     if self.readers[out] or scope.depth:
                         raise n.refuse(f"output {k} ({out!r}) is not provided")
                     continue
-                scope.values[out] = value
                 if not scope.depth:
+                    if out in self.known:
+                        value = self._given(out, value)
                     self.bound[out] = value
+                scope.values[out] = value
         self.scope, self.builder.origin = saved
+
+    def _given(self, name: str, value: Value) -> Value:
+        """A value of the graph that is known. Errors: F006 where it does not fit."""
+        array = np.asarray(self.known[name])
+        if array.dtype != value.dtype.np or array.ndim != value.rank:
+            kind = f"{value.dtype} of rank {value.rank}"
+            raise UserError("F006", f"the known value of {name!r} is no {kind}")
+        return Value(self.builder, value.dtype, sizes_of(array.shape), known=array, hint=value.hint)
 
     def expand(self, n: Node, proto: Any, scope: Scope) -> list[Value | None]:
         """The outputs of a node: through its row, by folding, or through its function body."""
@@ -530,8 +582,32 @@ class Importer:
             for k, o in enumerate(function.output)
         ]
 
-    def branch(self, n: Node, graph: Any) -> list[Value | None]:
-        """A subgraph taken at import (a branch of If whose condition is constant)."""
+    @contextmanager
+    def block(self, n: Node) -> Iterator[list[Statement]]:
+        """Statements of a block that may run never or often: no facts are learned in it.
+
+        Errors: ValueNeeded where it needs some.
+        """
+        self.open.append(self.builder.statements)
+        self.sizes.locked += 1
+        saved = self.scope, self.builder.origin
+        try:
+            with self.builder.inside() as statements:
+                yield statements
+        except SizesNeeded as needed:
+            if self.sizes.locked > 1:
+                raise
+            message = f"{n.op}: what is done must follow from constants and sizes"
+            raise ValueNeeded(message, n.where, [], needed.names) from None
+        finally:
+            self.open.pop()
+            self.sizes.locked -= 1
+            self.scope, self.builder.origin = saved
+
+    def branch(
+        self, n: Node, graph: Any, given: Mapping[str, Value] | None = None
+    ) -> list[Value | None]:
+        """The outputs of a subgraph; `given` are values of its inputs."""
         outer = self.scope
         if outer.depth >= _MAX_DEPTH:
             raise UserError("F004", f"subgraphs nest deeper than {_MAX_DEPTH}", where=n.where)
@@ -544,6 +620,7 @@ class Importer:
             attributes=outer.attributes,
         )
         inner.initializers = {t.name: t for t in graph.initializer}
+        inner.values.update(given or {})
         for node in self._needed(graph.node, [o.name for o in graph.output], inner):
             self.node(node, inner)
         return [self.lookup(o.name, inner) for o in graph.output]

@@ -317,14 +317,50 @@ def _slice_bounds(n: Node, size: Expr, start: Expr, end: Expr, step: int) -> tup
     return first, z.tidy(z.larger(count, zero))
 
 
-@row(
-    "Slice",
-    kind="layout",
-    notes="bounds must follow from constants and sizes, steps from constants",
-)
+def _slice_by_values(n: Node) -> Value:
+    """A slice whose bounds only the run gives: its sizes are those values'."""
+    x, starts, ends = n[0], n[1], n[2]
+    count = n.fixed(starts.shape[0], "the number of starts")
+    axes = list(range(count))
+    if n.optional(3) is not None:
+        axes = [n.normal_axis(n.fixed(e, "an axis"), x.rank) for e in n.integers(3, "axes")]
+    steps = [1] * count
+    if n.optional(4) is not None:
+        steps = [n.fixed(e, "a step") for e in n.integers(4, "steps")]
+    if not len(axes) == len(steps) == count or 0 in steps or len(set(axes)) < count:
+        raise n.contradiction("starts, ends, axes and steps do not fit each other")
+    first: list[Expr] = [E.const(0)] * x.rank
+    strides, shape = [1] * x.rank, list(x.shape)
+    for k, (axis, step) in enumerate(zip(axes, steps, strict=True)):
+        size, back = x.shape[axis], step < 0
+        low, high = (E.const(-1), size - 1) if back else (E.const(0), size)
+
+        def bound(
+            v: Value, k: int = k, size: Expr = size, low: Expr = low, high: Expr = high
+        ) -> Expr:
+            e = E.cast(v.at(k), I64)
+            e = E.select(E.compare("lt", e, E.const(0)), e + size, e)
+            return E.maximum(E.minimum(e, high), low)
+
+        start = n.define((), lambda: bound(starts), suffix=f"start{k}")
+        end = n.define((), lambda: bound(ends), suffix=f"end{k}")
+        length = start.at() - end.at() if back else end.at() - start.at()
+        length = E.maximum(E.floordiv(length + (abs(step) - 1), E.const(abs(step))), E.const(0))
+        number = n.define((), lambda length=length: length, suffix=f"count{k}")
+        most = E.floordiv(size + (abs(step) - 1), E.const(abs(step)))
+        shape[axis] = n.importer.new_size(f"{n.hint}_d{axis}", number, most)
+        first[axis], strides[axis] = start.at(), step
+    return n.define(
+        shape, lambda *i: x.at(*(f + e * s for f, e, s in zip(first, i, strides, strict=True)))
+    )
+
+
+@row("Slice", kind="layout", notes="axes and steps must follow from constants")
 def slice_(n: Node) -> Value:
     """Evenly spaced parts of axes."""
     x = n[0]
+    if n.opset >= 10 and (n[1].known is None or n[2].known is None):
+        return _slice_by_values(n)
     first, shape = [E.const(0)] * x.rank, list(x.shape)
     steps = [1] * x.rank
     for axis, start, end, step in _slice_plan(n, x.rank):

@@ -25,11 +25,17 @@ __all__ = ["Node", "ValueNeeded"]
 class ValueNeeded(UserError):
     """F005: a size, or a branch, depends on a value that only the run gives.
 
-    inputs, dims: the model's inputs and sizes that it is computed from.
+    inputs, dims: the model's inputs and sizes that it is computed from; value: the ONNX name of the
+    value itself, where it has one in the model's own graph.
     """
 
     def __init__(
-        self, message: str, where: str, inputs: Sequence[str], dims: Sequence[str] = ()
+        self,
+        message: str,
+        where: str,
+        inputs: Sequence[str],
+        dims: Sequence[str] = (),
+        value: str = "",
     ) -> None:
         hints = []
         if inputs:
@@ -38,10 +44,10 @@ class ValueNeeded(UserError):
             hints.append(f"sizes={{{', '.join(f'{name!r}: number' for name in dims)}}}")
         hint = f"import with {', '.join(hints)}" if hints else "see docs/onnx-coverage.md"
         super().__init__("F005", message, where=where, hint=hint)
-        self.inputs, self.dims = tuple(inputs), tuple(dims)
+        self.inputs, self.dims, self.value = tuple(inputs), tuple(dims), value
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (ValueNeeded, (self.message, self.where, self.inputs, self.dims))
+        return (ValueNeeded, (self.message, self.where, self.inputs, self.dims, self.value))
 
 
 class Node(Definer):
@@ -157,6 +163,7 @@ class Node(Definer):
             f"{self.op}: {what or f'input {k}'} must follow from constants and sizes",
             self.where,
             *self.importer.sources_of(self[k]),
+            self.importer.name_of(self[k]),
         )
 
     def contradiction(self, message: str) -> UserError:

@@ -12,7 +12,6 @@ from tilewright.ir.externs import (
     descending_order,
     det,
     nms,
-    nonzero,
     sort,
     topk,
     unique,
@@ -46,22 +45,19 @@ def test_topk() -> None:
         topk(x, axis=1, k=4)
 
 
-def test_nonzero() -> None:
-    assert nonzero(np.array([[0, 1], [2, 0]])).tolist() == [[0, 1], [1, 0]]
-    assert nonzero(np.zeros((3,))).shape == (1, 0)
-    assert nonzero(np.array(1)).shape == (0, 1)
-    assert nonzero(np.array(0)).shape == (0, 0)
-
-
 @pytest.mark.parametrize("ordered", [True, False])
 def test_unique(ordered: bool) -> None:
     x = np.array([3, 1, 3, 2, 1])
-    y, first, inverse, counts = unique(x, ordered=ordered)
+    y, first, inverse, counts, number = unique(x, ordered=ordered)
+    assert number == 3 and all(len(v) == 5 and not v[3:].any() for v in (y, first, counts))
+    y, first, counts = y[:number], first[:number], counts[:number]
     assert y.tolist() == ([1, 2, 3] if ordered else [3, 1, 2])
     assert x[first].tolist() == y.tolist() and y[inverse].tolist() == x.tolist()
     assert counts.sum() == 5
     rows = np.array([[1, 0], [2, 0], [1, 0]])
-    y, first, inverse, counts = unique(rows, axis=0, flat=False, ordered=ordered)
+    y, first, inverse, counts, number = unique(rows, axis=0, flat=False, ordered=ordered)
+    assert number == 2 and y.shape == rows.shape and not y[2:].any()
+    y, first, counts = y[:number], first[:number], counts[:number]
     assert y.tolist() == [[1, 0], [2, 0]] and inverse.tolist() == [0, 1, 0]
     assert first.tolist() == [0, 1] and counts.tolist() == [2, 1]
 
@@ -72,9 +68,9 @@ SCORES = np.array([[[0.9, 0.8, 0.7, 0.9]]], np.float32)
 
 def select(limit: int = 9, overlap: float = 0.5, threshold: float | None = None) -> list[int]:
     low = None if threshold is None else np.array([threshold], np.float32)
-    kept = nms(BOXES, SCORES, np.array([limit]), np.array([overlap], np.float32), low)
-    assert kept.shape[1] == 3
-    return kept[:, 2].tolist()
+    kept, number = nms(BOXES, SCORES, np.array([limit]), np.array([overlap], np.float32), low)
+    assert kept.shape == (4, 3) and not kept[number:].any()
+    return kept[:number, 2].tolist()
 
 
 def test_non_maximum_suppression() -> None:
@@ -84,8 +80,10 @@ def test_non_maximum_suppression() -> None:
     assert select(overlap=1.0) == [0, 3, 1, 2]
     assert select(threshold=0.75) == [0]
     centre = np.array([[[0.5, 0.5, 1, 1], [0.5, 0.6, 1, 1]]], np.float32)
-    kept = nms(centre, SCORES[..., :2], np.array([9]), np.array([0.5], np.float32), center=True)
-    assert kept.tolist() == [[0, 0, 0]]
+    kept, number = nms(
+        centre, SCORES[..., :2], np.array([9]), np.array([0.5], np.float32), center=True
+    )
+    assert number == 1 and kept.tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 def test_det_and_bitcast() -> None:

@@ -9,6 +9,7 @@ from onnx import helper
 
 from tilewright.errors import UserError
 from tilewright.frontend.onnx import import_onnx
+from tilewright.ir.program import If
 from unit.frontend.onnx.support import (
     agree,
     check,
@@ -135,13 +136,13 @@ def test_a_condition_on_sizes_chooses_a_branch() -> None:
     assert "Relu" not in str(imported.origins)  # the branch's definitions belong to the If
 
 
-def test_a_condition_known_at_run_time_is_refused() -> None:
+def test_a_condition_known_at_run_time_is_a_branch() -> None:
     data = model(
         [node("If", "cond", "y", **branches())], {"x": (F, (3,)), "cond": (np.bool_, ())}, ["y"]
     )
-    with pytest.raises(UserError, match=r"F005.*the condition must follow") as caught:
-        import_onnx(data)
-    assert "import with known={'cond': array}" == caught.value.hint
+    for value in (True, False):
+        check(data, {"x": floats(3), "cond": np.array(value)})
+    assert any(isinstance(s, If) for s in import_onnx(data).program.body)
     imported = import_onnx(data, known={"cond": np.array(True)})
     assert len(imported.program.inputs) == 1
 

@@ -301,5 +301,7 @@ def test_indices_from_data_never_read_outside() -> None:
     ]
     constant = of_one("Gather", {"x": floats(4, 3), "c": np.array([3, 0, 3])})
     assert constant == ["y: f32[i<3, j<3] = x[c_[i], j]"]
-    data = model([node("Gather", "x k", "y")], {"x": (F, ("N",))}, ["y"], {"k": np.array([3, 0, 3])})
+    data = model(
+        [node("Gather", "x k", "y")], {"x": (F, ("N",))}, ["y"], {"k": np.array([3, 0, 3])}
+    )
     assert body(data) == ["y: f32[i<3] = (x[k_[i]] else 0.0)"]
