@@ -43,9 +43,12 @@ imported through its ONNX function body where the standard has one. What is refu
 import, with code F005, the node's name and the nearest form that is supported. Element types: bool,
 signed and unsigned integers of 8 to 64 bits, float16, bfloat16, float32, float64.
 
-Sizes may be symbolic everywhere. A value that decides a size (the shape of `Reshape`, the bounds of
-`Slice`, ...) must follow from constants and from sizes of inputs; the value of an input that
-decides a size can be given at import: `import_onnx(model, known={{"shape": array}})`.
+Sizes may be symbolic everywhere. Sizes that the data defines (of `NonZero`, `NonMaxSuppression`,
+`Unique`, `Compress`, `Slice` and `TopK` by values, branches of other sizes) are computed natively,
+in memory planned for their bounds. Where a value decides a size that has no bound, or which branch
+fits (the shape of `Reshape`, the limits of `Range`), `tw.onnx.load(model).run(inputs)` reads it
+first and imports the model for it, once per value; it can also be given:
+`tw.onnx.load(model, known={{"shape": array}})`.
 """
 
 

@@ -1,8 +1,8 @@
-"""ONNX's own node tests through the importer and the Program interpreter.
+"""ONNX's own node tests through the importer and the Program interpreter, or through compiled code.
 
 Prints how many are passed, refused (with reasons) and wrong; exits 1 when one is wrong or crashes.
 
-    python scripts/onnx_node_tests.py [--only NAME_PART] [--expanded] [--symbolic] [--list]
+    python scripts/onnx_node_tests.py [--native] [--expanded] [--symbolic] [--only PART] [--list]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tilewright.frontend.onnx import ValueNeeded, import_onnx
 from tilewright.frontend.onnx.proto import ELEMENT_TYPES
 from tilewright.ir.interpreter import run_program
 
-__all__ = ["Outcome", "cases", "outcome_of"]
+__all__ = ["Outcome", "cases", "native_outcome", "outcome_of"]
 
 _OTHER_KINDS = ("ImageDecoder", "OptionalHasElement", "OptionalGetElement", "SequenceMap")
 _RANDOM = (
@@ -39,7 +39,7 @@ _RANDOM = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """kind: passed, baked (passed with the values of shape inputs given at import), refused, wrong,
+    """kind: passed, baked (passed, imported for the values of shape inputs), refused, wrong,
     crashed.
     """
 
@@ -136,6 +136,33 @@ def outcome_of(case: Any, symbolic: bool = False) -> Outcome:
     return problem or Outcome(kind)
 
 
+def native_outcome(case: Any, symbolic: bool = False) -> Outcome:
+    """Load, compile, run and compare one case."""
+    import tilewright as tw
+
+    data = (symbolic_model(case.model) if symbolic else case.model).SerializeToString()
+    inputs, expected = ([_array(x) for x in xs] for xs in case.data_sets[0])
+    given = dict(zip((i.name for i in case.model.graph.input), inputs, strict=False))
+    try:
+        loaded = tw.onnx.load(data)
+        got = loaded.run(given)
+    except TilewrightError as error:
+        if error.code in ("F005", "F006", "F003", "R003", "R004"):
+            return Outcome("refused", f"[{error.code}] {error.message}")
+        return Outcome("crashed", f"{error}")
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AssertionError,
+        RecursionError,
+    ):
+        return Outcome("crashed", traceback.format_exc(limit=-4))
+    return compare(case, got, expected) or Outcome("baked" if loaded.is_specialised else "passed")
+
+
 def _array(x: Any) -> Any:
     from onnx import TensorProto, numpy_helper
 
@@ -185,13 +212,15 @@ def main() -> int:
     parser.add_argument(
         "--symbolic", action="store_true", help="with symbolic sizes for the first input"
     )
+    parser.add_argument("--native", action="store_true", help="compiled, instead of interpreted")
     parser.add_argument("--list", action="store_true", help="one line per test that is not passed")
     options = parser.parse_args()
     counts: collections.Counter[str] = collections.Counter()
     reasons: collections.Counter[str] = collections.Counter()
     start = time.monotonic()
     for case in cases(options.only, options.expanded):
-        outcome = outcome_of(case, options.symbolic)
+        run = native_outcome if options.native else outcome_of
+        outcome = run(case, options.symbolic)
         counts[outcome.kind] += 1
         if outcome.kind == "refused":
             reasons[outcome.detail] += 1
@@ -203,7 +232,7 @@ def main() -> int:
         print(f"refused {count}: {reason}")
     print(
         f"{total} tests: {good} passed ({100 * good / max(total, 1):.1f} %, "
-        f"{counts['baked']} of them with shape inputs given at import), "
+        f"{counts['baked']} of them imported for the values of shape inputs), "
         f"{counts['refused']} refused, {counts['wrong']} wrong, {counts['crashed']} crashed, "
         f"{time.monotonic() - start:.0f} s"
     )

@@ -220,7 +220,7 @@ def _inverse(d: Definition, layout: Layout, shape: tuple[int, ...]) -> Layout | 
     subs = np.broadcast_arrays(*[go(s) for s in d.body.args], np.zeros(d_shape(d), np.int64))[:-1]
     if any(s.min() < 0 or s.max() >= n for s, n in zip(subs, shape, strict=True)):
         return None
-    where[tuple(subs)] = layout.addresses()
+    where[tuple(subs)] = layout.addresses() if subs else layout.addresses().reshape(())
     if where.min() < 0:
         return None
     from tilewright.ir.layout import Term

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 from tilewright.errors import TargetError, UserError
 from tilewright.ir.program import Program
 
-__all__ = ["OnnxModel", "Specialised", "load"]
+__all__ = ["OnnxModel", "Specialised", "backend", "load"]
 
 _MOST_VALUES = 4096  # elements of a value that the model is imported for
 _KEPT = 64  # imports that are kept
@@ -53,6 +54,13 @@ class _Ready:
     model: Any
     inputs: Mapping[str, str]  # its names -> ONNX names
     imported: Any
+
+
+def __getattr__(name: str) -> Any:
+    """`backend`, the Backend interface of the package onnx; imported when it is asked for."""
+    if name != "backend":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module("tilewright.onnx.backend")
 
 
 class OnnxModel:
