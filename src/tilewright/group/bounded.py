@@ -15,6 +15,7 @@ from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.expr import Expr
+from tilewright.ir.kernel import int_extent
 from tilewright.ir.program import (
     Axis,
     Block,
@@ -70,8 +71,7 @@ def with_shapes(p: Program) -> tuple[Program, dict[str, str]]:
 def bounded(p: Program) -> Program:
     """See the module's text. The sizes of the inputs are fixed.
 
-    Errors: P001 where the bound of a size is not fixed; F005 where an extern reads a tensor whose
-    size a value defines.
+    Errors: P001 where the bound of a size is not fixed.
     """
     if not any(_has_size(s) for s in p.body):
         return p
@@ -155,13 +155,7 @@ class _Bounding:
                 case Scatter():
                     out.append(self.scatter(s))
                 case Extern():
-                    if any(self.loose(n) for n in s.args):
-                        raise UserError(
-                            "F005",
-                            f"extern {s.function} reads a tensor whose size a value defines",
-                            where=str(s),
-                        )
-                    out.append(replace(s, results=tuple(map(self.tensor, s.results))))
+                    out += self.extern(s)
                 case If():
                     results = tuple(map(self.tensor, s.results))
                     blocks = [self.block(b, results) for b in (s.then, s.orelse)]
@@ -271,6 +265,31 @@ class _Bounding:
             body=self.reads(self.value(s.body), ranges, frozenset(), True),
             base=self.reads(self.value(s.base), outer, frozenset(), True),
         )
+
+    def extern(self, s: Extern) -> list[Statement]:
+        """The call; where it reads tensors of loose sizes, one that cuts them to the true ones."""
+        results = tuple(map(self.tensor, s.results))
+        if not any(self.loose(n) for n in s.args):
+            return [replace(s, results=results)]
+        sizes: dict[Expr, Definition] = {}
+        shapes: list[int] = []
+        for t in (self.tensors[n] for n in s.args):
+            shapes.append(len(t.shape))
+            for e in t.shape:
+                fixed = E.int_value(e)
+                if fixed is None:
+                    if e not in sizes:
+                        name = self.fresh(f"{t.name}_size")
+                        sizes[e] = Definition(name, I64, (), self.value(e))
+                    fixed = -1 - list(sizes).index(e)
+                shapes.append(fixed)
+        wanted = [n for t in results for n in (len(t.shape), *map(int_extent, t.shape))]
+        attributes = (
+            ("function", s.function), ("count", len(s.args)), ("shapes", tuple(shapes)),
+            ("results", tuple(wanted)), *s.attributes,
+        )  # fmt: skip
+        args = (*s.args, *(d.name for d in sizes.values()))
+        return [*sizes.values(), Extern(results, "trimmed", args, attributes)]
 
     # ---- blocks
     def block(self, b: Block, wanted: tuple[Tensor, ...]) -> Block:

@@ -153,6 +153,45 @@ def bitcast(x: Array, *, source: str, target: str) -> Array:
     return held.view(DTYPES[target].np)
 
 
+def trimmed(
+    *args: Array,
+    function: str,
+    count: int,
+    shapes: tuple[int, ...],
+    results: tuple[int, ...],
+    **attributes: Any,
+) -> tuple[Array, ...]:
+    """Another extern on the true parts of tensors that are held in larger ones.
+
+    The first `count` arguments are the tensors, the others sizes. shapes: of each tensor its rank
+    and its sizes, -1 - k for the size number k. results: of each result its rank and the shape in
+    which it is held, with zeros behind its true part.
+    """
+    sizes = [int(a.reshape(-1)[0]) for a in args[count:]]
+    parts = [
+        x[tuple(slice(n if n >= 0 else max(sizes[-1 - n], 0)) for n in shape)]
+        for x, shape in zip(args, _split(shapes), strict=False)
+    ]
+    found = EXTERNS[function](*parts, **attributes)
+    held = found if isinstance(found, tuple | list) else (found,)
+    out = []
+    for value, shape in zip(held, _split(results), strict=True):
+        x = np.asarray(value)
+        whole = np.zeros(shape, x.dtype)
+        whole[tuple(slice(n) for n in x.shape)] = x
+        out.append(whole)
+    return tuple(out)
+
+
+def _split(flat: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Shapes from a list of rank, sizes, rank, sizes, ..."""
+    out, at = [], 0
+    while at < len(flat):
+        out.append(flat[at + 1 : at + 1 + flat[at]])
+        at += 1 + flat[at]
+    return out
+
+
 EXTERNS: dict[str, Callable[..., Any]] = {
     "sort": sort,
     "topk": topk,
@@ -160,4 +199,5 @@ EXTERNS: dict[str, Callable[..., Any]] = {
     "nms": nms,
     "det": det,
     "bitcast": bitcast,
+    "trimmed": trimmed,
 }

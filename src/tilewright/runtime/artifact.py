@@ -137,6 +137,7 @@ def bind_artifact(a: Artifact, constants: Sequence[Placed] | None = None) -> Bin
             for f in a.fills
             if f.value != 0
         ),
+        a.failures if a.has_callbacks else None,
     )
 
 
@@ -174,6 +175,8 @@ def _callback(c: CallBack, a: Artifact) -> int:
         except (ValueError, TypeError, IndexError, ArithmeticError) as e:
             # No exception passes through native code: the caller of the model raises it.
             a.failures.append(UserError("P001", f"extern {c.function} failed: {e}"))
+        except UserError as e:
+            a.failures.append(e)
 
     function = _ABI(run)
     a.kept.append(function)

@@ -80,6 +80,7 @@ class Binding:
     """A model at fixed sizes: shapes hold numbers only. `scratch_bytes` is per thread.
 
     `fills`: byte offsets into the arena and what stands there from the beginning (halos).
+    `failures`: where steps that call Python leave their exceptions; None where there are none.
     """
 
     inputs: tuple[ArrayType, ...]
@@ -88,6 +89,7 @@ class Binding:
     arena_bytes: int = 0
     scratch_bytes: int = 0
     fills: tuple[tuple[int, NDArray[Any]], ...] = ()
+    failures: list[Any] | None = None
 
 
 def aligned_array(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -64,10 +64,17 @@ class CallableModel:
         self.order = list(order)
         self.shapes = dict(shapes or {})
         self._is_plain = self.order == list(range(len(results))) and not self.shapes
+        self._failures: list[list[Exception]] = []  # of variants that call back into Python
         self._call = ModelCall(
-            self._bind, inputs, results, threads=threads, reuse_outputs=reuse_outputs
+            self._bound, inputs, results, threads=threads, reuse_outputs=reuse_outputs
         )
         self._function = self._call.function
+
+    def _bound(self, symbols: Mapping[str, int]) -> Binding:
+        binding = self._bind(symbols)
+        if binding.failures is not None and all(binding.failures is not f for f in self._failures):
+            self._failures.append(binding.failures)
+        return binding
 
     def _bind(self, symbols: Mapping[str, int]) -> Binding:
         """The model at these sizes. Errors: R004."""
@@ -83,21 +90,22 @@ class CallableModel:
             arrays = self._by_name(self._joined(arrays, named))
         if out is None:
             got = self._function(*arrays)
-            if self.shapes:
-                got = self._trimmed(got)
+            if self.shapes or self._failures:
+                got = self._finished(got)
             return got if len(self.order) == 1 else self._in_order(got)
         if self._is_plain:
-            return self._function(*arrays, out=out)
+            got = self._function(*arrays, out=out)
+            return self._finished(got) if self._failures else got
         return self._into(arrays, out)
 
     def run(self, inputs: Mapping[str, Any]) -> list[Array]:
         """Outputs in order, for inputs by name. Errors: R001 to R006."""
-        return self._in_order(self._trimmed(self._function(*self._by_name(inputs))))
+        return self._in_order(self._finished(self._function(*self._by_name(inputs))))
 
     def timed(self, inputs: Mapping[str, Any]) -> tuple[list[Array], list[int]]:
         """`run`, and the time of each phase of the binding in nanoseconds."""
         got, phases = self._call.timed(*self._by_name(inputs))
-        return self._in_order(self._trimmed(got)), phases
+        return self._in_order(self._finished(got)), phases
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object]:
         """A call without arguments on fixed arrays: the very entry, for timing."""
@@ -107,8 +115,13 @@ class CallableModel:
             return lambda: function(*given, out=out)
         return lambda: self._into(given, out)
 
-    def _trimmed(self, got: Any) -> Any:
-        """Results in their true shapes. Errors: R007."""
+    def _finished(self, got: Any) -> Any:
+        """Results in their true shapes. Errors: R007; what an extern raised."""
+        for failures in self._failures:
+            if failures:
+                first = failures[0]
+                failures.clear()
+                raise first
         if not self.shapes:
             return got
         out = list(got)
@@ -143,7 +156,7 @@ class CallableModel:
             )  # fmt: skip
         first = [self.order.index(k) for k in range(len(self.results))]
         wanted = tuple(out[i] for i in first)
-        self._function(*arrays, out=wanted[0] if len(wanted) == 1 else wanted)
+        self._finished(self._function(*arrays, out=wanted[0] if len(wanted) == 1 else wanted))
         for i, k in enumerate(self.order):
             if i != first[k]:
                 np.copyto(out[i], out[first[k]], casting="no")

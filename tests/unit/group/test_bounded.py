@@ -57,6 +57,17 @@ STATES = """program p format 1(x: f32[9, 4], n: i64[], c: bool[]):
 """
 
 
+SORTED = """program p format 1(x: f32[9], n: i64[]):
+  dim K <= 9 = n
+  y: f32[k<K] = x[k]*-1.0
+  v: f32[K], at: i64[K] = extern sort(y) {axis = 0}
+  distinct: f32[K], first: i64[K], place: i64[K], times: i64[K], number: i64[] = extern unique(y)
+  dim D <= K = number
+  z: f32[d<D] = distinct[d] + f32(times[d])
+  return v, at, z, place
+"""
+
+
 def check(p: Program, inputs: dict[str, Any]) -> None:
     verify_program(p)
     got, wanted = tw.compile(p).run(inputs), run_program(p, inputs)
@@ -84,6 +95,28 @@ def test_positions_count_in_the_true_shape(n: int, m: int) -> None:
 def test_states_and_blocks(n: int, c: bool) -> None:
     x = np.random.default_rng(n).standard_normal((9, 4)).astype(np.float32)
     check(parse_program(STATES), {"x": x, "n": np.asarray(n), "c": np.asarray(c)})
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 9])
+def test_externs_see_the_true_part(n: int) -> None:
+    x = np.array([3, 1, 3, 2, 1, 0, -5, 2, 9], np.float32)
+    check(parse_program(SORTED), {"x": x, "n": np.asarray(n)})
+
+
+def test_an_extern_that_fails_natively_is_an_error() -> None:
+    text = """program p format 1(x: f32[4], k: i64[]):
+  v: f32[2], at: i64[2] = extern topk(x, k) {axis = 0}
+  return v, at
+"""
+    model = tw.compile(parse_program(text))
+    x = np.arange(4, dtype=np.float32)
+    for k, code in ((9, "R004"), (3, "P001")):  # more than there are; another shape
+        with pytest.raises(UserError) as caught:
+            model.run({"x": x, "k": np.asarray(k)})
+        assert caught.value.code == code
+        with pytest.raises(UserError):
+            model(x, np.asarray(k), out=(np.zeros(2, np.float32), np.zeros(2, np.int64)))
+    assert model.run({"x": x, "k": np.asarray(2)})[1].tolist() == [3, 2]
 
 
 def test_nothing_is_left_open() -> None:
