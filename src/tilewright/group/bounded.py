@@ -17,6 +17,7 @@ from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.expr import Expr
 from tilewright.ir.kernel import int_extent
 from tilewright.ir.program import (
+    Attribute,
     Axis,
     Block,
     Carry,
@@ -284,7 +285,7 @@ class _Bounding:
                     fixed = -1 - list(sizes).index(e)
                 shapes.append(fixed)
         wanted = [n for t in results for n in (len(t.shape), *map(int_extent, t.shape))]
-        attributes = (
+        attributes: tuple[tuple[str, Attribute], ...] = (
             ("function", s.function), ("count", len(s.args)), ("shapes", tuple(shapes)),
             ("results", tuple(wanted)), *s.attributes,
         )  # fmt: skip

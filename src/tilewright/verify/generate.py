@@ -7,7 +7,7 @@ where the read has an `else` or the contribution may be dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,15 @@ from tilewright.ir import expr as E
 from tilewright.ir.binding import size_of
 from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.expr import Expr
-from tilewright.ir.program import Definition, Extern, Program, Recurrence, Scatter
+from tilewright.ir.program import (
+    Definition,
+    Program,
+    Recurrence,
+    Scatter,
+    Size,
+    Statement,
+    blocks_of,
+)
 
 __all__ = ["default_sizes", "random_inputs"]
 
@@ -45,6 +53,9 @@ def random_inputs(
 ) -> dict[str, Array]:
     """Arrays for all inputs; `sizes` may leave out dims that have a hint."""
     known = default_sizes(program) | dict(sizes or {})
+    for s in _statements(program.body):  # a size that a value defines is at most its bound
+        if isinstance(s, Size):
+            known[s.name] = size_of(s.bound, known)
     rng = np.random.default_rng([seed, len(program.inputs)])
     limits = _index_limits(program, known)
     out: dict[str, Array] = {}
@@ -106,7 +117,7 @@ def _index_limits(program: Program, sizes: Mapping[str, int]) -> dict[str, tuple
                     n = size_of(extent, sizes)
                     reach(s, -2 * padded, n - 1 + 2 * padded, frozenset())
 
-    for s in program.body:
+    for s in _statements(program.body):
         match s:
             case Definition():
                 definitions[s.name] = s
@@ -122,6 +133,14 @@ def _index_limits(program: Program, sizes: Mapping[str, int]) -> dict[str, tuple
                     subscripts(e)
                 for e, extent in zip(s.subscripts, s.shape, strict=True):
                     reach(e, -1, size_of(extent, sizes), frozenset())
-            case Extern():
-                pass
+            case Size():
+                reach(E.read(s.source, (), I64), 0, sizes[s.name], frozenset())
     return limits
+
+
+def _statements(body: tuple[Statement, ...]) -> Iterator[Statement]:
+    """Every statement, those of blocks included."""
+    for s in body:
+        yield s
+        for b in blocks_of(s):
+            yield from _statements(b.body)

@@ -20,18 +20,16 @@ from tilewright.ir.program import (
     Axis,
     Definition,
     Dim,
-    Extern,
     Program,
-    Recurrence,
     Reduction,
-    Scatter,
     Statement,
     Tensor,
+    statement_reads,
     verify_program,
 )
 from tilewright.verify.expressions import Expressions
 
-__all__ = ["INTS", "WORK", "Maker", "reads_of"]
+__all__ = ["INTS", "WORK", "Maker"]
 
 WORK = 1 << 17
 _SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 24, 31, 33, 64, 67)
@@ -147,7 +145,7 @@ class Maker(Expressions):
         defined = [t for t in self.tensors if t not in self.inputs]
         results = [t.name for t in defined if not self.read[t.name]]
         results += [t.name for t in defined if self.read[t.name] and self.rng.random() < 0.1]
-        used = {n for s in self.body for n in reads_of(s)}
+        used = {n for s in self.body for n in statement_reads(s)}
         inputs = tuple(t for t in self.inputs if t.name in used or t.name in results)
         shown = {d for t in inputs for e in t.shape for d in e.names("dim")}
         missing = [n for n in self.sizes if n not in shown]
@@ -159,17 +157,3 @@ class Maker(Expressions):
         p = Program("case", inputs, tuple(self.body), tuple(results), dims)
         verify_program(p)
         return p
-
-
-def reads_of(s: Statement) -> set[str]:
-    parts: list[Expr] = []
-    match s:
-        case Definition():
-            parts = list(s.expressions())
-        case Recurrence():
-            parts = [e for d in s.definitions for e in d.expressions()]
-        case Scatter():
-            parts = [s.body, s.base, *s.subscripts]
-        case Extern():
-            return set(s.args)
-    return {r.attr[0] for e in parts for r in e.reads()}

@@ -20,8 +20,9 @@ from tilewright.ir.program import (
     Reduction,
     Scatter,
     Tensor,
+    statement_reads,
 )
-from tilewright.verify.maker import INTS, WORK, Maker, reads_of
+from tilewright.verify.maker import INTS, WORK, Maker
 
 __all__ = ["KINDS"]
 
@@ -274,7 +275,7 @@ def _scatter(m: Maker) -> None:
     body = m.expression(t.dtype, source, 1, t)
     s = Scatter(m.fresh("t"), t.dtype, targets, monoid, source, tuple(subscripts), body, base)
     m.body.append(s)
-    for n in reads_of(s):
+    for n in statement_reads(s):
         m.read[n] += 1
     m.tensors.append(Tensor(s.name, t.dtype, s.shape))
 
