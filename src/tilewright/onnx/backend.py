@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-class Prepared(BackendRep):
+class Prepared(BackendRep):  # type: ignore[misc]
     """A model that is ready to run."""
 
     def __init__(self, model: OnnxModel, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -48,7 +48,7 @@ class Prepared(BackendRep):
         return found
 
 
-class TilewrightBackend(Backend):
+class TilewrightBackend(Backend):  # type: ignore[misc]
     """Models and single nodes on the CPU."""
 
     @classmethod

@@ -262,8 +262,13 @@ def loop(n: Node) -> list[Value | None]:
     try:
         states, rows = _loop(n, limit, start, initial, step, limited)
     except UserError as error:
-        few = count is not None and count <= _UNROLLED and start is None and limited is None
-        if error.code not in ("F005", "F006") or not few or count is None:
+        if error.code not in ("F005", "F006") or isinstance(error, ValueNeeded):
+            raise
+        for k, asked in ((0, limited), (1, start)):  # known, the steps may follow one another
+            if asked is not None:
+                needed = n.needed(k, f"the steps of a loop that only unrolls ({error.message})")
+                raise (needed if needed.inputs or needed.value else error) from None
+        if count is None or count > _UNROLLED:
             raise
         states, rows = _unrolled(n, count, initial, step, error)
     return [*states, *rows]
