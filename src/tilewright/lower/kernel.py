@@ -16,6 +16,7 @@ from math import prod
 
 from tilewright.errors import Rejected
 from tilewright.ir import expr as E
+from tilewright.ir.dtypes import BOOL
 from tilewright.ir.expr import Expr
 from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.layout import Layout, ordered, panels
@@ -81,8 +82,10 @@ class _Lowering:
             if level:
                 block = s.integer(f"{p}tile.{name}")
                 if block > 0 and axis not in fixed:
-                    height = max(1, s.integer(f"{p}reg.{name}", 1))
-                    out.append(Level(axis, max(height, block // height * height), "peel"))
+                    if block < roles.extents[axis]:  # whole register tiles
+                        height = max(1, s.integer(f"{p}reg.{name}", 1))
+                        block = max(height, block // height * height)
+                    out.append(Level(axis, block, "peel"))
                 continue
             seen.add(axis)
             block = max(1, s.integer(f"{p}reg.{name}", 1))
@@ -264,25 +267,30 @@ class _Lowering:
         block = [x for x in spec.levels if x.axis == m]
         most = block[0].block if len(block) > 1 else roles.extents[m]
         shape = [1] * len(read.args)
-        shape[row], shape[column] = most, roles.extents[kk]
+        # Copied in whole tiles, with zeros past the ends: one body, whatever the extents.
+        deep = -(-roles.extents[kk] // self.lanes) * self.lanes
+        shape[row], shape[column] = -(-most // height) * height, deep
         layout = panels(shape, row, height, [column])
         buffer = Buffer(f"a{k}", source.dtype, E.const(layout.size), "scratch")
         self.scratch.append(buffer)
         places = dict(self.places)
 
         def stage(region: Region) -> None:
-            axes = tuple(Axis(f"q{i}", E.const(1)) for i in range(len(shape)))
+            reach = list(source.layout.shape)  # what the copy's positions may be, zeros included
+            reach[row] += height
+            reach[column] = deep
+            axes = tuple(Axis(f"q{i}", E.const(n)) for i, n in enumerate(reach))
             origin = [
                 region.starts[x.attr] if x.op == "index" and x.attr in region.starts else x
                 for x in read.args
             ]
             origin[column] = E.const(0)
             valid = region.valid.get(m, region.lengths[m])
-            lengths = {
-                f"q{i}": (min(valid, most) if i == row else shape[i]) for i in range(len(shape))
-            }
+            tall = -(-min(valid, most) // height) * height
+            lengths = {f"q{i}": (tall if i == row else shape[i]) for i in range(len(shape))}
             starts = {f"q{i}": o for i, o in enumerate(origin)}
-            body = E.read(name, [a.index for a in axes], source.dtype)
+            nothing = E.const(False if source.dtype is BOOL else 0, source.dtype)
+            body = E.read(name, [a.index for a in axes], source.dtype, nothing)
             d = Definition("packed", source.dtype, axes, body)
             target = Place(buffer.name, layout, source.dtype, tuple(origin))
             copy = StageSpec(
@@ -290,7 +298,7 @@ class _Lowering:
                 (),
                 (),
                 frozenset({"packed"}),
-                (Level(f"q{row}", height, "mask"), Level(f"q{column}", self.lanes)),
+                (Level(f"q{row}", height), Level(f"q{column}", self.lanes)),
                 (),
                 f"q{row}",
                 places={name: source, "packed": target},
@@ -301,6 +309,10 @@ class _Lowering:
                 lengths={**region.lengths, **lengths},
                 valid={},
             )
+            if m in region.ragged:
+                i, full, rest = region.ragged[m]
+                tall = -(-rest // height) * height
+                inner = replace(inner, ragged={f"q{row}": (i, full, tall)})
             self.b.written = {buffer.name}
             emit_stage(self.b, copy, inner, self.lanes, [])
             places[name] = target

@@ -74,13 +74,15 @@ class StageSpec:
 @dataclass(frozen=True)
 class Region:
     """Per axis where it starts, how many positions it has in the code, and how many of them are
-    valid.
+    valid. `ragged`: axes of which the region is one of many blocks: the number of the block, how
+    many blocks are whole, and the length of the one after them.
     """
 
     starts: dict[str, Expr]
     lengths: dict[str, int]
     valid: dict[str, int]
     ranges: dict[str, tuple[int, int]]
+    ragged: dict[str, tuple[Expr, int, int]] = field(default_factory=dict)
 
     def narrowed(self, axis: str, start: Expr, length: int, valid: int | None = None) -> Region:
         v = dict(self.valid)
@@ -92,7 +94,15 @@ class Region:
             starts={**self.starts, axis: start},
             lengths={**self.lengths, axis: length},
             valid=v,
+            ragged={a: x for a, x in self.ragged.items() if a != axis},
         )
+
+    def block_of(
+        self, axis: str, start: Expr, length: int, i: Expr, full: int, rest: int
+    ) -> Region:
+        """Block `i` of `full` blocks of `length` and one of `rest` positions, in one code."""
+        one = self.narrowed(axis, start, length)
+        return replace(one, ragged={**one.ragged, axis: (i, full, rest)})
 
     def with_range(self, var: str, hi: int) -> Region:
         return replace(self, ranges={**self.ranges, var: (0, max(0, hi - 1))})
@@ -144,6 +154,20 @@ def emit_levels(
         else:
             descend(region.narrowed(level.axis, at, rest))
 
+    if level.axis in region.ragged:
+        _ragged_tiles(b, level, region, descend)
+        return
+    if full and rest and level.tail == "peel" and _counts_tiles(level, rest_levels):
+        # One code for all blocks: the tiles of the last one are counted at run time.
+        i = counter if counter is not None else E.index(b.counter())
+        bounded = region.with_range(i.attr, full + 1) if counter is None else region
+        at = start + i * level.block
+        block = bounded.block_of(level.axis, at, level.block, i, full, rest)
+        if counter is not None:
+            descend(block)
+        else:
+            _loop(b, i.attr, full + 1, lambda: descend(block))
+        return
     if full == 0:
         if level.tail == "mask" and length != 1:
             descend(region.narrowed(level.axis, start, _masked_size(level, length, lanes), length))
@@ -183,11 +207,37 @@ def emit_levels(
         tail()
 
 
-def _loop(b: Builder, var: str, count: int, body: Callable[[], None]) -> None:
+def _counts_tiles(level: Level, inner: tuple[Level, ...]) -> bool:
+    """Whether the next level of the axis takes whole tiles of the block, and peels the rest."""
+    tile = next((x for x in inner if x.axis == level.axis), None)
+    return tile is not None and tile.tail == "peel" and level.block % tile.block == 0
+
+
+def _ragged_tiles(
+    b: Builder, level: Level, region: Region, descend: Callable[[Region], None]
+) -> None:
+    """The tiles of a block that may be the shorter last one."""
+    i, full, rest = region.ragged[level.axis]
+    start, tiles = region.starts[level.axis], region.lengths[level.axis] // level.block
+    whole, short = divmod(rest, level.block)
+    count = E.minimum(E.const(tiles), E.const(full * tiles + whole) - i * tiles)
+    var = b.counter()
+    r = region.with_range(var, tiles)
+    at = start + E.index(var) * level.block
+    _loop(b, var, count, lambda: descend(r.narrowed(level.axis, at, level.block)))
+    if short:
+        b.enter()
+        descend(region.narrowed(level.axis, start + whole * level.block, short))
+        then = b.leave()
+        b.effect(If(E.compare("eq", i, E.const(full)), then, ()))
+
+
+def _loop(b: Builder, var: str, count: int | Expr, body: Callable[[], None]) -> None:
     b.enter(var)
     body()
     nodes = b.leave()
-    b.effect(For(var, E.const(0), E.const(count), 1, nodes))
+    end = E.const(count) if isinstance(count, int) else count
+    b.effect(For(var, E.const(0), end, 1, nodes))
 
 
 def emit_stage(b: Builder, spec: StageSpec, region: Region, lanes: int, given: list[Expr]) -> None:

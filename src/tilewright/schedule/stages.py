@@ -383,15 +383,13 @@ class StageSpace:
         if not r.is_contraction or r.a is None or r.b is None:
             return out
         points = prod(r.extents[a] for a in r.roles("m"))
-        b_bytes = prod(r.extents[x] for x in r.names if r.b.uses(x)) * r.b.dtype_bytes
         lane_n = lane is not None and r.names[lane].startswith("n")
         constant = any(x.constant and lane and x.uses(lane) for x in (r.a, r.b))
         if not lane_n and constant and not self.shared and lane in r.out:
             out.append(Group((f"{p}pack.b",), ("choice",), (("panel",), ("none",))))
         if lane_n and not self.shared:
             strided = r.b.strides.get(lane or "") != 1
-            large = 2 * b_bytes >= self.target.l2_bytes
-            worth = r.b.constant or strided or (points >= 48 and large)
+            worth = r.b.constant or strided or (points >= 48 and self._copied_b(lane))
             out.append(
                 Group(
                     (f"{p}pack.b",),
@@ -419,6 +417,23 @@ class StageSpace:
             )
         return out
 
+    def _b_bytes(self) -> int:
+        r = self.r
+        if r.b is None:
+            return 0
+        return prod(r.extents[x] for x in r.names if r.b.uses(x)) * r.b.dtype_bytes
+
+    def _copied_b(self, lane: str | None) -> bool:
+        """Whether B does better in panels: it fills half of L2, or its rows are not whole cache
+        lines, so that every vector would straddle two.
+        """
+        r, size = self.r, self._b_bytes()
+        if r.b is None or not size:
+            return False
+        strides = [s or 0 for a, s in r.b.strides.items() if a != lane]
+        straddles = any(s * r.b.dtype_bytes % 64 for s in strides)
+        return 2 * size >= self.target.l2_bytes or (straddles and size > self.target.l1_bytes)
+
     def _cache_tile(self, axis: str, lane: str | None) -> Group:
         """Sizes of the cache block of an output axis, for the orders that have one."""
         r = self.r
@@ -430,8 +445,7 @@ class StageSpace:
             depth = prod(r.extents[k] for k in r.reduce if r.a.uses(k)) * r.a.dtype_bytes
             guess = max(32, min(512, self.target.l2_bytes // max(1, depth)))
             height = max(1, int(self.first.get(f"{self.p}reg.{r.names[axis]}", 1)))
-            b_bytes = prod(r.extents[x] for x in r.names if r.b and r.b.uses(x)) * r.a.dtype_bytes
-            if 2 * b_bytes >= self.target.l2_bytes and 12 * b_bytes < self.target.l3_bytes:
+            if self._copied_b(lane) and 12 * self._b_bytes() < self.target.l3_bytes:
                 # B comes from L3 as fast as it is used; what matters is that the block of A and
                 # two panels of B stay in a part of L2, which other hardware threads use too.
                 guess = min(guess, 4 * height)
