@@ -211,7 +211,7 @@ def machine(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in ("numpy", "llvmlite", "onnx"):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    facts: dict[str, Any] = {"versions": versions}
+    facts: dict[str, Any] = {"name": processor(), "versions": versions}
     with suppress(TilewrightError):
         facts.update(wiring.machine_facts())
     threads: dict[str, dict[str, float]] = {}
@@ -227,6 +227,16 @@ def machine(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
     facts["threads"] = threads
     return facts
+
+
+def processor() -> str:
+    """The name of the CPU as the system gives it."""
+    with suppress(OSError):
+        for text in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = text.partition(":")
+            if key.strip() in ("model name", "Model"):
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def line(row: Mapping[str, Any]) -> str:

@@ -34,7 +34,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["workload"], json.dumps(row.get("dims"), sort_keys=True), row["threads"]
+    sizes = json.dumps(row.get("dims"), sort_keys=True)
+    return row["workload"], sizes, row["threads"], row.get("outputs", "bound")
 
 
 def _spread(times: list[float]) -> float:

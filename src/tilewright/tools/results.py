@@ -48,10 +48,11 @@ def _section(name: str, data: Mapping[str, Any], picture: str) -> list[str]:
     threads = settings["threads"]
     lines = [f"## {name}\n"]
     versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items() if k != "system")
+    machine = facts.get("name") or facts.get("cpu", "unknown CPU")
     lines.append(
-        f"Suite `{settings['suite']}`, {threads} thread{'s' if threads > 1 else ''}; "
-        f"{facts.get('cpu', 'unknown CPU')} with {facts.get('vector_bits', '?')}-bit vectors, "
-        f"{facts.get('cores', '?')} cores; {versions}; tuning budget {settings['budget_s']} s.\n"
+        f"Suite `{settings['suite']}`, {threads} thread{'s' if threads > 1 else ''}; {machine} "
+        f"with {facts.get('vector_bits', '?')}-bit vectors, {facts.get('cores', '?')} cores; "
+        f"{versions}; tuning budget {settings['budget_s']} s.\n"
     )
     lines += ["| figure | value | how |", "|---|---:|---|"]
     for key, entry in data["figures"].items():

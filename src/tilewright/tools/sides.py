@@ -59,8 +59,10 @@ class Side:
         reading, writing = os.pipe()
         cpus = sorted(os.sched_getaffinity(0))
         # One thread is pinned, so that no side pays for moving; the last CPU has the fewest
-        # interrupts.
-        pinned = [",".join(map(str, cpus[-1:]))] if threads == 1 and name != "oracle" else []
+        # interrupts. Fewer threads than CPUs likewise: not every library can be told how many.
+        pinned = []
+        if name != "oracle" and (threads == 1 or threads < len(cpus)):
+            pinned = [",".join(map(str, cpus[-threads:]))]
         worker = [sys.executable, "-P", "-m", "tilewright.tools.worker", name, str(writing)]
         self._process = subprocess.Popen(
             [*worker, *pinned],
