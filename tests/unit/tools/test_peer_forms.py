@@ -70,7 +70,9 @@ def problems(peer: str, category: str) -> list[str]:
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-@pytest.mark.parametrize("peer", ["numpy", "onnxruntime", "openvino", "torch", "jax"])
+@pytest.mark.parametrize(
+    "peer", ["numpy", "onnxruntime", *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "torch", "jax"))]
+)
 def test_forms(peer: str, category: str) -> None:
     if importlib.util.find_spec(peer) is None:
         pytest.skip(f"{peer} is not installed")

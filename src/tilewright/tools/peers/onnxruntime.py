@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tilewright.tools.peers import BoundCall, Entry, package_version
+from tilewright.tools.peers import BoundCall, Entry, Unavailable, package_version
 from tilewright.tools.peers._onnx import element_type, onnx_models
 from tilewright.tools.suite import aligned_copy, aligned_empty, output_specs, peer_inputs
 
@@ -47,6 +47,8 @@ class Adapter:
             try:
                 session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
                 entries.append(self._entry(session, workload, given, threads, copies))
+            except Unavailable:
+                raise
             except Exception as error:  # noqa: BLE001  another form may be taken
                 refused = error
         if not entries and refused is not None:
@@ -62,6 +64,8 @@ class Adapter:
         else:
             shapes = output_specs(workload)
         if workload.fresh:
+            if any(str(dtype) == "bfloat16" for _, dtype in shapes):
+                raise Unavailable("onnxruntime makes no new arrays of bfloat16")
             calls = [self._fresh(session, given) for _ in range(copies)]
             return Entry(calls, "fresh", f"{threads} threads, all optimizations")
         calls = [self._bind(session, given, shapes) for _ in range(copies)]
