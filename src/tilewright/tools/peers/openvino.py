@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tilewright.tools.peers import BoundCall, Entry, package_version
+from tilewright.tools.peers import BoundCall, Entry, Unavailable, package_version
 from tilewright.tools.peers._onnx import onnx_models
 from tilewright.tools.suite import aligned_copy, aligned_empty, output_specs, peer_inputs
 
@@ -37,6 +37,8 @@ class Adapter:
     def prepare(self, workload: Workload, threads: int, copies: int) -> list[Entry]:
         import openvino as ov
 
+        if workload.dtype == "f64":
+            raise Unavailable("openvino computes f64 in f32")
         if self._core is None:
             self._core = ov.Core()
         precision = {"bf16": "bf16", "f16": "f16"}.get(workload.dtype, "f32")
@@ -77,7 +79,8 @@ class Adapter:
                 # Results live in memory of the request, so a new array means one copy.
                 last[0] = list(request.infer(share_inputs=True, share_outputs=False).values())
 
-            return BoundCall(call, inputs, lambda: last[0])
+            kinds = [] if workload.model else [dtype for _, dtype in output_specs(workload)]
+            return BoundCall(call, inputs, lambda: _declared(last[0], kinds))
         if workload.model:
             request.infer()
             shapes = [(o.data.shape, o.data.dtype) for o in request.output_tensors]
@@ -102,6 +105,18 @@ def _tensor(buffer: Array) -> Any:
     if buffer.dtype.name == "bfloat16":
         return ov.Tensor(buffer.view(np.uint16), ov.Shape(buffer.shape), ov.Type.bf16)
     return ov.Tensor(buffer, shared_memory=True)
+
+
+def _declared(arrays: list[Array], kinds: list[str]) -> list[Array]:
+    """bfloat16 comes back as 16-bit words of another name."""
+    import ml_dtypes
+    import numpy as np
+
+    names = [*kinds, *[""] * (len(arrays) - len(kinds))]
+    return [
+        array.view(np.dtype(ml_dtypes.bfloat16)) if kind == "bfloat16" else array
+        for array, kind in zip(arrays, names, strict=True)
+    ]
 
 
 def _first_line(error: Exception) -> str:
