@@ -392,6 +392,48 @@ def _reductions() -> list[Entry]:
   return y
 """
         out.append((f"scan_softmax_{axis}", text, ()))
+    for n in (1, 16, 17, 131):
+        text = f"""(x: f32[3, {n}], k: i32[3, {n}], d: f64[{n}]):
+  s: f32[i<3, j<{n}] = scan sum(j) x[i, j]
+  p: f32[i<3, j<{n}] = scan prod(j) x[i, j] * 0.5
+  e: f32[i<3, j<{n}] = p[i, j] + x[i, j]
+  m: i32[i<3, j<{n}] = scan min(j) k[i, j]
+  c: f64[j<{n}] = scan sum(j) d[j]
+  o: f32[j<{n}] = scan sum(j) 1.0
+  return s, e, m, c, o
+"""
+        out.append((f"scan_lanes_{n}", text, ()))
+    text = """(x: f32[37, 131], h: f16[37, 131], y: f32[3, 19, 67]):
+  s: f32[i<37, j<131] = scan sum(i) x[i, j]
+  m: f32[j<131] = max(i<37) x[i, j]
+  a: f32[j<131] = sum(i<37) x[i, j] * x[i, j]
+  b: f32[j<131] = a[j] / 37.0
+  g: f32[j<131] = sum(i<37 if i < j) x[i, j]
+  t: f16[j<131] = sum(i<37) h[i, j]
+  u: f16[i<37, j<131] = scan sum(i) h[i, j]
+  c: f32[k<67] = sum(i<3, j<19) y[i, j, k]
+  f: f32[i<3, k<67] = sum(j<19) y[i, j, k]
+  v: f32[i<3, j<19, k<67] = scan max(j) y[i, j, k]
+  return s, m, b, g, t, u, c, f, v
+"""
+    out.append(("strips", text, ()))
+    text = """(x: f32[37], w: f32[37, 131], z: f32[131]):
+  a: f32[j<131] = sum(k<37) x[k] * w[k, j]
+  b: f32[k<37] = sum(j<131) w[k, j] * z[j]
+  return a, b
+"""
+    out.append(("matrix_vector", text, ()))
+    text = """(x: f32[3, 11003], h: f16[11003], k: i64[40000], y: f32[1100, 33]):
+  a: f32[] = sum(i<3, j<11003) x[i, j]
+  b: f32[i<3] = max(j<11003) x[i, j]
+  e: f32[i<3] = b[i] * 2.0
+  c: f16[] = sum(j<11003) h[j] * h[j]
+  d: i64[] = sum(j<40000) k[j]
+  f: f32[j<33] = sum(i<1100) y[i, j]
+  g: bool[i<3] = any(j<11003) x[i, j] > 3.9
+  return a, e, c, d, f, g
+"""
+    out.append(("parts", text, ()))
     return out
 
 

@@ -198,9 +198,9 @@ class Builder:
     ) -> None:
         self.body.nodes.append(N.Store(buffer, base, strides, value.name, limits, nontemporal))
         b: Body | None = self.body
-        while b is not None and not b.is_root:
+        while b is not None:
             b.stored.add(buffer)
-            b = b.parent
+            b = None if b.is_root else b.parent
 
     def effect(self, node: Node) -> None:
         self.body.nodes.append(node)

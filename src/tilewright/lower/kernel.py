@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import prod
+from math import ceil, prod
 
 from tilewright.errors import Rejected
 from tilewright.ir import expr as E
@@ -21,9 +21,17 @@ from tilewright.ir.expr import Expr
 from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.layout import Layout, ordered, panels
 from tilewright.ir.nest import Buffer, For, LoopNest, Phase
-from tilewright.ir.program import Axis, Definition
+from tilewright.ir.program import Axis, Definition, Reduction
 from tilewright.lower.builder import Builder
-from tilewright.lower.loops import Level, Region, StageSpec, emit_levels, emit_stage, trips
+from tilewright.lower.loops import (
+    Level,
+    Region,
+    StageSpec,
+    emit_levels,
+    emit_stage,
+    trips,
+    working_type,
+)
 from tilewright.lower.sequential import lower_scatter, lower_sequence
 from tilewright.lower.stream import Stream
 from tilewright.lower.tiles import Place
@@ -137,22 +145,94 @@ class _Lowering:
             if candidates:
                 prefetch.append((candidates[0].tensor, axis, ahead))
         stored = frozenset(m for m in stage.members if kernel.is_stored(m))
-        return (
-            StageSpec(
-                definitions[at],
-                tuple(definitions[:at]),
-                tuple(definitions[at + 1 :]),
-                stored,
-                levels,
-                reduce,
-                lane,
-                partial,
-                bool(s.integer(p + "nt")),
-                tuple(prefetch),
-                self.places,
-            ),
-            roles,
+        spec = StageSpec(
+            definitions[at],
+            tuple(definitions[:at]),
+            tuple(definitions[at + 1 :]),
+            stored,
+            levels,
+            reduce,
+            lane,
+            partial,
+            bool(s.integer(p + "nt")),
+            tuple(prefetch),
+            self.places,
         )
+        return self.strips(k, roles, spec), roles
+
+    def strips(self, k: int, roles: StageRoles, spec: StageSpec) -> StageSpec:
+        """The stage with its accumulators in scratch, if the schedule says so (lower/strips.py)."""
+        s, p, d = self.schedule, f"s{k}.", spec.anchor
+        rows, width = s.integer(p + "rows"), s.integer(p + "strip")
+        scanned = d.scan[1] if d.scan is not None else ""
+        if not rows or not width or self.kernel.shared or self.kernel.sequence:
+            return spec
+        if spec.lane is None or spec.lane not in roles.out or spec.lane == scanned:
+            return spec
+        inner = [x for x in spec.levels if x.axis == spec.lane][-1:]
+        others = {x.axis: x for x in spec.levels if x.axis not in (spec.lane, scanned)}
+        width = max(1, min(width, roles.extents[spec.lane]))
+        name = f"f{k}"
+        monoid = d.scan[0] if d.scan is not None else d.reduction.monoid if d.reduction else ""
+        size = width * prod(min(x.block, roles.extents[a]) for a, x in others.items())
+        dtype = working_type(monoid, d.dtype)
+        self.scratch.append(Buffer(name, dtype, E.const(size), "scratch"))
+        around = (*others.values(), Level(spec.lane, width))
+        levels = (*around, *inner)
+        return replace(spec, levels=levels, strip=name, rows=rows, around=len(around))
+
+    def split(
+        self, k: int, spec: StageSpec, extents: dict[str, int], depth: int, grain: int
+    ) -> bool:
+        """The reduction in two phases, if the schedule says so: partial results of blocks of one
+        axis, in parallel, then their combination.
+        """
+        d, parts = spec.anchor, self.schedule.integer(f"s{k}.parts")
+        if parts < 2 or d.reduction is None or d.reduction.monoid.startswith("arg"):
+            return False
+        sizes = {a.name: int_extent(a.extent) for a in d.reduction.axes}
+        axis = max(sizes, key=lambda a: sizes[a])
+        step = max([1, *(x.block for x in spec.reduce if x.axis == axis)])
+        block = ceil(ceil(sizes[axis] / parts) / step) * step
+        count = ceil(sizes[axis] / max(1, block))
+        if count < 2 or 0 in extents.values():
+            return False
+        monoid, work = d.reduction.monoid, working_type(d.reduction.monoid, d.dtype)
+        number = Axis("part", E.const(count))
+        layout = ordered((count, *extents.values()), list(range(1 + len(extents))))
+        buffer = Buffer(f"w{len(self.workspace)}", work, E.const(layout.size), "arena")
+        self.workspace.append(buffer)
+        places = {**spec.places, "part": Place(buffer.name, layout, work)}
+        first = replace(
+            spec,
+            anchor=replace(d, name="part", dtype=work, axes=(number, *d.axes)),
+            after=(),
+            stored=frozenset({"part"}),
+            levels=(Level(axis, block), *spec.levels),
+            around=spec.around + 1,
+            part=(axis, block),
+            places=places,
+        )
+        self.phase([(first, {**extents, axis: sizes[axis], "part": count})], (), depth + 1, grain)
+        body = E.read("part", [number.index, *(a.index for a in d.axes)], work)
+        out = [a for a in d.axes if extents[a.name] > 1]
+        lane = out[-1].name if out else "part"
+        second = StageSpec(
+            Definition(d.name, d.dtype, d.axes, body, Reduction(monoid, (number,))),
+            (),
+            spec.after,
+            spec.stored,
+            tuple(
+                Level(a.name, self.lanes, "mask") if a.name == lane else Level(a.name, 1)
+                for a in out
+            ),
+            (Level("part", 1) if out else Level("part", self.lanes, "mask"),),
+            lane,
+            frozenset() if out else frozenset({"part"}),
+            places=places,
+        )
+        self.phase([(second, extents)], (), 1, 1)
+        return True
 
     # -- packing
     def pack_lanes(self, k: int, roles: StageRoles, spec: StageSpec) -> None:
@@ -355,7 +435,8 @@ class _Lowering:
 
         def inner(r: Region, given: list[Expr]) -> None:
             if not shared:
-                b.written = {stages[0][0].places[m].buffer for m in stages[0][0].stored}
+                first = stages[0][0]
+                b.written = {first.places[m].buffer for m in first.stored} | {first.strip}
                 emit_stage(b, stages[0][0], r, self.lanes, given)
                 return
             if self.stream is not None:
@@ -433,8 +514,9 @@ class _Lowering:
         if kernel.shared:
             self.phase(stages, shared, depth, grain)
         else:
-            for pair in stages:
-                self.phase([pair], (), depth, grain)
+            for k, pair in enumerate(stages):
+                if not self.split(k, *pair, depth, grain):
+                    self.phase([pair], (), depth, grain)
         return self.finish()
 
     def _scratch_places(self, shared: tuple[Level, ...]) -> None:

@@ -16,10 +16,24 @@ from tilewright.ir.dtypes import BOOL, F32, I64, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.nest import For, If, Prefetch, TileType
 from tilewright.ir.program import MONOIDS, Definition, identity_of
+from tilewright.ir.ranges import simplify
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.tiles import Place, TileScope
 
-__all__ = ["Fold", "Level", "Region", "StageSpec", "emit_levels", "emit_stage", "trips"]
+__all__ = [
+    "Fold",
+    "Level",
+    "Region",
+    "StageSpec",
+    "converted",
+    "define",
+    "emit_levels",
+    "emit_reduction",
+    "emit_stage",
+    "scope_of",
+    "trips",
+    "working_type",
+]
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,14 @@ class StageSpec:
     # the region.
     staging: dict[int, Callable[[Region], None]] = field(default_factory=dict)
     fold: Fold | None = None
+    # Strips (lower/strips.py): the scratch of their accumulators, how many positions of the
+    # reduced axis they absorb at a time, and how many of `levels` stand around a strip.
+    strip: str = ""
+    rows: int = 0
+    around: int = 0
+    # A reduced axis of which the region has one block, and the extent of the blocks: the stage
+    # makes partial results, the first axis of its anchor numbers them.
+    part: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -242,28 +264,45 @@ def _loop(b: Builder, var: str, count: int | Expr, body: Callable[[], None]) -> 
 
 def emit_stage(b: Builder, spec: StageSpec, region: Region, lanes: int, given: list[Expr]) -> None:
     """The stage over a region of its output axes."""
+    from tilewright.lower import strips
+
     d = spec.anchor
     whole = region
     if d.reduction is not None:
         for a in d.reduction.axes:
-            if spec.fold is not None and a.name == spec.fold.axis:
+            if a.name in ((spec.fold and spec.fold.axis), (spec.part and spec.part[0])):
                 continue  # the region is one block of it
             whole = whole.narrowed(a.name, E.const(0), E.int_value(a.extent) or 0)
 
     def tile(r: Region) -> None:
+        if spec.part is not None:
+            axis, block = spec.part
+            number = simplify(r.starts[axis] // block, r.ranges)
+            r = r.narrowed(d.axes[0].name, number, 1)
         if any(r.lengths[a.name] == 0 for a in d.axes):
             return
-        if d.scan is not None:
+        if spec.rows:
+            strips.emit_strip(b, spec, levels[spec.around :], r, lanes)
+        elif d.scan is not None and spec.lane == d.scan[1] and r.lengths[spec.lane] > 1:
+            strips.emit_lane_scan(b, spec, r, _scan_block(spec), lanes)
+        elif d.scan is not None:
             _emit_scan(b, spec, r)
         else:
             _emit_tile(b, spec, r, lanes)
 
     # A prefix walks its axis in its own loop.
     levels = tuple(x for x in spec.levels if d.scan is None or x.axis != d.scan[1])
-    emit_levels(b, levels, whole, lanes, given, tile, spec.staging)
+    outer = levels[: spec.around] if spec.rows else levels
+    emit_levels(b, outer, whole, lanes, given, tile, spec.staging)
 
 
-def _scope(b: Builder, spec: StageSpec, r: Region, sizes: dict[str, int]) -> TileScope:
+def _scan_block(spec: StageSpec) -> int:
+    """Positions of a prefix in one tile."""
+    return next(x.block for x in spec.levels if x.axis == spec.lane)
+
+
+def scope_of(b: Builder, spec: StageSpec, r: Region, sizes: dict[str, int]) -> TileScope:
+    """The scope of one tile of a region."""
     return TileScope(
         b,
         spec.places,
@@ -280,20 +319,20 @@ def _emit_tile(b: Builder, spec: StageSpec, r: Region, lanes: int) -> None:
     """One register tile: accumulate, then epilogue and stores."""
     d = spec.anchor
     sizes = {a.name: r.lengths[a.name] for a in d.axes}
-    scope = _scope(b, spec, r, sizes)
+    scope = scope_of(b, spec, r, sizes)
     if d.reduction is None:
         for m in (*spec.before, d, *spec.after):
-            _define(scope, spec, m, scope.value(m.body))
+            define(scope, spec, m, scope.value(m.body))
         return
     if d.reduction.monoid in ("argmax", "argmin"):
         value = _emit_arg(b, spec, r, scope)
     else:
-        value = _emit_reduction(b, spec, r, lanes, scope)
+        value = emit_reduction(b, spec, r, lanes, scope)
     if spec.fold is not None:
         value = _absorb(b, spec, spec.fold, scope, value)
-    _define(scope, spec, d, value)
+    define(scope, spec, d, value)
     for m in spec.after:
-        _define(scope, spec, m, scope.value(m.body))
+        define(scope, spec, m, scope.value(m.body))
 
 
 def _absorb(b: Builder, spec: StageSpec, fold: Fold, scope: TileScope, value: Tile) -> Tile:
@@ -326,7 +365,7 @@ def _absorb(b: Builder, spec: StageSpec, fold: Fold, scope: TileScope, value: Ti
     return new
 
 
-def _define(scope: TileScope, spec: StageSpec, m: Definition, value: Tile) -> None:
+def define(scope: TileScope, spec: StageSpec, m: Definition, value: Tile) -> None:
     """Make a member's tile known, and store it where others need it."""
     axes = tuple(a.name for a in m.axes)
     scope.registers[m.name] = (value, axes)
@@ -335,13 +374,21 @@ def _define(scope: TileScope, spec: StageSpec, m: Definition, value: Tile) -> No
         scope.store(spec.places[m.name], [a.index for a in m.axes], value, spec.nontemporal)
 
 
-def _emit_reduction(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: TileScope) -> Tile:
+def emit_reduction(
+    b: Builder,
+    spec: StageSpec,
+    r: Region,
+    lanes: int,
+    scope: TileScope,
+    result: DType | None = None,
+) -> Tile:
+    """The reduction over a region of the reduced axes, in the anchor's dtype or in `result`."""
     d = spec.anchor
     assert d.reduction is not None
     monoid = d.reduction.monoid
     op = MONOIDS[monoid]
     identity = identity_of(monoid, d.dtype)
-    work = _working_type(monoid, d.dtype)
+    work = working_type(monoid, d.dtype)
     extents = {a.name: E.int_value(a.extent) or 0 for a in d.reduction.axes}
     # Axes that keep their own accumulators, with their register extents.
     kept = {x.axis: min(x.block, r.lengths[x.axis]) for x in spec.reduce if x.axis in spec.partial}
@@ -358,9 +405,9 @@ def _emit_reduction(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
 
     def accumulate(region: Region, acc: Tile) -> Tile:
         sizes = {a.name: region.lengths[a.name] for a in d.all_axes}
-        inner = _scope(b, spec, region, sizes)
+        inner = scope_of(b, spec, region, sizes)
         for m in spec.before:
-            _define(inner, spec, m, inner.value(m.body))
+            define(inner, spec, m, inner.value(m.body))
         _prefetch(b, spec, inner)
         masked = {a: v for a, v in inner.valid.items() if a in extents}
         if monoid == "sum" and d.body.op == "mul" and d.reduction.guard is None and not masked:  # type: ignore[union-attr]
@@ -368,7 +415,7 @@ def _emit_reduction(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
             present = {*acc_type.names, *left.type.names, *right.type.names}
             if d.dtype.is_float and all(n == 1 or a in present for a, n in sizes.items()):
                 return b.contract(acc_type, acc, left, right)
-        value = _converted(b, inner.value(d.body), work)
+        value = converted(b, inner.value(d.body), work)
         value = _guarded(b, inner, d, value, masked, identity)
         for a in [a for a in value.type.names if a not in acc_type.names]:
             t = TileType(
@@ -389,15 +436,16 @@ def _emit_reduction(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
                 None if acc.type.lane == a else acc.type.lane,
             )
             acc = b.reduce(t, acc, a, op)
-    return _converted(b, acc, d.dtype)
+    return converted(b, acc, result or d.dtype)
 
 
-def _working_type(monoid: str, dtype: DType) -> DType:
+def working_type(monoid: str, dtype: DType) -> DType:
     """What a reduction accumulates in: 16-bit floats are summed in f32."""
     return F32 if dtype.bits == 16 and dtype.is_float and monoid not in ("max", "min") else dtype
 
 
-def _converted(b: Builder, value: Tile, dtype: DType) -> Tile:
+def converted(b: Builder, value: Tile, dtype: DType) -> Tile:
+    """The value in another dtype."""
     if value.type.dtype is dtype:
         return value
     return b.map("cast", TileType(dtype, value.type.axes, value.type.lane), (value,))
@@ -532,9 +580,9 @@ def _emit_arg(b: Builder, spec: StageSpec, r: Region, scope: TileScope) -> Tile:
         opened[-1] = (var, n, opened[-1][2], opened[-1][3])
         region = region.with_range(var, n).narrowed(a.name, E.index(var), 1)
         opened.append(("", 0, best, where))
-    inner = _scope(b, spec, region, {**scope.sizes, **{a.name: 1 for a in axes}})
+    inner = scope_of(b, spec, region, {**scope.sizes, **{a.name: 1 for a in axes}})
     for m in spec.before:
-        _define(inner, spec, m, inner.value(m.body))
+        define(inner, spec, m, inner.value(m.body))
     value = inner.value(d.body)
     linear = E.const(0)
     for a in axes:
@@ -576,21 +624,21 @@ def _emit_scan(b: Builder, spec: StageSpec, r: Region) -> None:
     monoid, axis = d.scan
     length = r.lengths[axis]
     sizes = {a.name: (1 if a.name == axis else r.lengths[a.name]) for a in d.axes}
-    outer = _scope(b, spec, r.narrowed(axis, E.const(0), 1), sizes)
-    acc_type = outer.type(_working_type(monoid, d.dtype), set(outer.tiled))
+    outer = scope_of(b, spec, r.narrowed(axis, E.const(0), 1), sizes)
+    acc_type = outer.type(working_type(monoid, d.dtype), set(outer.tiled))
     start = b.fill(acc_type, identity_of(monoid, d.dtype))
     var = b.counter()
     b.enter(var)
     acc = b.carried(acc_type)
     region = r.with_range(var, length).narrowed(axis, r.starts[axis] + E.index(var), 1)
-    scope = _scope(b, spec, region, sizes)
+    scope = scope_of(b, spec, region, sizes)
     for m in spec.before:
-        _define(scope, spec, m, scope.value(m.body))
-    value = _converted(b, scope.value(d.body), acc_type.dtype)
+        define(scope, spec, m, scope.value(m.body))
+    value = converted(b, scope.value(d.body), acc_type.dtype)
     total = b.combine(MONOIDS[monoid], acc_type, acc, value)
-    _define(scope, spec, d, _converted(b, total, d.dtype))
+    define(scope, spec, d, converted(b, total, d.dtype))
     for m in spec.after:
-        _define(scope, spec, m, scope.value(m.body))
+        define(scope, spec, m, scope.value(m.body))
     nodes = b.leave()
     result = b.result(acc_type)
     b.effect(

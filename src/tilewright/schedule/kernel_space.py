@@ -12,7 +12,7 @@ from math import ceil, prod
 from tilewright.group.fuse import cost
 from tilewright.ir.kernel import Kernel
 from tilewright.machine.target import Target
-from tilewright.schedule.roles import stage_roles
+from tilewright.schedule.roles import StageRoles, stage_roles
 from tilewright.schedule.schedule import Value
 from tilewright.schedule.space import Group, Space
 from tilewright.schedule.stages import stage_groups
@@ -58,6 +58,7 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
         rows = [(0,), *rows] if serial else [*rows, (0,)]
         groups.append(Group(("par",), ("choice",), tuple(rows)))
         groups.append(Group(("chunk",), ("choice",), ((1,), (2,), (4,), (8,), (16,))))
+        groups += _parts(roles, threads)
     return Space(tuple(groups))
 
 
@@ -121,3 +122,17 @@ def _stream(kernel: Kernel, target: Target) -> list[Group]:
     rows = [(x, min(x, 32)) for x in sizes]
     rows += [(x, b) for x in sizes for b in (16, 64) if b < x]
     return [Group(("stream", "border"), ("tile", "tile"), tuple(rows))]
+
+
+def _parts(roles: StageRoles, threads: int) -> list[Group]:
+    """In how many parts a reduction is split that leaves too few points to share out."""
+    fold = roles.anchor.reduction
+    if fold is None or not roles.reduce or fold.monoid.startswith("arg"):
+        return []
+    points = prod(roles.extents[a] for a in roles.out)
+    longest = max(roles.extents[a] for a in roles.reduce)
+    if points > 4096 or longest < 512 or points * longest < 1 << 15:
+        return []
+    rows: list[tuple[Value, ...]] = [(x,) for x in (16, 8, 32, 64) if x * 32 <= longest]
+    few = threads > 1 and points < 64
+    return [Group(("s0.parts",), ("choice",), (*rows, (0,)) if few else ((0,), *rows))]

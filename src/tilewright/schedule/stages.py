@@ -66,7 +66,9 @@ class StageSpace:
         for axis in (*r.out, *r.reduce):
             n = r.extents[axis]
             if r.anchor.scan is not None and axis == r.anchor.scan[1]:
-                continue
+                unit = all(x.strides.get(axis, 0) in (0, 1) for x in (*r.accesses, *r.writes))
+                if self.shared or r.anchor.scan[0] == "logsumexp" or not unit:
+                    continue  # one position after the other
             if (
                 axis in r.reduce
                 and r.anchor.reduction is not None
@@ -301,6 +303,7 @@ class StageSpace:
                 Group((f"{p}reduce",), ("order",), tuple((o,) for o in self._reduce_orders()))
             )
         out += self._packing(lane, first)
+        out += self._strips(lane)
         for a in r.out:
             if a != lane and int(first.get(f"{p}reg.{r.names[a]}", 1)) > 1:
                 rest = r.extents[a] % int(first[f"{p}reg.{r.names[a]}"])
@@ -314,9 +317,36 @@ class StageSpace:
             out.append(Group((f"{p}prefetch",), ("choice",), self._prefetch()))
         if any(w.strides for w in r.writes) and not r.is_contraction:
             size = prod(self.full[a] for a in r.out) * r.anchor.dtype.bytes
-            streams = size > self.target.l3_bytes // 8 and r.anchor.scan is None
+            streams = size > self.target.l3_bytes // 8
             out.append(Group((f"{p}nt",), ("flag",), ((1,), (0,)) if streams else ((0,), (1,))))
         return out
+
+    def _strips(self, lane: str | None) -> list[Group]:
+        """Accumulators of a long run of the lane axis in scratch, for operands that lie across."""
+        r, p = self.r, self.p
+        scanned = r.anchor.scan[1] if r.anchor.scan is not None else ""
+        if self.shared or lane is None or lane not in r.out or lane == scanned:
+            return []
+        fold = r.anchor.reduction
+        if not scanned and (fold is None or not r.reduce or fold.monoid.startswith("arg")):
+            return []
+        if r.is_contraction and (
+            len(r.out) > 1 or any(x.constant and x.uses(lane) for x in r.accesses)
+        ):
+            return []  # an operand is reused, or packed: registers hold what is summed
+        n = r.extents[lane]
+        most = max(self.lanes, self.target.l1_bytes // 2 // 4)
+        wide = min(most, ceil(ceil(n / self.threads) / (4 * self.lanes)) * 4 * self.lanes)
+        sizes = [
+            prod(r.extents[a] for a in x.strides if x.uses(a)) * x.dtype_bytes for x in r.accesses
+        ]
+        walked = [scanned] if scanned else list(r.reduce)
+        across = any((x.strides.get(a) or 0) > 512 for x in r.accesses for a in walked)
+        worth = across and max([0, *sizes]) > self.target.l2_bytes and n >= 8 * self.lanes
+        heights = (1,) if scanned else (8, 16, 4)
+        some = [(h, w) for w in dict.fromkeys([wide, max(self.lanes, wide // 2)]) for h in heights]
+        rows = [*some, (0, 0)] if worth else [(0, 0), *some]
+        return [Group((f"{p}rows", f"{p}strip"), ("tile", "tile"), tuple(rows))]
 
     def _prefetch(self) -> tuple[tuple[Value, ...], ...]:
         """Ahead in shared points: worth it in the stage that computes most on a row that memory

@@ -1,0 +1,196 @@
+"""Reductions and prefixes whose accumulators live in scratch, and prefixes along the lanes.
+
+In: a `StageSpec` and a region. Out: nodes in a Builder. Invariants: every output point of the
+region is written once; the order in which contributions are combined depends on the spec alone.
+
+A strip is a block of the lane axis that is walked in full for a few positions of the reduced (or
+scanned) axis at a time. Memory is then read in long runs, as it lies, while the accumulators of the
+strip stay in L1; with accumulators in registers a strip could be no wider than the registers are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from tilewright.ir import expr as E
+from tilewright.ir.dtypes import BOOL
+from tilewright.ir.layout import dense
+from tilewright.ir.nest import For
+from tilewright.ir.program import MONOIDS, Definition, identity_of
+from tilewright.lower.builder import Builder, Tile
+from tilewright.lower.loops import (
+    Level,
+    Region,
+    StageSpec,
+    converted,
+    define,
+    emit_levels,
+    emit_reduction,
+    scope_of,
+    working_type,
+)
+from tilewright.lower.tiles import Place
+
+__all__ = ["emit_lane_scan", "emit_strip"]
+
+
+def _loop(b: Builder, r: Region, axis: str, block: int, body: Callable[[Region], None]) -> None:
+    """Blocks of an axis in order, the last one shorter."""
+    start, length = r.starts[axis], r.lengths[axis]
+    full, rest = divmod(length, block)
+    if full == 1:
+        body(r.narrowed(axis, start, block))
+    elif full > 1:
+        var = b.counter()
+        b.enter(var)
+        inner = r.with_range(var, full)
+        body(inner.narrowed(axis, start + E.index(var) * block, block))
+        nodes = b.leave()
+        b.effect(For(var, E.const(0), E.const(full), 1, nodes))
+    if rest:
+        body(r.narrowed(axis, start + full * block, rest))
+
+
+def emit_strip(
+    b: Builder, spec: StageSpec, levels: tuple[Level, ...], r: Region, lanes: int
+) -> None:
+    """One strip: start the accumulators, absorb all positions, finish.
+
+    `levels` are the register loops inside the strip. The region has whole reduced axes.
+    """
+    d = spec.anchor
+    monoid = d.scan[0] if d.scan is not None else d.reduction.monoid if d.reduction else ""
+    work = working_type(monoid, d.dtype)
+    axes = tuple(a for a in d.axes if d.scan is None or a.name != d.scan[1])
+    layout = dense(tuple(r.lengths[a.name] for a in axes))
+    place = Place(spec.strip, layout, work, tuple(r.starts[a.name] for a in axes))
+    subscripts = [a.index for a in axes]
+
+    def walk(region: Region, body: Callable[[Region], None]) -> None:
+        emit_levels(b, levels, region, lanes, [], body)
+
+    start = Definition(d.name, work, axes, E.const(identity_of(monoid, d.dtype), work))
+    first = r if d.scan is None else r.narrowed(d.scan[1], r.starts[d.scan[1]], 1)
+
+    def begin(region: Region) -> None:
+        scope = scope_of(b, spec, region, {a.name: region.lengths[a.name] for a in axes})
+        scope.store(place, subscripts, scope.value(start.body))
+
+    walk(first, begin)
+    if d.scan is not None:
+        _scan_rows(b, spec, r, place, walk)
+        return
+    assert d.reduction is not None
+    order = list(dict.fromkeys(x.axis for x in spec.reduce))
+
+    def absorb(region: Region) -> None:
+        sizes = {a.name: region.lengths[a.name] for a in axes}
+        scope = scope_of(b, spec, region, sizes)
+        value = emit_reduction(b, spec, region, lanes, scope, work)
+        old = scope.load(place, subscripts)
+        scope.store(place, subscripts, b.combine(MONOIDS[monoid], value.type, old, value))
+
+    def blocks(region: Region, left: list[str]) -> None:
+        if not left:
+            walk(region, absorb)
+            return
+        size = 1 if left[1:] else spec.rows
+        _loop(b, region, left[0], size, lambda inner: blocks(inner, left[1:]))
+
+    blocks(r, order)
+
+    def finish(region: Region) -> None:
+        scope = scope_of(b, spec, region, {a.name: region.lengths[a.name] for a in axes})
+        define(scope, spec, d, converted(b, scope.load(place, subscripts), d.dtype))
+        for m in spec.after:
+            define(scope, spec, m, scope.value(m.body))
+
+    walk(r, finish)
+
+
+def _scan_rows(
+    b: Builder,
+    spec: StageSpec,
+    r: Region,
+    place: Place,
+    walk: Callable[[Region, Callable[[Region], None]], None],
+) -> None:
+    d = spec.anchor
+    assert d.scan is not None
+    monoid, axis = d.scan
+    others = [a for a in d.axes if a.name != axis]
+
+    def step(region: Region) -> None:
+        sizes = {a.name: region.lengths[a.name] for a in others}
+        scope = scope_of(b, spec, region, {**sizes, axis: 1})
+        for m in spec.before:
+            define(scope, spec, m, scope.value(m.body))
+        value = converted(b, scope.value(d.body), place.dtype)
+        old = scope.load(place, [a.index for a in others])
+        total = b.combine(MONOIDS[monoid], scope.type(place.dtype, set(scope.tiled)), old, value)
+        scope.store(place, [a.index for a in others], total)
+        define(scope, spec, d, converted(b, total, d.dtype))
+        for m in spec.after:
+            define(scope, spec, m, scope.value(m.body))
+
+    _loop(b, r, axis, 1, lambda row: walk(row, step))
+
+
+def emit_lane_scan(b: Builder, spec: StageSpec, r: Region, block: int, lanes: int) -> None:
+    """A prefix along the lane axis: inside the vectors of a tile, after the total so far."""
+    d = spec.anchor
+    assert d.scan is not None
+    monoid, axis = d.scan
+    op = MONOIDS[monoid]
+    work = working_type(monoid, d.dtype)
+    length = r.lengths[axis]
+    sizes = {a.name: (1 if a.name == axis else r.lengths[a.name]) for a in d.axes}
+    outer = scope_of(b, spec, r.narrowed(axis, r.starts[axis], 1), sizes)
+    carry_type = outer.type(work, set(outer.tiled))
+    carry = b.fill(carry_type, identity_of(monoid, d.dtype))
+
+    def tile(region: Region, before: Tile, goes_on: bool) -> Tile:
+        here = {**sizes, axis: region.lengths[axis]}
+        scope = scope_of(b, spec, region, here)
+        for m in spec.before:
+            define(scope, spec, m, scope.value(m.body))
+        value = converted(b, scope.value(d.body), work)
+        whole = scope.type(work, set(scope.tiled))
+        if value.type != whole:  # the same at every position: spread it
+            yes = b.fill(scope.type(BOOL, set(scope.tiled)), True)
+            value = b.map("select", whole, (yes, value, value))
+        total = b.map(op, whole, (before, b.scan(whole, value, axis, op)))
+        define(scope, spec, d, converted(b, total, d.dtype))
+        for m in spec.after:
+            define(scope, spec, m, scope.value(m.body))
+        if not goes_on:
+            return before
+        return b.map(op, carry_type, (before, b.reduce(carry_type, value, axis, op)))
+
+    full, rest = divmod(length, block)
+    if full:
+        var = b.counter()
+        b.enter(var)
+        inside = b.carried(carry_type)
+        at = r.starts[axis] + E.index(var) * block
+        out = tile(r.with_range(var, full).narrowed(axis, at, block), inside, True)
+        nodes = b.leave()
+        result = b.result(carry_type)
+        carries = ((inside.name, carry.name),)
+        b.effect(
+            For(var, E.const(0), E.const(full), 1, nodes, carries, (out.name,), (result.name,))
+        )
+        carry = result
+    if rest == 1:
+        single = r.narrowed(axis, r.starts[axis] + full * block, 1)
+        scope = scope_of(b, replace(spec, lane=None), single, sizes)
+        for m in spec.before:
+            define(scope, spec, m, scope.value(m.body))
+        value = converted(b, scope.value(d.body), work)
+        define(scope, spec, d, converted(b, b.map(op, carry_type, (carry, value)), d.dtype))
+        for m in spec.after:
+            define(scope, spec, m, scope.value(m.body))
+    elif rest:
+        wide = min(block, -(-rest // lanes) * lanes)
+        tile(r.narrowed(axis, r.starts[axis] + full * block, wide, rest), carry, False)
