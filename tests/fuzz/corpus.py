@@ -423,6 +423,19 @@ def _reductions() -> list[Entry]:
   return a, b
 """
     out.append(("matrix_vector", text, ()))
+    text = """(x: f32[5, 131], k: i32[37, 3, 19], h: f16[33], e: f32[1, 1], z: f32[4, 37]):
+  a: i64[i<5] = argmax(j<131) x[i, j]
+  b: i64[j<131] = argmin(i<5) x[i, j]
+  c: i64[] = argmax(i<5, j<131) x[i, j] * x[i, j]
+  d: i64[i<37] = argmin(j<3, l<19) k[i, j, l]
+  f: i64[j<3] = argmax(i<37, l<19) k[i, j, l]
+  g: i64[] = argmax(i<33) h[i]
+  m: i64[] = argmax(i<1, j<1) e[i, j]
+  o: i64[i<5] = argmax(j<131 if j > i) x[i, j]
+  t: i64[i<4] = argmax(j<37) where(z[i, j] > 0.0, 1.0, -inf)
+  return a, b, c, d, f, g, m, o, t
+"""
+    out.append(("args", text, ()))
     text = """(x: f32[3, 11003], h: f16[11003], k: i64[40000], y: f32[1100, 33]):
   a: f32[] = sum(i<3, j<11003) x[i, j]
   b: f32[i<3] = max(j<11003) x[i, j]

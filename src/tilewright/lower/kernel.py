@@ -16,7 +16,7 @@ from math import ceil, prod
 
 from tilewright.errors import Rejected
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
+from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.expr import Expr
 from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.layout import Layout, ordered, panels
@@ -176,6 +176,9 @@ class _Lowering:
         monoid = d.scan[0] if d.scan is not None else d.reduction.monoid if d.reduction else ""
         size = width * prod(min(x.block, roles.extents[a]) for a, x in others.items())
         dtype = working_type(monoid, d.dtype)
+        if monoid.startswith("arg"):
+            dtype = d.body.dtype
+            self.scratch.append(Buffer(f"{name}n", I64, E.const(size), "scratch"))
         self.scratch.append(Buffer(name, dtype, E.const(size), "scratch"))
         around = (*others.values(), Level(spec.lane, width))
         levels = (*around, *inner)
@@ -203,6 +206,7 @@ class _Lowering:
         buffer = Buffer(f"w{len(self.workspace)}", work, E.const(layout.size), "arena")
         self.workspace.append(buffer)
         places = {**spec.places, "part": Place(buffer.name, layout, work)}
+        out = [a for a in d.axes if extents[a.name] > 1]
         first = replace(
             spec,
             anchor=replace(d, name="part", dtype=work, axes=(number, *d.axes)),
@@ -213,9 +217,29 @@ class _Lowering:
             part=(axis, block),
             places=places,
         )
+        if sizes[axis] == block * count:
+            # Equal blocks: their number is an output axis, and a few of them are read side by side.
+            move = {E.index(axis): number.index * block + E.index(axis)}
+            guard = d.reduction.guard
+            over = replace(
+                d.reduction,
+                axes=tuple(
+                    replace(a, extent=E.const(block)) if a.name == axis else a
+                    for a in d.reduction.axes
+                ),
+                guard=None if guard is None else E.substitute(guard, move),
+            )
+            anchor = replace(first.anchor, body=E.substitute(d.body, move), reduction=over)
+            beside = 4 if axis == spec.lane and not out and not spec.before else 1
+            levels = (Level("part", min(beside, count)), *spec.levels)
+            first = replace(first, anchor=anchor, part=None, levels=levels)
+            if spec.before:
+                first = replace(
+                    first,
+                    before=tuple(replace(m, body=E.substitute(m.body, move)) for m in spec.before),
+                )
         self.phase([(first, {**extents, axis: sizes[axis], "part": count})], (), depth + 1, grain)
         body = E.read("part", [number.index, *(a.index for a in d.axes)], work)
-        out = [a for a in d.axes if extents[a.name] > 1]
         lane = out[-1].name if out else "part"
         second = StageSpec(
             Definition(d.name, d.dtype, d.axes, body, Reduction(monoid, (number,))),
@@ -436,7 +460,8 @@ class _Lowering:
         def inner(r: Region, given: list[Expr]) -> None:
             if not shared:
                 first = stages[0][0]
-                b.written = {first.places[m].buffer for m in first.stored} | {first.strip}
+                b.written = {first.places[m].buffer for m in first.stored}
+                b.written |= {first.strip, f"{first.strip}n"}
                 emit_stage(b, stages[0][0], r, self.lanes, given)
                 return
             if self.stream is not None:

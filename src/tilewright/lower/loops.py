@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL, F32, I64, DType
+from tilewright.ir.dtypes import BOOL, F32, I32, I64, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.nest import For, If, Prefetch, TileType
 from tilewright.ir.program import MONOIDS, Definition, identity_of
@@ -27,6 +27,7 @@ __all__ = [
     "StageSpec",
     "converted",
     "define",
+    "emit_arg",
     "emit_levels",
     "emit_reduction",
     "emit_stage",
@@ -325,7 +326,10 @@ def _emit_tile(b: Builder, spec: StageSpec, r: Region, lanes: int) -> None:
             define(scope, spec, m, scope.value(m.body))
         return
     if d.reduction.monoid in ("argmax", "argmin"):
-        value = _emit_arg(b, spec, r, scope)
+        if spec.lane is not None and spec.lane in spec.partial and r.lengths[spec.lane] > 1:
+            value = _emit_arg_lanes(b, spec, r, lanes, scope)
+        else:
+            value = emit_arg(b, spec, r, scope)[1]
     else:
         value = emit_reduction(b, spec, r, lanes, scope)
     if spec.fold is not None:
@@ -557,10 +561,109 @@ def _reduce_levels(
     return acc
 
 
-def _emit_arg(b: Builder, spec: StageSpec, r: Region, scope: TileScope) -> Tile:
+def _emit_arg_lanes(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: TileScope) -> Tile:
     """The linear position of the first best element; NaN counts as best, as in NumPy.
 
-    One position at a time.
+    Every lane keeps its own best; at the end the first of the best lanes wins.
+    """
+    d = spec.anchor
+    assert d.reduction is not None and spec.lane is not None
+    lane, monoid, axes = spec.lane, d.reduction.monoid, d.reduction.axes
+    width = min(-(-r.lengths[lane] // lanes) * lanes, _block(spec, lane))
+    total, steps = 1, {}
+    for a in reversed(axes):
+        steps[a.name] = total
+        total *= E.int_value(a.extent) or 0
+    number = I32 if total + width * steps[lane] < 1 << 31 else I64
+    others = scope.tiled
+    sizes = {**scope.sizes, **{a.name: 1 for a in axes}, lane: width}
+    names = {*others, lane}
+    whole = replace(scope, sizes=sizes, lane=lane, memo={}, registers={})
+    value_type, index_type = whole.type(d.body.dtype, names), whole.type(number, names)
+    flag = whole.type(BOOL, names)
+    identity = b.fill(TileType(d.body.dtype), identity_of(monoid, d.body.dtype))
+    line = whole.type(I64, {lane})
+    place = b.iota(line)
+    if steps[lane] != 1:
+        place = b.map("mul", line, (place, b.fill(TileType(I64), steps[lane])))
+    place = converted(b, place, number)
+    best = b.fill(value_type, identity_of(monoid, d.body.dtype))
+    yes = b.fill(flag, True)
+    # A lane that never finds a better one than the identity holds its own first position.
+    where = b.map("select", index_type, (yes, place, place))
+
+    def step(region: Region, state: tuple[Tile, Tile]) -> tuple[Tile, Tile]:
+        inner = scope_of(b, spec, region, {**sizes, lane: region.lengths[lane]})
+        for m in spec.before:
+            define(inner, spec, m, inner.value(m.body))
+        value = inner.value(d.body)
+        for a, v in inner.valid.items():
+            if a == lane:
+                t = inner.type(I64, {a})
+                inside = b.map("lt", inner.type(BOOL, {a}), (b.iota(t), b.fill(TileType(I64), v)))
+                value = b.map("select", value_type, (inside, value, identity))
+        linear = E.const(0)
+        for a in axes:
+            linear = linear + region.starts[a.name] * steps[a.name]
+        base = converted(b, b.position(TileType(I64), linear), number)
+        here = b.map("add", whole.type(number, {lane}), (base, place))
+        old, at = state
+        pair = (value, old) if monoid == "argmax" else (old, value)
+        worse = b.map("le", flag, pair)
+        if d.body.dtype.is_float:
+            # What is not worse is better, or NaN; after a NaN nothing is better.
+            worse = b.map("or", flag, (worse, b.map("isnan", flag, (old,))))
+        return (
+            b.map("select", value_type, (worse, old, value)),
+            b.map("select", index_type, (worse, at, here)),
+        )
+
+    def loops(region: Region, left: tuple[str, ...], state: tuple[Tile, Tile]) -> tuple[Tile, Tile]:
+        if not left:
+            return step(region, state)
+        axis, block = left[0], width if left[0] == lane else 1
+        start, length = region.starts[axis], region.lengths[axis]
+        full, rest = divmod(length, block)
+        if full:
+            var = b.counter()
+            b.enter(var)
+            inside = b.carried(value_type), b.carried(index_type)
+            at = start + E.index(var) * block
+            new = loops(region.with_range(var, full).narrowed(axis, at, block), left[1:], inside)
+            nodes = b.leave()
+            out = b.result(value_type), b.result(index_type)
+            carries = tuple((i.name, o.name) for i, o in zip(inside, state, strict=True))
+            results = tuple(t.name for t in out)
+            yields = tuple(t.name for t in new)
+            b.effect(For(var, E.const(0), E.const(full), 1, nodes, carries, yields, results))
+            state = out
+        if rest:
+            state = loops(region.narrowed(axis, start + full * block, width, rest), left[1:], state)
+        return state
+
+    best, where = loops(r, tuple(a.name for a in axes), (best, where))
+    single = set(others)
+    op = MONOIDS[monoid]
+    top = b.reduce(scope.type(d.body.dtype, single), best, lane, op)
+    hit = b.map("eq", flag, (best, top))
+    if d.body.dtype.is_float:
+        hit = b.map("or", flag, (hit, b.map("isnan", flag, (best,))))
+    last = b.fill(TileType(number), (1 << (number.bits - 1)) - 1)
+    first = b.map("select", index_type, (hit, where, last))
+    return converted(b, b.reduce(scope.type(number, single), first, lane, "min"), I64)
+
+
+def emit_arg(
+    b: Builder,
+    spec: StageSpec,
+    r: Region,
+    scope: TileScope,
+    start: tuple[Tile, Tile] | None = None,
+) -> tuple[Tile, Tile]:
+    """The first best element of a region and its linear position, -1 where there is none; NaN
+    counts as best, as in NumPy.
+
+    One position at a time, after what `start` found before.
     """
     d = spec.anchor
     assert d.reduction is not None
@@ -568,17 +671,20 @@ def _emit_arg(b: Builder, spec: StageSpec, r: Region, scope: TileScope) -> Tile:
     index_type = scope.type(I64, set(scope.tiled))
     best = b.fill(value_type, identity_of(d.reduction.monoid, d.body.dtype))
     where = b.fill(index_type, -1)
+    if start is not None:
+        best, where = start
     axes = d.reduction.axes
     opened: list[tuple[str, int, Tile, Tile]] = []
     region = r
     for a in axes:
-        n = E.int_value(a.extent) or 0
+        n = r.lengths[a.name]
         var = b.counter()
         b.enter(var)
         opened.append((var, n, best, where))
         best, where = b.carried(value_type), b.carried(index_type)
         opened[-1] = (var, n, opened[-1][2], opened[-1][3])
-        region = region.with_range(var, n).narrowed(a.name, E.index(var), 1)
+        at = r.starts[a.name] + E.index(var)
+        region = region.with_range(var, n).narrowed(a.name, at, 1)
         opened.append(("", 0, best, where))
     inner = scope_of(b, spec, region, {**scope.sizes, **{a.name: 1 for a in axes}})
     for m in spec.before:
@@ -614,7 +720,7 @@ def _emit_arg(b: Builder, spec: StageSpec, r: Region, scope: TileScope) -> Tile:
             For(var, E.const(0), E.const(n), 1, nodes, carries, (best.name, where.name), names)
         )
         best, where = results
-    return where
+    return best, where
 
 
 def _emit_scan(b: Builder, spec: StageSpec, r: Region) -> None:

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL
+from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.layout import dense
-from tilewright.ir.nest import For
+from tilewright.ir.nest import For, TileType
 from tilewright.ir.program import MONOIDS, Definition, identity_of
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.loops import (
@@ -25,6 +25,7 @@ from tilewright.lower.loops import (
     StageSpec,
     converted,
     define,
+    emit_arg,
     emit_levels,
     emit_reduction,
     scope_of,
@@ -67,15 +68,23 @@ def emit_strip(
     place = Place(spec.strip, layout, work, tuple(r.starts[a.name] for a in axes))
     subscripts = [a.index for a in axes]
 
+    if monoid.startswith("arg"):
+        work = d.body.dtype
+        place = replace(place, dtype=work)
+    # Beside the best value its position.
+    numbers = replace(place, buffer=f"{spec.strip}n", dtype=I64)
+    start = Definition(d.name, work, axes, E.const(identity_of(monoid, work), work))
+
     def walk(region: Region, body: Callable[[Region], None]) -> None:
         emit_levels(b, levels, region, lanes, [], body)
 
-    start = Definition(d.name, work, axes, E.const(identity_of(monoid, d.dtype), work))
     first = r if d.scan is None else r.narrowed(d.scan[1], r.starts[d.scan[1]], 1)
 
     def begin(region: Region) -> None:
         scope = scope_of(b, spec, region, {a.name: region.lengths[a.name] for a in axes})
         scope.store(place, subscripts, scope.value(start.body))
+        if monoid.startswith("arg"):
+            scope.store(numbers, subscripts, b.fill(TileType(I64), -1))
 
     walk(first, begin)
     if d.scan is not None:
@@ -87,6 +96,12 @@ def emit_strip(
     def absorb(region: Region) -> None:
         sizes = {a.name: region.lengths[a.name] for a in axes}
         scope = scope_of(b, spec, region, sizes)
+        if monoid.startswith("arg"):
+            state = scope.load(place, subscripts), scope.load(numbers, subscripts)
+            best, where = emit_arg(b, spec, region, scope, state)
+            scope.store(place, subscripts, best)
+            scope.store(numbers, subscripts, where)
+            return
         value = emit_reduction(b, spec, region, lanes, scope, work)
         old = scope.load(place, subscripts)
         scope.store(place, subscripts, b.combine(MONOIDS[monoid], value.type, old, value))
@@ -102,7 +117,8 @@ def emit_strip(
 
     def finish(region: Region) -> None:
         scope = scope_of(b, spec, region, {a.name: region.lengths[a.name] for a in axes})
-        define(scope, spec, d, converted(b, scope.load(place, subscripts), d.dtype))
+        source = numbers if monoid.startswith("arg") else place
+        define(scope, spec, d, converted(b, scope.load(source, subscripts), d.dtype))
         for m in spec.after:
             define(scope, spec, m, scope.value(m.body))
 

@@ -134,5 +134,6 @@ def _parts(roles: StageRoles, threads: int) -> list[Group]:
     if points > 4096 or longest < 512 or points * longest < 1 << 15:
         return []
     rows: list[tuple[Value, ...]] = [(x,) for x in (16, 8, 32, 64) if x * 32 <= longest]
-    few = threads > 1 and points < 64
+    # Too few points to share out, or so few that one long run is read at a time.
+    few = (threads > 1 and points < 64) or (points < 4 and longest >= 1 << 18)
     return [Group(("s0.parts",), ("choice",), (*rows, (0,)) if few else ((0,), *rows))]

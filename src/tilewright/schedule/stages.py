@@ -73,6 +73,7 @@ class StageSpace:
                 axis in r.reduce
                 and r.anchor.reduction is not None
                 and r.anchor.reduction.monoid.startswith("arg")
+                and (r.anchor.reduction.guard is not None or len(r.reduce) > 1 and self.shared)
             ):
                 continue
             fit = n / max(1, ceil(n / self.lanes) * self.lanes)
@@ -259,6 +260,8 @@ class StageSpace:
             # code. Vectors of B come from L2, scalars of A from L1: both cost something beside the
             # multiply-adds.
             streams = 2.0 * v + 0.2 * rows if lane not in r.reduce else 0.1 * loads
+            if lane in r.reduce:
+                streams += 4.0 * live * self._strided(lane)
             cycles = max(live / 2, loads / 2, 4.0) + streams + 1.0 / unroll + 0.02 * unroll * live
             return cycles / (live * width) * waste
         if r.anchor.reduction is not None:
@@ -328,7 +331,7 @@ class StageSpace:
         if self.shared or lane is None or lane not in r.out or lane == scanned:
             return []
         fold = r.anchor.reduction
-        if not scanned and (fold is None or not r.reduce or fold.monoid.startswith("arg")):
+        if not scanned and (fold is None or not r.reduce):
             return []
         if r.is_contraction and (
             len(r.out) > 1 or any(x.constant and x.uses(lane) for x in r.accesses)
@@ -370,8 +373,10 @@ class StageSpace:
                 return list(
                     dict.fromkeys(
                         [
-                            ",".join([*others, *blocks, *both]),
+                            # What is read runs innermost, a few vectors of what is written wide.
                             ",".join([*others, *blocks[::-1], *both[::-1]]),
+                            ",".join([*others, *blocks, *both[::-1]]),
+                            ",".join([*others, *blocks, *both]),
                             ",".join([*others, *both]),
                             ",".join([*others, *both[::-1]]),
                         ]
@@ -471,6 +476,10 @@ class StageSpace:
         name = f"{self.p}tile.{r.names[axis]}"
         sizes = [x for x in (32, 48, 64, 96, 128, 192, 256, 384, 512) if x < n] or [n]
         guess = min(n, 128)
+        turned = self._unrolled_axes(lane, [a for a in r.out if a != lane])
+        if turned and not r.is_contraction and r.anchor.reduction is None:
+            guess = min(n, 2 * self.lanes if axis == lane else 1024)
+            sizes = [x for x in (self.lanes, *sizes, 1024, 4096) if x < n] or [n]
         if r.is_contraction and r.a is not None and r.a.uses(axis):
             depth = prod(r.extents[k] for k in r.reduce if r.a.uses(k)) * r.a.dtype_bytes
             guess = max(32, min(512, self.target.l2_bytes // max(1, depth)))
