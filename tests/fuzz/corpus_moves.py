@@ -124,6 +124,28 @@ def move_entries() -> list[Entry]:
             (),
         ),
         (
+            "scatter_runs",
+            """(u: f32[31, 70], i: i64[31], b: f16[11, 70], h: f16[40, 3], k: i32[40], w: f32[2, 31, 37]):
+  z: f32[p<11, q<70] = scatter sum(r<31, q<70) at (i[r] * 2 - 1, q) of u[r, q] base 0.5
+  g: f16[p<11, q<70] = scatter sum(r<40, q<3) at (i64(k[r]), q) of h[r, q] base b[p, q]
+  l: f32[p<11, q<70] = scatter last(r<31, q<70) at (i[r], q) of u[r, q] base 1.0
+  m: f32[p<11, s<2, q<40] = scatter max(s<2, r<31, q<37) at (i[30 - r], s, q) of w[s, r, q] base -inf
+  o: f16[p<4] = scatter sum(r<40, q<3) at (i64(k[r])) of h[r, q] base 0.25
+  return z, g, l, m, o
+""",
+            (),
+        ),
+        (
+            "gather_rows",
+            """(x: f32[20, 33], i: i64[7], j: i32[5, 6]):
+  a: f32[p<7, q<33] = x[i[p], q] + 1.0
+  s: f32[p<7] = sum(q<33) x[i[p], q]
+  c: f32[p<5, q<6, r<33] = x[i64(j[p, q]), r] * x[i64(j[p, 5 - q]), r]
+  return a, s, c
+""",
+            (),
+        ),
+        (
             "scatter",
             """(u: f32[31, 5], i: i64[31], b: f32[11, 5]):
   z: f32[p<11, q<5] = scatter sum(r<31, q<5) at (i[r], q) of u[r, q] base b[p, q]
@@ -226,6 +248,16 @@ def recurrence_entries() -> list[Entry]:
   return h
 """,
             ("u",),
+        ),
+        (
+            "rnn_f16",
+            """(x: f16[40, 19], u: f16[19, 19], z: bf16[19]):
+  recur t<40:
+    a: f16[t<40, j<19] = sum(k<19) (h[t - 1, k] else 0.5) * u[k, j] * 0.2
+    h: f16[t<40, j<19] = tanh(a[t, j] + x[t, j] + f16(z[j])) + 0.5 * (h[t - 1, j] else 0.5)
+  return h
+""",
+            (),
         ),
         (
             "lstm",

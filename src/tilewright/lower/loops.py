@@ -597,11 +597,12 @@ def _emit_arg_lanes(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
         for m in spec.before:
             define(inner, spec, m, inner.value(m.body))
         value = inner.value(d.body)
-        for a, v in inner.valid.items():
-            if a == lane:
-                t = inner.type(I64, {a})
-                inside = b.map("lt", inner.type(BOOL, {a}), (b.iota(t), b.fill(TileType(I64), v)))
-                value = b.map("select", value_type, (inside, value, identity))
+        valid = inner.valid.get(lane)
+        if valid is not None:
+            count = b.iota(inner.type(I64, {lane}))
+            end = b.fill(TileType(I64), valid)
+            inside = b.map("lt", inner.type(BOOL, {lane}), (count, end))
+            value = b.map("select", value_type, (inside, value, identity))
         linear = E.const(0)
         for a in axes:
             linear = linear + region.starts[a.name] * steps[a.name]

@@ -1,8 +1,8 @@
 """Kernels whose order of execution is part of their meaning: recurrences and scatters.
 
 In: a lowering in progress. Out: its phases. Invariants: a recurrence runs its steps in order and,
-within one, its stages in order; a scatter combines contributions in source order, so duplicates are
-deterministic.
+within one, its stages in order; a scatter combines the contributions to one element in source
+order, so duplicates are deterministic, for any number of threads.
 """
 
 from __future__ import annotations
@@ -11,12 +11,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import I64
-from tilewright.ir.kernel import int_extent
-from tilewright.ir.nest import For, Phase, Scatter, TileType
-from tilewright.ir.program import MONOIDS, Definition
-from tilewright.lower.loops import Level, Region, StageSpec, emit_stage
-from tilewright.lower.tiles import TileScope
+from tilewright.ir.dtypes import F32, I64, DType
+from tilewright.ir.expr import Expr
+from tilewright.ir.kernel import Kernel, int_extent
+from tilewright.ir.layout import dense
+from tilewright.ir.nest import Buffer, For, If, Phase, TileType
+from tilewright.ir.nest import Scatter as ScatterNode
+from tilewright.ir.program import MONOIDS, Axis, Definition, Recurrence, Scatter
+from tilewright.lower.loops import (
+    Level,
+    Region,
+    StageSpec,
+    emit_levels,
+    emit_stage,
+    working_type,
+)
+from tilewright.lower.tiles import Place, TileScope
 
 if TYPE_CHECKING:
     from tilewright.lower.kernel import _Lowering
@@ -25,8 +35,20 @@ __all__ = ["lower_scatter", "lower_sequence"]
 
 
 def lower_sequence(lowering: _Lowering) -> None:
-    """for t: stage; stage; ... in one serial phase."""
-    kernel, b = lowering.kernel, lowering.b
+    """for t: stage; stage; ... in one serial phase.
+
+    States of 16-bit floats are kept, and computed with, in f32; what leaves is rounded once.
+    """
+    given, b = lowering.kernel, lowering.b
+    narrow = [d for d in given.definitions.values() if d.dtype.is_float and d.dtype.bits == 16]
+    kernel = lowering.kernel = _widened(given, {d.name for d in narrow}) if narrow else given
+    final: dict[str, Place] = {}
+    for d in narrow:
+        final[d.name] = old = lowering.places[d.name]
+        layout = dense(old.layout.shape)
+        buffer = Buffer(f"w{len(lowering.workspace)}", F32, E.const(layout.size), "arena")
+        lowering.workspace.append(buffer)
+        lowering.places[d.name] = Place(buffer.name, layout, F32)
     specs = [lowering.spec(k, {kernel.sequence})[0] for k in range(len(kernel.stages))]
     steps = kernel.extents[kernel.sequence]
     b.enter(is_root=True)
@@ -34,7 +56,7 @@ def lower_sequence(lowering: _Lowering) -> None:
     b.enter(var, is_root=True)
     for spec in specs:
         b.enter(is_root=True)
-        b.written = {m for s in kernel.stages for m in s.members}
+        b.written = {lowering.places[m].buffer for s in kernel.stages for m in s.members}
         extents = {a.name: int_extent(a.extent) for a in spec.anchor.axes}
         region = Region(
             {a: E.const(0) for a in extents}, extents, {}, {var: (0, max(0, steps - 1))}
@@ -47,22 +69,180 @@ def lower_sequence(lowering: _Lowering) -> None:
     nodes = b.leave()
     b.effect(For(var, E.const(0), E.const(steps), 1, nodes))
     lowering.phases.append(Phase(b.leave()))
+    lowering.kernel = given
+    for d in narrow:
+        wide = {"wide": lowering.places[d.name]}
+        read = E.read("wide", [a.index for a in d.axes], F32)
+        _elementwise(lowering, d.name, d.axes, final[d.name], E.cast(read, d.dtype), wide)
+
+
+def _widened(kernel: Kernel, names: set[str]) -> Kernel:
+    """The kernel with its own 16-bit floats in f32: they are rounded where a cast says so alone."""
+
+    def go(e: Expr) -> Expr:
+        if e.op == "const":
+            return E.const(e.attr, F32) if _is_narrow(e.dtype) else e
+        if e.op == "read":
+            subs = [go(s) for s in e.args[: len(e.args) - e.attr[1]]]
+            orelse = e.args[-1] if e.attr[1] else None
+            if e.attr[0] in names:
+                return E.read(e.attr[0], subs, F32, None if orelse is None else go(orelse))
+            if orelse is not None and orelse.op != "const":
+                orelse = E.cast(go(orelse), e.dtype)
+            new = E.read(e.attr[0], subs, e.dtype, orelse)
+            return E.cast(new, F32) if _is_narrow(e.dtype) else new
+        if e.op == "cast":
+            new = E.cast(go(e.args[0]), e.dtype)
+            return E.cast(new, F32) if _is_narrow(e.dtype) else new
+        return E.rebuild(e, tuple(map(go, e.args))) if e.args else e
+
+    def definition(d: Definition) -> Definition:
+        r = d.reduction
+        if r is not None and r.guard is not None:
+            r = replace(r, guard=go(r.guard))
+        dtype = F32 if d.name in names else d.dtype
+        body = go(d.body)
+        return replace(d, dtype=dtype, body=body, reduction=r)
+
+    body = tuple(
+        Recurrence(s.axis, tuple(map(definition, s.definitions)))
+        if isinstance(s, Recurrence)
+        else s
+        for s in kernel.program.body
+    )
+    return replace(kernel, program=replace(kernel.program, body=body))
+
+
+def _is_narrow(dtype: DType) -> bool:
+    return dtype.is_float and dtype.bits == 16
 
 
 def lower_scatter(lowering: _Lowering) -> None:
-    """The base in parallel, then every contribution in source order."""
-    kernel, b = lowering.kernel, lowering.b
+    """The base in parallel, then every contribution; those to one element in source order."""
+    kernel = lowering.kernel
     s = kernel.scatter
     assert s is not None
-    base = Definition(s.name, s.dtype, s.axes, s.base)
-    levels = [Level(a.name, 1) for a in s.axes[:-1]]
-    lane = s.axes[-1].name if s.axes else None
+    work = working_type(s.monoid, s.dtype) if s.monoid else s.dtype
+    target = lowering.places[s.name]
+    if work is not s.dtype:  # sums of narrow floats are rounded once, at the end
+        layout = dense(target.layout.shape)
+        buffer = Buffer("w0", work, E.const(layout.size), "arena")
+        lowering.workspace.append(buffer)
+        target = Place(buffer.name, layout, work)
+    base = s.base if work is s.dtype else E.cast(s.base, work)
+    _elementwise(lowering, s.name, s.axes, target, base, {})
+    if not _scatter_runs(lowering, s, target):
+        _scatter_points(lowering, s, target)
+    if work is not s.dtype:
+        read = E.read("wide", [a.index for a in s.axes], work)
+        final = lowering.places[s.name]
+        _elementwise(lowering, s.name, s.axes, final, E.cast(read, s.dtype), {"wide": target})
+
+
+def _elementwise(
+    lowering: _Lowering,
+    name: str,
+    axes: tuple[Axis, ...],
+    target: Place,
+    body: Expr,
+    more: dict[str, Place],
+) -> None:
+    """A phase that sets every element of a place."""
+    levels = [Level(a.name, 1) for a in axes[:-1]]
+    lane = axes[-1].name if axes else None
     if lane is not None:
         levels.append(Level(lane, lowering.lanes, "mask"))
-    spec = StageSpec(
-        base, (), (), frozenset({s.name}), tuple(levels), (), lane, places=lowering.places
-    )
-    lowering.phase([(spec, {a.name: int_extent(a.extent) for a in s.axes})], (), 1, 1)
+    d = Definition(name, target.dtype, axes, body)
+    places = {**lowering.places, **more, name: target}
+    spec = StageSpec(d, (), (), frozenset({name}), tuple(levels), (), lane, places=places)
+    lowering.phase([(spec, {a.name: int_extent(a.extent) for a in axes})], (), 1, 1)
+
+
+def _scatter_runs(lowering: _Lowering, s: Scatter, target: Place) -> bool:
+    """Contributions as vectors along an axis that goes straight into the tensor, whose blocks are
+    shared out; False where there is none.
+
+    Positions of that axis never meet, so its blocks are independent.
+    """
+    b, lanes = lowering.b, lowering.lanes
+    extents = {a.name: int_extent(a.extent) for a in s.source}
+    uses = [x for sub in s.subscripts for x in sub.indices()]
+    straight = [
+        sub.attr
+        for k, sub in enumerate(s.subscripts)
+        if sub.op == "index"
+        and target.layout.stride(k) == 1
+        and 1 < extents.get(sub.attr, 0) <= target.layout.shape[k]
+    ]
+    if not straight or uses.count(straight[0]) != 1:
+        return False
+    lane = straight[0]
+    n = extents[lane]
+    block = -(-n // (4 * lanes * 4)) * 4 * lanes  # four blocks, of whole vectors
+    count = -(-n // block)
+    counters = {a.name: f"r_{a.name}" for a in s.source if a.name != lane}
+    starts: dict[str, Expr] = {a: E.index(v) for a, v in counters.items()}
+    ranges = {v: (0, max(0, extents[a] - 1)) for a, v in counters.items()}
+
+    def scope(r: Region) -> TileScope:
+        sizes = {lane: r.lengths[lane]}
+        inside = lane if r.lengths[lane] > 1 else None
+        return TileScope(b, lowering.places, r.starts, sizes, inside, r.ranges, r.valid, extents)
+
+    whole = Region({**starts, lane: E.const(0)}, {**dict.fromkeys(starts, 1), lane: n}, {}, ranges)
+    b.written = {target.buffer}
+    probe = scope(whole)
+    subscripts = [probe.localize(x) for x in s.subscripts]
+    inside = probe._inside(target, subscripts)
+    flat = [probe.flat(x) for x in subscripts]
+    condition = None if inside is None else probe.flat(inside)
+    if None in flat or (inside is not None and condition is None):
+        return False
+    if condition is not None and any(p.attr in condition.indices() for p in probe._positions):
+        return False
+    monoid = MONOIDS[s.monoid] if s.monoid else None
+
+    def tile(r: Region) -> None:
+        here = scope(r)
+        value = here.value(s.body)
+        if value.type.dtype is not target.dtype:
+            t = TileType(target.dtype, value.type.axes, value.type.lane)
+            value = b.map("cast", t, (value,))
+        local = [x for x in map(here.flat, map(here.localize, s.subscripts)) if x is not None]
+        if monoid is not None:
+            t = here.type(target.dtype, set(here.tiled))
+            value = b.combine(monoid, t, here.load_at(target, local), value)
+        here.store_at(target, local, value)
+
+    b.enter(is_root=True)
+    chunk = b.counter()
+    b.enter(chunk)
+    region = whole.with_range(chunk, count)
+    for a in s.source:
+        if a.name != lane:
+            b.enter(counters[a.name])
+
+    def blocks(r: Region) -> None:
+        emit_levels(b, (Level(lane, 4 * lanes, "mask"),), r, lanes, [], tile)
+
+    if condition is not None:
+        b.enter()
+    emit_levels(b, (Level(lane, block),), region, lanes, [E.index(chunk)], blocks)
+    if condition is not None:
+        b.effect(If(condition, b.leave()))
+    for a in reversed(s.source):
+        if a.name != lane:
+            nodes = b.leave()
+            b.effect(For(counters[a.name], E.const(0), E.const(extents[a.name]), 1, nodes))
+    nodes = b.leave()
+    b.effect(For(chunk, E.const(0), E.const(count), 1, nodes, parallel=True))
+    lowering.phases.append(Phase(b.leave()))
+    return True
+
+
+def _scatter_points(lowering: _Lowering, s: Scatter, place: Place) -> None:
+    """One contribution after the other."""
+    b = lowering.b
     b.enter(is_root=True)
     opened = []
     starts, ranges = {}, {}
@@ -72,9 +252,8 @@ def lower_scatter(lowering: _Lowering) -> None:
         opened.append((var, n))
         starts[a.name] = E.index(var)
         ranges[var] = (0, max(0, n - 1))
-    b.written = {s.name}
+    b.written = {place.buffer}
     scope = TileScope(b, lowering.places, starts, {}, None, ranges)
-    place = lowering.places[s.name]
     subscripts = [scope.localize(x) for x in s.subscripts]
     inside = scope._inside(place, subscripts)
     mask = scope._value(inside) if inside is not None else None
@@ -82,13 +261,15 @@ def lower_scatter(lowering: _Lowering) -> None:
     if offset.type != TileType(I64):
         offset = b.map("add", TileType(I64), (offset, b.fill(TileType(I64), 0)))
     value = scope.value(s.body)
+    if value.type.dtype is not place.dtype:
+        value = b.map("cast", TileType(place.dtype), (value,))
     monoid = MONOIDS[s.monoid] if s.monoid else None
     if monoid == "logaddexp":  # not a monoid of the scatter operation
-        old = b.gather(TileType(s.dtype), place.buffer, E.const(0), offset, mask, 0)
-        value = b.combine(monoid, TileType(s.dtype), old, value)
+        old = b.gather(TileType(place.dtype), place.buffer, E.const(0), offset, mask, 0)
+        value = b.combine(monoid, TileType(place.dtype), old, value)
         monoid = None
     b.effect(
-        Scatter(
+        ScatterNode(
             place.buffer, E.const(0), offset.name, value.name, mask.name if mask else None, monoid
         )
     )

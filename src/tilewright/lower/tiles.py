@@ -178,7 +178,10 @@ class TileScope:
         if orelse is not None and orelse.op != "const":
             return self._read_or(e, place, local, orelse)
         if any(s.reads() for s in local):
-            return self._gather(place, local, orelse, e.dtype)
+            known = [self.flat(s) for s in local]
+            if orelse is not None or None in known:
+                return self._gather(place, local, orelse, e.dtype)
+            local = tuple(s for s in known if s is not None)
         split = self._split(place.layout.address(local))
         limits = self._limits(place, local, orelse, self._provenance.get(e, ()))
         if split is None or limits is None:
@@ -339,11 +342,32 @@ class TileScope:
 
     def load(self, place: Place, subscripts: Sequence[Expr]) -> Tile:
         """The tile of an access to a place, wherever the tensor's name leads."""
-        local = place.local([self.localize(s) for s in subscripts])
+        return self.load_at(place, place.local([self.localize(s) for s in subscripts]))
+
+    def load_at(self, place: Place, local: Sequence[Expr]) -> Tile:
+        """The tile at localized subscripts, which are linear in the tile's positions."""
         split = self._split(place.layout.address(local))
-        assert split is not None  # subscripts are axes
+        assert split is not None
         axes = {self._positions[p] for p in split[0]}
         return self._strided(place, place.dtype, split[0], split[1], axes, [], None)
+
+    def flat(self, e: Expr) -> Expr | None:
+        """A localized expression with reads of flat memory, as it may stand in an address; None
+        where a read changes inside the tile, or with what this region writes.
+        """
+        memo: dict[Expr, Expr] = {}
+        for r in e.reads():  # operands before what reads with them
+            place = self.places.get(r.attr[0])
+            if place is None or r.attr[1] or r.attr[0] in self.registers:
+                return None
+            if place.origin is not None or place.buffer in self.builder.written:
+                return None
+            if any(p.attr in s.indices() for s in r.args for p in self._positions):
+                return None
+            args = [E.substitute(s, memo) for s in r.args]
+            at = simplify(place.layout.address(args), self._ranges)
+            memo[r] = E.read(place.buffer, [at], r.dtype)
+        return E.substitute(e, memo)
 
     # -- stores
     def store(
@@ -353,6 +377,12 @@ class TileScope:
         another is contiguous.
         """
         local = place.local([self.localize(s) for s in subscripts])
+        self.store_at(place, local, value, nontemporal)
+
+    def store_at(
+        self, place: Place, local: Sequence[Expr], value: Tile, nontemporal: bool = False
+    ) -> None:
+        """Write a tile at localized subscripts."""
         split = self._split(place.layout.address(local))
         if split is None:
             self._scatter(place, local, value)

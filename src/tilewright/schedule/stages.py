@@ -73,7 +73,7 @@ class StageSpace:
                 axis in r.reduce
                 and r.anchor.reduction is not None
                 and r.anchor.reduction.monoid.startswith("arg")
-                and (r.anchor.reduction.guard is not None or len(r.reduce) > 1 and self.shared)
+                and (r.anchor.reduction.guard is not None or (len(r.reduce) > 1 and self.shared))
             ):
                 continue
             fit = n / max(1, ceil(n / self.lanes) * self.lanes)
