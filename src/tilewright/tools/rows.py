@@ -250,6 +250,7 @@ def _count(row: dict[str, Any], workload: Workload) -> None:
     for name, formula in (("flops", workload.flops), ("bytes", workload.bytes)):
         if formula:
             row[name] = workload.number(formula)
+            row["detail"][f"{name}_stated"] = formula
 
 
 def _large_outputs(workload: Workload) -> bool:
