@@ -40,7 +40,9 @@ def test_the_wheel_is_pure_and_complete(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
-    assert {"tilewright/py.typed", "tilewright/tools/suites/spine.toml", "tilewright/tools/cli.py"} <= names
+    suites = {f"tilewright/tools/suites/{name}.toml" for name in ("spine", "kernels", "models")}
+    assert {"tilewright/py.typed", "tilewright/tools/cli.py"} | suites <= names
+    assert (ROOT / "benchmarks" / "kernels.toml").is_file()
     assert "License-Expression: Apache-2.0" in metadata and any(n.endswith("licenses/LICENSE") for n in names)
     assert not [n for n in names if n.endswith((".so", ".onnx", ".whl", ".pyc")) or "tests/" in n]
     core = [line.split(":")[1].split(">")[0].strip() for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra" not in line]
