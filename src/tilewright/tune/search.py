@@ -37,6 +37,7 @@ _FRUITLESS = 9  # batches without a gain after which a task is left alone
 _CONFIRM_SHARE = 0.15  # of the budget
 _ORACLE_SHARE = 0.08
 _KEPT_BYTES = 32 << 20  # arrays of a task that stay while other tasks are measured
+_GRACE = 0.25  # of the budget, for the last defaults: one never timed would be searched next time
 _GROUP = 12  # defaults that are timed in one go
 WRONG = "V001"
 
@@ -156,7 +157,7 @@ class Search:
                 self._fail(t, c)
             else:
                 candidates.append((t, c))
-            if self.clock.left_s <= 0:
+            if self._is_over():
                 break
         objects = build_many([c.text for _, c in candidates], self.tasks[0].target)
         groups: dict[bool, list[list[Task]]] = {False: [[]], True: [[]]}
@@ -177,8 +178,12 @@ class Search:
         each = min(0.02, 0.05 * self.budget_s / max(1, len(candidates)))
         for is_checked, several in groups.items():
             for group in several:
-                if group and self.clock.left_s > 0:
+                if group and not self._is_over():
                     self._baseline(group, each, is_checked)
+
+    def _is_over(self) -> bool:
+        """Whether even the defaults have to stop."""
+        return self.clock.left_s <= -_GRACE * self.budget_s
 
     def _baseline(self, group: Sequence[Task], seconds: float, is_checked: bool) -> None:
         """Time the defaults of a few kernels in one go."""
