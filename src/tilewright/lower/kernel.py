@@ -328,7 +328,8 @@ class _Lowering:
         levels = [Level(f"p{lane}", width, "mask")]
         for i, n in enumerate(shape):
             if i != lane and n > 1:
-                levels.append(Level(f"p{i}", self.lanes if turn and i == unit[0] else 4))
+                step = next(k for k in (4, 3, 2, 1) if n % k == 0)  # one code, no remainder
+                levels.append(Level(f"p{i}", self.lanes if turn and i == unit[0] else step))
         places = {name: source, "pack": target}
         spec = StageSpec(
             d, (), (), frozenset({"pack"}), tuple(levels), (), f"p{lane}", places=places
