@@ -27,6 +27,7 @@ from tilewright.frontend.operations.activations import (
     softsign,
     thresholded_relu,
 )
+from tilewright.frontend.operations.arithmetic import floor_modulo
 from tilewright.frontend.sizes import Undecided
 from tilewright.frontend.values import Array, Value, like
 from tilewright.ir import expr as E
@@ -78,12 +79,7 @@ def _modulo(n: Node, a: Expr, b: Expr) -> Expr:
     _same_dtype(n, a, b)
     if n.attribute("fmod", 0):
         return E.binary("fmod", a, b)
-    if not a.dtype.is_float:
-        return E.mod(a, b)
-    # Exact, unlike a - floor(a/b) * b, and right for an infinite divisor.
-    rest, zero = E.binary("fmod", a, b), like(a, 0)
-    other_side = E.compare("ne", E.compare("lt", rest, zero), E.compare("lt", b, zero))
-    return E.select(E.logical("and", E.compare("ne", rest, zero), other_side), E.add(rest, b), rest)
+    return floor_modulo(a, b)
 
 
 def _power(n: Node, a: Expr, b: Expr) -> Expr:

@@ -15,11 +15,10 @@ from tilewright.frontend.operations.windows import (
     Window,
     add_bias,
     convolution,
-    kernel_names,
     spatial_names,
-    transposed_reads,
+    transposed_convolution,
 )
-from tilewright.frontend.values import Value, like
+from tilewright.frontend.values import Value
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32
 from tilewright.ir.expr import Expr
@@ -123,67 +122,10 @@ def conv_transpose(n: Node) -> Value:
     dilations = n.counts("dilations", spatial)
     extra = [int(s) for s in n.attribute("output_padding") or [0] * spatial]
     begin, counts = _transposed_geometry(n, x, kernel, strides, dilations, extra)
-    channels = n.fixed(w.shape[0], "the kernel's input channels")
-    n.equal(x.shape[1], w.shape[0], "input channels")
-    per_group = n.fixed(w.shape[1], "the kernel's output channels")
-    inner = channels // groups
-    accumulate = x.dtype.accumulator
-
-    def body(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
-        batch, o, *at = i
-        c, *k = r
-        group = E.floordiv(o, E.const(per_group)) if groups > 1 else E.const(0)
-        c = c + group * inner
-        subs, fits = transposed_reads(at, k, begin, strides, dilations)
-        a = E.cast(x.at(batch, c, *subs, orelse=0), accumulate)
-        product = E.mul(a, E.cast(w.at(c, o - group * per_group, *k), accumulate))
-        return product if fits is None else E.select(fits, product, like(product, 0))
-
-    names = ("n", "o", *spatial_names(spatial))
-    # With stride = kernel and no padding one kernel element reaches each output: no sum over the
-    # kernel is needed.
-    single = [
-        s == k and d == 1 and E.int_value(p) == 0 and e == 0
-        for s, k, d, p, e in zip(strides, kernel, dilations, begin, extra, strict=True)
-    ]
-
-    def direct(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
-        batch, o, *at = i
-        c = r[0]
-        group = E.floordiv(o, E.const(per_group)) if groups > 1 else E.const(0)
-        c = c + group * inner
-        subs = [E.floordiv(p, E.const(s)) for p, s in zip(at, strides, strict=True)]
-        k = [E.mod(p, E.const(s)) for p, s in zip(at, strides, strict=True)]
-        return E.mul(
-            E.cast(x.at(batch, c, *subs), accumulate),
-            E.cast(w.at(c, o - group * per_group, *k), accumulate),
-        )
-
-    shape: list[Expr | int] = [x.shape[0], per_group * groups, *counts]
-    exact = all(
-        n.sizes.same(c, s * k) for c, s, k in zip(counts, x.shape[2:], strides, strict=True)
+    acc = transposed_convolution(
+        n, x, w, begin, counts, strides, dilations, groups, "acc" if b is not None else ""
     )
-    if all(single) and exact:
-        acc = n.reduce(
-            "sum",
-            shape,
-            [inner],
-            direct,
-            names=names,
-            over_names=("c",),
-            suffix="acc" if b is not None else "",
-        )
-    else:
-        acc = n.reduce(
-            "sum",
-            shape,
-            [inner, *kernel],
-            body,
-            names=names,
-            over_names=("c", *kernel_names(spatial)),
-            suffix="acc" if b is not None else "",
-        )
-    return add_bias(n, acc, b, x.dtype, 1, names)
+    return add_bias(n, acc, b, x.dtype, 1, ("n", "o", *spatial_names(spatial)))
 
 
 def _transposed_geometry(

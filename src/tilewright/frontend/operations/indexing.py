@@ -97,6 +97,7 @@ def scatter(
 
 
 def reflected(n: Definer, mode: str, e: Expr, size: Expr) -> Expr:
+    """The subscript that padding reads for position `e` of an axis: mode edge, wrap or reflect."""
     if mode == "edge":
         return E.maximum(E.minimum(e, size - 1), E.const(0))
     if mode == "wrap":

@@ -22,6 +22,7 @@ __all__ = [
     "power_of_abs",
     "root",
     "spatial_names",
+    "transposed_convolution",
     "transposed_reads",
 ]
 
@@ -152,6 +153,84 @@ def add_bias(
         acc.shape,
         lambda *i: E.cast(E.add(acc.at(*i), E.cast(bias.at(i[axis]), acc.dtype)), dtype),
         names,
+    )
+
+
+def transposed_convolution(
+    n: Definer,
+    x: Value,
+    w: Value,
+    begin: Sequence[Expr],
+    counts: Sequence[Expr],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    groups: int,
+    suffix: str = "",
+) -> Value:
+    """The gradient of a convolution with respect to its input; w is [C, M/groups, kernel].
+
+    begin: padding before, counts: sizes of the result, per spatial axis.
+    """
+    kernel = [n.fixed(s, "the kernel's size") for s in w.shape[2:]]
+    spatial = len(kernel)
+    channels = n.fixed(w.shape[0], "the kernel's input channels")
+    n.equal(x.shape[1], w.shape[0], "input channels")
+    per_group = n.fixed(w.shape[1], "the kernel's output channels")
+    inner = channels // groups
+    accumulate = x.dtype.accumulator
+
+    def body(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
+        batch, o, *at = i
+        c, *k = r
+        group = E.floordiv(o, E.const(per_group)) if groups > 1 else E.const(0)
+        c = c + group * inner
+        subs, fits = transposed_reads(at, k, begin, strides, dilations)
+        a = E.cast(x.at(batch, c, *subs, orelse=0), accumulate)
+        product = E.mul(a, E.cast(w.at(c, o - group * per_group, *k), accumulate))
+        return product if fits is None else E.select(fits, product, like(product, 0))
+
+    names = ("n", "o", *spatial_names(spatial))
+    # With stride = kernel and no padding one kernel element reaches each output: no sum over the
+    # kernel is needed.
+    single = [
+        s == k and d == 1 and E.int_value(p) == 0
+        for s, k, d, p in zip(strides, kernel, dilations, begin, strict=True)
+    ]
+
+    def direct(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
+        batch, o, *at = i
+        c = r[0]
+        group = E.floordiv(o, E.const(per_group)) if groups > 1 else E.const(0)
+        c = c + group * inner
+        subs = [E.floordiv(p, E.const(s)) for p, s in zip(at, strides, strict=True)]
+        k = [E.mod(p, E.const(s)) for p, s in zip(at, strides, strict=True)]
+        return E.mul(
+            E.cast(x.at(batch, c, *subs), accumulate),
+            E.cast(w.at(c, o - group * per_group, *k), accumulate),
+        )
+
+    shape: list[Expr | int] = [x.shape[0], per_group * groups, *counts]
+    exact = all(
+        n.sizes.same(c, s * k) for c, s, k in zip(counts, x.shape[2:], strides, strict=True)
+    )
+    if all(single) and exact:
+        return n.reduce(
+            "sum",
+            shape,
+            [inner],
+            direct,
+            names=names,
+            over_names=("c",),
+            suffix=suffix,
+        )
+    return n.reduce(
+        "sum",
+        shape,
+        [inner, *kernel],
+        body,
+        names=names,
+        over_names=("c", *kernel_names(spatial)),
+        suffix=suffix,
     )
 
 

@@ -1,0 +1,389 @@
+"""Rows that index: gather, scatter, embedding, index_put, searches in sorted sequences.
+
+In: a call. Out: reads at computed subscripts, scatters. Invariant: an index from data never makes a
+Program read or write outside a tensor; a contribution outside is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilewright.frontend.operations.activations import convert
+from tilewright.frontend.operations.indexing import outside, position, scatter
+from tilewright.frontend.operations.layouts import regroup
+from tilewright.frontend.torch.call import Call
+from tilewright.frontend.torch.table import row
+from tilewright.frontend.values import Value, like
+from tilewright.ir import expr as E
+from tilewright.ir.dtypes import BOOL, I64
+from tilewright.ir.expr import Expr
+from tilewright.ir.program import identity_of
+
+__all__: list[str] = []
+
+
+def _along(n: Call, x: Value, axis: int, indices: Value, at: Sequence[Expr]) -> Expr:
+    return position(indices, at, x.shape[axis])
+
+
+@row("index_select.default", kind="index")
+def index_select(n: Call) -> Value:
+    """Elements of an axis chosen by indices."""
+    x, indices = n["self"], n["index"]
+    axis = n.axis("dim", max(x.rank, 1))
+    if not x.rank:
+        return x
+    orelse = outside(n, indices, [x.shape[axis]])
+
+    def body(*i: Expr) -> Expr:
+        chosen = position(indices, [i[axis]] if indices.rank else [], x.shape[axis])
+        return x.at(*i[:axis], chosen, *i[axis + 1 :], orelse=orelse)
+
+    return n.define(n.shape, body)
+
+
+@row("gather.default", kind="index")
+def gather(n: Call) -> Value:
+    """y[i, j] = x[index[i, j], j] along an axis."""
+    x, indices = n["self"], n["index"]
+    if not x.rank:
+        return n.define(n.shape, lambda *i: x.at())
+    axis = n.axis("dim", x.rank)
+    orelse = outside(n, indices, [x.shape[axis]])
+
+    def body(*i: Expr) -> Expr:
+        if not indices.rank:
+            return x.at(*[position(indices, [], x.shape[0])], orelse=orelse)
+        return x.at(
+            *(_along(n, x, axis, indices, i) if k == axis else e for k, e in enumerate(i)),
+            orelse=orelse,
+        )
+
+    return n.define(n.shape, body)
+
+
+@row("take.default", kind="index")
+def take(n: Call) -> Value:
+    """Elements of the flattened tensor."""
+    x, indices = n["self"], n["index"]
+    whole = n.sizes.product(x.shape)
+
+    def body(*i: Expr) -> Expr:
+        at = position(indices, i, whole)
+        inside = E.maximum(E.minimum(at, whole - 1), E.const(0))
+        return x.at(*regroup(n, x.shape, [whole], [inside]))
+
+    return n.define(n.shape, body)
+
+
+@row("embedding.default", kind="index")
+def embedding(n: Call) -> Value:
+    """Rows of a table."""
+    table, indices = n["weight"], n["indices"]
+    orelse = outside(n, indices, [table.shape[0]])
+
+    def body(*i: Expr) -> Expr:
+        lead = i[: indices.rank]
+        return table.at(E.cast(indices.at(*lead), I64), *i[indices.rank :], orelse=orelse)
+
+    return n.define(n.shape, body)
+
+
+# ---- index and index_put -------------------------------------------------------------------------
+
+
+class _Places:
+    """Where the axes of an indexed result come from, as NumPy's advanced indexing has it."""
+
+    def __init__(self, n: Call, x: Value, given: Sequence[Value | None]) -> None:
+        if any(v is not None and v.dtype is BOOL for v in given):
+            raise n.refuse("a mask of bools, whose count only the data tell")
+        self.n, self.x = n, x
+        self.indices = list(given) + [None] * (x.rank - len(given))
+        held = [v for v in self.indices if v is not None]
+        self.common = n.broadcast(*(v.shape for v in held))
+        where = [k for k, v in enumerate(self.indices) if v is not None]
+        together = not where or where == list(range(where[0], where[-1] + 1))
+        self.start = where[0] if together and where else 0
+        kept = [k for k, v in enumerate(self.indices) if v is None]
+        before = [k for k in kept if k < self.start] if together else []
+        self.kept = kept
+        self.before = len(before)
+        sizes = [x.shape[k] for k in kept]
+        self.shape = [*sizes[: self.before], *self.common, *sizes[self.before :]]
+        self.orelse = None
+        for k, v in enumerate(self.indices):
+            if v is not None and outside(n, v, [x.shape[k]]) is not None:
+                self.orelse = 0
+
+    def subscripts(self, i: Sequence[Expr]) -> list[Expr]:
+        """Subscripts of x for the result's element at `i`."""
+        at = i[self.before : self.before + len(self.common)]
+        rest = [*i[: self.before], *i[self.before + len(self.common) :]]
+        plain = iter(rest)
+        out = []
+        for k, v in enumerate(self.indices):
+            if v is None:
+                out.append(next(plain))
+                continue
+            mine = at[len(at) - v.rank :] if v.rank else []
+            mine = [
+                E.const(0) if E.int_value(s) == 1 else e for s, e in zip(v.shape, mine, strict=True)
+            ]
+            out.append(position(v, mine, self.x.shape[k]))
+        return out
+
+
+@row(
+    "index.Tensor", "_unsafe_index.Tensor", kind="index",
+    notes="no masks of bools, whose count only the data tell",
+)  # fmt: skip
+def index(n: Call) -> Value:
+    """Elements at the positions that several index tensors give together."""
+    x = n["self"]
+    places = _Places(n, x, n.tensors("indices"))
+    return n.define(places.shape, lambda *i: x.at(*places.subscripts(i), orelse=places.orelse))
+
+
+@row("_unsafe_masked_index.default", kind="index")
+def masked_index(n: Call) -> Value:
+    """`index` where a mask holds, else `fill`."""
+    x, mask = n["self"], n["mask"]
+    places = _Places(n, x, n.tensors("indices"))
+    fill = n.scalar(n.get("fill", 0), x.dtype)
+
+    def body(*i: Expr) -> Expr:
+        found = x.at(*places.subscripts(i), orelse=0)
+        return E.select(mask.aligned(i), found, fill)
+
+    return n.define(n.shape, body)
+
+
+@row(
+    "index_put.default", "_unsafe_index_put.default", kind="index",
+    notes="masks of bools only with one value, and not accumulating",
+)  # fmt: skip
+def index_put(n: Call) -> Value:
+    """`self` with elements at index tensors replaced, or added to; the last of several wins."""
+    x, values = n["self"], n["values"]
+    given = n.tensors("indices")
+    add = bool(n.get("accumulate", False))
+    masks = [v for v in given if v is not None and v.dtype is BOOL]
+    if masks:
+        return _put_where(n, x, given, values, add)
+    places = _Places(n, x, given)
+    dtype = x.dtype
+
+    def source(*i: Expr) -> Expr:
+        return convert(values.aligned(i), dtype)
+
+    return scatter(
+        n, dtype, x.shape, places.shape, "sum" if add else None,
+        lambda *i: places.subscripts(i), source, lambda *i: x.at(*i),
+    )  # fmt: skip
+
+
+def _put_where(n: Call, x: Value, given: Sequence[Value | None], values: Value, add: bool) -> Value:
+    first = given[0]
+    if len(given) != 1 or first is None or n.sizes.product(values.shape) is not E.const(1):
+        raise n.refuse("a mask of bools with several values")
+
+    def body(*i: Expr) -> Expr:
+        new = convert(values.at(*[0] * values.rank), x.dtype)
+        old = x.at(*i)
+        return E.select(first.at(*i[: first.rank]), E.add(old, new) if add else new, old)
+
+    return n.define(n.shape, body)
+
+
+# ---- scatter -------------------------------------------------------------------------------------
+
+_MONOIDS = {
+    "sum": "sum", "add": "sum", "prod": "prod", "multiply": "prod", "amax": "max", "amin": "min",
+}  # fmt: skip
+
+
+def _scatter(n: Call, source: str, monoid: str | None, base: Value | None = None) -> Value:
+    x, indices = n["self"], n["index"]
+    dtype = x.dtype
+    held = n.importer.is_tensor(n.arguments[source])
+    values = n[source] if held else None
+    if not x.rank:
+        raise n.refuse("a scalar")
+    axis = n.axis("dim", x.rank)
+    if dtype is BOOL and monoid is not None:
+        raise n.refuse("combining bools")
+
+    def place(*i: Expr) -> list[Expr]:
+        if not indices.rank:
+            return [position(indices, [], x.shape[0])]
+        return [_along(n, x, axis, indices, i) if k == axis else e for k, e in enumerate(i)]
+
+    def body(*i: Expr) -> Expr:
+        if values is None:
+            return n.scalar(n.arguments[source], dtype)
+        return convert(values.at(*i[: values.rank]), dtype)
+
+    start = base if base is not None else x
+    return scatter(n, dtype, x.shape, indices.shape, monoid, place, body, lambda *i: start.at(*i))
+
+
+@row("scatter.src", "scatter.value", kind="index")
+def scatter_(n: Call) -> Value:
+    """`self` with x[index[i, j], j] replaced by src[i, j]; the last of several wins."""
+    return _scatter(n, "src" if n.op.endswith("src") else "value", None)
+
+
+@row("scatter.reduce", "scatter.value_reduce", kind="index")
+def scatter_combining(n: Call) -> Value:
+    """`scatter` that adds or multiplies."""
+    return _scatter(n, "src" if n.op == "scatter.reduce" else "value", _MONOIDS[n.get("reduce")])
+
+
+@row("scatter_add.default", kind="index")
+def scatter_add(n: Call) -> Value:
+    """`self` with src[i, j] added at x[index[i, j], j]."""
+    return _scatter(n, "src", "sum")
+
+
+@row("scatter_reduce.two", kind="index", notes="not the mean of integers")
+def scatter_reduce(n: Call) -> Value:
+    """Contributions combined by sum, product, mean, maximum or minimum."""
+    x, indices = n["self"], n["index"]
+    how, include = n.get("reduce"), bool(n.get("include_self", True))
+    monoid = _MONOIDS.get("sum" if how == "mean" else how)
+    if monoid is None or (how == "mean" and not x.dtype.is_float) or not x.rank:
+        raise n.refuse(f"reduction {how!r} of {x.dtype}")
+    if include and how != "mean":
+        return _scatter(n, "src", monoid)
+    axis = n.axis("dim", x.rank)
+
+    def place(*i: Expr) -> list[Expr]:
+        return [_along(n, x, axis, indices, i) if k == axis else e for k, e in enumerate(i)]
+
+    one, zero = E.const(1, I64), E.const(0, I64)
+    count = scatter(
+        n, I64, x.shape, indices.shape, "sum", place, lambda *i: one,
+        (lambda *i: one) if include else (lambda *i: zero), "count",
+    )  # fmt: skip
+    neutral = E.const(identity_of(monoid, x.dtype), x.dtype)
+    start = n.define(x.shape, lambda *i: neutral, suffix="neutral") if not include else x
+    total = _scatter(n, "src", monoid, start)
+
+    def body(*i: Expr) -> Expr:
+        e = total.at(*i)
+        if how == "mean":
+            e = E.binary("div", e, E.maximum(E.cast(count.at(*i), x.dtype), like(e, 1)))
+        return E.select(E.compare("eq", count.at(*i), zero), x.at(*i), e)
+
+    return n.define(n.shape, body)
+
+
+@row("index_add.default", "index_copy.default", "index_fill.int_Scalar", kind="index")
+@row("index_fill.int_Tensor", kind="index")
+def index_combine(n: Call) -> Value:
+    """Slices at indices of an axis added to, or replaced."""
+    x, indices = n["self"], n["index"]
+    dtype = x.dtype
+    if not x.rank:
+        raise n.refuse("a scalar")
+    axis = n.axis("dim", x.rank)
+    add = n.op.startswith("index_add")
+    if add and dtype is BOOL:
+        raise n.refuse("adding bools")
+    name = "value" if "fill" in n.op else "source"
+    held = n.importer.is_tensor(n.arguments[name])
+    values = n[name] if held else None
+    alpha = n.get("alpha", 1)
+    count = indices.shape[0] if indices.rank else E.const(1)
+    shape = [count if k == axis else s for k, s in enumerate(x.shape)]
+
+    def place(*i: Expr) -> list[Expr]:
+        at = [i[axis]] if indices.rank else []
+        return [position(indices, at, x.shape[axis]) if k == axis else e for k, e in enumerate(i)]
+
+    def body(*i: Expr) -> Expr:
+        if values is None:
+            return n.scalar(n.arguments[name], dtype)
+        e = convert(values.at(*i) if values.rank else values.at(), dtype)
+        return e if alpha == 1 else E.mul(e, n.scalar(alpha, dtype))
+
+    return scatter(
+        n, dtype, x.shape, shape, "sum" if add else None, place, body, lambda *i: x.at(*i)
+    )
+
+
+# ---- sorted sequences ----------------------------------------------------------------------------
+
+
+def _rank_in(n: Call, edges: Value, x: Value | None, right: bool, flat: bool) -> Value:
+    """How many edges lie below each element (or at it, with `right`)."""
+    dtype = n.dtype
+
+    def element(i: Sequence[Expr]) -> Expr:
+        if x is None:
+            return n.scalar(n.arguments["self"], edges.dtype)
+        return x.at(*i)
+
+    def body(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
+        edge = edges.at(r[0]) if flat else edges.at(*i[:-1], r[0])
+        e = element(i)
+        if e.dtype is not edge.dtype:
+            wide = e.dtype if e.dtype.is_float else edge.dtype
+            e, edge = E.cast(e, wide), E.cast(edge, wide)
+        below = E.compare("le" if right else "lt", edge, e)
+        if e.dtype.is_float:
+            below = E.logical("or", below, E.unary("isnan", e))
+        return E.cast(below, dtype)
+
+    return n.reduce("sum", n.shape, [edges.shape[-1]], body, over_names=("k",))
+
+
+@row("bucketize.Tensor", "bucketize.Scalar", kind="index")
+def bucketize(n: Call) -> Value:
+    """The bucket that each element falls into."""
+    held = n.importer.is_tensor(n.arguments["self"])
+    return _rank_in(
+        n, n["boundaries"], n["self"] if held else None, bool(n.get("right", False)), True
+    )
+
+
+@row("searchsorted.Tensor", "searchsorted.Scalar", kind="index", notes="without `sorter`")
+def searchsorted(n: Call) -> Value:
+    """Where each element would be inserted in a sorted sequence."""
+    if n.optional("sorter") is not None:
+        raise n.refuse("a sorter")
+    edges = n["sorted_sequence"]
+    right = bool(n.get("right", False)) or n.get("side") == "right"
+    held = n.importer.is_tensor(n.arguments["self"])
+    return _rank_in(n, edges, n["self"] if held else None, right, edges.rank == 1)
+
+
+# ---- counts --------------------------------------------------------------------------------------
+
+
+@row("histc.default", kind="index", notes="with given limits")
+def histogram(n: Call) -> Value:
+    """How many elements fall into each of equal bins."""
+    x = n["self"]
+    low, high = float(n.get("min", 0)), float(n.get("max", 0))
+    if low >= high:
+        raise n.refuse("limits taken from the data")
+    bins = int(n.get("bins", 100))
+    dtype = x.dtype
+    flat = n.sizes.product(x.shape)
+
+    def at(i: Sequence[Expr]) -> Expr:
+        return x.at(*regroup(n, x.shape, [flat], i))
+
+    def place(*i: Expr) -> list[Expr]:
+        e = at(i)
+        scaled = E.binary("div", E.mul(E.sub(e, like(e, low)), like(e, bins)), like(e, high - low))
+        inside = E.logical(
+            "and", E.compare("le", like(e, low), e), E.compare("le", e, like(e, high))
+        )
+        k = E.minimum(E.cast(E.unary("floor", scaled), I64), E.const(bins - 1))
+        return [E.select(inside, k, E.const(-1))]
+
+    one, zero = E.const(1, dtype), E.const(0, dtype)
+    return scatter(n, dtype, n.shape, [flat], "sum", place, lambda *i: one, lambda *i: zero)

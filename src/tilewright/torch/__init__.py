@@ -1,0 +1,31 @@
+"""The PyTorch door: `torch.compile(model, backend="tilewright")`.
+
+In: graphs that Dynamo captures. Out: compiled functions. Invariants: importing this module needs
+the extra `torch`; nothing is handed to PyTorch without being named in a report.
+"""
+
+from __future__ import annotations
+
+from tilewright.errors import TargetError
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise TargetError(
+        "U002", "this needs the package torch", hint="pip install 'tilewright[torch]'"
+    ) from None
+
+from tilewright.torch.backend import backend, reports, reset_reports
+from tilewright.torch.graph import Report
+from tilewright.torch.module import CompiledModule, compile_module
+
+__all__ = [
+    "CompiledModule",
+    "Report",
+    "backend",
+    "compile_module",
+    "reports",
+    "reset_reports",
+]

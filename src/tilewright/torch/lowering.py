@@ -1,0 +1,51 @@
+"""PyTorch's private parts that this door uses, in one place.
+
+In: nothing. Out: the table of decompositions, and AOTAutograd. Invariant: an operator that has a
+row of ours is not decomposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from functorch.compile import make_boxed_func
+from torch._decomp import core_aten_decompositions, decomposition_table
+from torch._dynamo.backends.common import aot_autograd
+
+from tilewright.frontend.torch import ROWS, name_of
+
+__all__ = ["decompositions", "functional_backend"]
+
+# Decompositions that lose speed or exactness, or that draw random numbers in another order.
+_KEPT = frozenset(["rand.default", "randn.default", "bernoulli.p", "native_dropout.default"])
+
+
+@lru_cache(maxsize=1)
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Operator -> decomposition, for every operator that has no row."""
+    out: dict[Any, Callable[..., Any]] = {}
+    for table in (decomposition_table, core_aten_decompositions()):
+        for op, f in table.items():
+            if name_of(op) not in ROWS and name_of(op) not in _KEPT:
+                out[op] = f
+    return out
+
+
+def functional_backend(
+    inference: Callable[[Any, Any], Any], training: Callable[[Any, Any], Any]
+) -> Callable[..., Any]:
+    """A Dynamo backend that gives functional graphs of ATen operators to one of two compilers."""
+
+    def boxed(compile_: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        return lambda module, examples: make_boxed_func(compile_(module, examples))
+
+    backend: Callable[..., Any] = aot_autograd(
+        fw_compiler=boxed(training),
+        bw_compiler=boxed(training),
+        inference_compiler=boxed(inference),
+        decompositions=decompositions(),
+        keep_inference_input_mutations=True,
+    )
+    return backend

@@ -1,0 +1,157 @@
+"""`tilewright.compile` for modules and functions of PyTorch.
+
+In: a module, example inputs. Out: `CompiledModule`, called as the module is. Invariants: a graph
+serves the inputs whose kinds, dtypes and strides it was exported for (and any sizes that were
+declared dynamic); others are exported and compiled when they first come; weights are shared with
+the module, not copied unless they are packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from tilewright.errors import UserError
+from tilewright.torch.frozen import FrozenGraph
+from tilewright.torch.graph import Report
+from tilewright.torch.lowering import decompositions
+from tilewright.torch.native import Options
+
+__all__ = ["CompiledModule", "compile_module"]
+
+
+class CompiledModule:
+    """A compiled module. `report`: what is native and what PyTorch runs."""
+
+    def __init__(self, module: Any, options: Options, dynamic_shapes: Any = None) -> None:
+        self.module, self.options, self.dynamic_shapes = module, options, dynamic_shapes
+        self._entries: dict[Any, _Entry] = {}
+        self.report = Report()
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Run it. Errors: F005 where torch.export cannot capture the module."""
+        leaves, spec = pytree.tree_flatten((args, named))
+        key = (spec, torch.is_autocast_enabled("cpu"), tuple(map(self._kind, leaves)))
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = self._export(args, named)
+        return entry(leaves)
+
+    def _kind(self, x: Any) -> Any:
+        """What of an input a graph depends on: its guard."""
+        if not isinstance(x, torch.Tensor):
+            return (type(x), x)
+        if self.dynamic_shapes is None:
+            return (x.dtype, x.shape, x.stride())
+        return (x.dtype, x.dim(), _order(x))
+
+    def _export(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> _Entry:
+        model = self.module
+        if not isinstance(model, torch.nn.Module):
+            model = _Function(model)
+        try:
+            with torch.no_grad():
+                exported = torch.export.export(
+                    model, args, dict(named), dynamic_shapes=self.dynamic_shapes
+                )
+                exported = exported.run_decompositions(decompositions())
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                "F005",
+                f"torch.export cannot capture the module: {str(error).splitlines()[0]}",
+                hint='torch.compile(module, backend="tilewright") splits such modules',
+            ) from error
+        entry = _Entry(exported, self.options)
+        entry.first = True
+        self.report = entry.graph.report
+        return entry
+
+
+class _Function(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        return self.function(*args, **named)
+
+
+def _order(x: Any) -> tuple[int, ...]:
+    return tuple(sorted(range(x.dim()), key=lambda k: (-x.stride(k), k)))
+
+
+class _Entry:
+    """One exported graph: arguments from leaves, results into the module's structure."""
+
+    def __init__(self, exported: Any, options: Options) -> None:
+        self.exported = exported
+        self.first = False
+        signature = exported.graph_signature
+        held = {**exported.state_dict, **exported.constants}
+        self._lifted: list[Any] = []
+        frozen: list[int] = []
+        for place, spec in enumerate(signature.input_specs):
+            kind = spec.kind.name
+            if kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
+                self._lifted.append(held[spec.target])
+                frozen.append(place)
+            elif kind == "USER_INPUT":
+                self._lifted.append(None)
+            else:
+                raise UserError("F005", f"an input of kind {kind}")
+        self._users = [k for k, t in enumerate(self._lifted) if t is None]
+        names = {s.target: k for k, s in enumerate(signature.input_specs)}
+        by_argument = {getattr(s.arg, "name", None): k for k, s in enumerate(signature.input_specs)}
+        self._updates: list[tuple[int, int]] = []
+        self._results: list[int] = []
+        for k, out in enumerate(signature.output_specs):
+            kind = out.kind.name
+            if kind == "USER_OUTPUT":
+                self._results.append(k)
+            elif kind == "BUFFER_MUTATION":
+                self._updates.append((k, names[out.target]))
+            elif kind == "USER_INPUT_MUTATION":
+                self._updates.append((k, by_argument[out.target]))
+            else:
+                raise UserError("F005", f"a result of kind {kind}")
+        written = {place for _, place in self._updates}
+        self._spec = exported.call_spec.out_spec
+        self.graph = FrozenGraph(
+            exported.graph_module, [k for k in frozen if k not in written], options
+        )
+
+    def __call__(self, leaves: Sequence[Any]) -> Any:
+        args = list(self._lifted)
+        for k, x in zip(self._users, leaves, strict=True):
+            args[k] = x
+        with torch.no_grad():
+            results = self.graph(*args)
+            for k, place in self._updates:
+                args[place].copy_(results[k])
+        return pytree.tree_unflatten([results[k] for k in self._results], self._spec)
+
+
+def compile_module(
+    module: Any,
+    example_inputs: Any = None,
+    *,
+    options: Options,
+    dynamic_shapes: Any = None,
+) -> CompiledModule:
+    """A module or function compiled for inference; for the example inputs now, where given.
+
+    dynamic_shapes: as torch.export.export takes it. Errors: F005 where torch.export cannot capture
+    the module.
+    """
+    compiled = CompiledModule(module, options, dynamic_shapes)
+    if example_inputs is not None:
+        if isinstance(example_inputs, Mapping):
+            compiled(**example_inputs)
+        elif isinstance(example_inputs, list | tuple):
+            compiled(*example_inputs)
+        else:
+            compiled(example_inputs)
+    return compiled
