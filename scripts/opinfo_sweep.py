@@ -41,13 +41,15 @@ OTHER = (
 )
 # Not computing: allocation, and other views of the same memory.
 QUIET = {
-    "aten::empty", "aten::empty_strided", "aten::permute", "aten::as_strided", "aten::view",
-    "aten::detach", "aten::t", "aten::transpose", "aten::alias", "aten::expand", "aten::slice",
-    "aten::select", "aten::unsqueeze", "aten::squeeze", "aten::_unsafe_view", "aten::reshape",
-    "aten::view_as_real", "aten::_reshape_alias", "aten::narrow", "aten::unfold", "aten::diagonal",
-    "aten::split", "aten::split_with_sizes", "aten::unbind", "aten::is_nonzero", "aten::empty_like",
-    "aten::chunk", "aten::view_as", "aten::expand_as", "aten::swapaxes", "aten::movedim",
-    "aten::resolve_conj", "aten::resolve_neg", "aten::lift_fresh", "aten::set_", "detach",
+    "aten::_reshape_alias", "aten::_unsafe_view", "aten::alias", "aten::as_strided",
+    "aten::chunk", "aten::detach", "aten::diagonal", "aten::empty", "aten::empty_like",
+    "aten::empty_strided", "aten::expand", "aten::expand_as", "aten::is_nonzero",
+    "aten::lift_fresh", "aten::mH", "aten::mT", "aten::matrix_H", "aten::movedim", "aten::narrow",
+    "aten::numpy_T", "aten::permute", "aten::reshape", "aten::resolve_conj", "aten::resolve_neg",
+    "aten::select", "aten::set_", "aten::slice", "aten::split", "aten::split_with_sizes",
+    "aten::squeeze", "aten::swapaxes", "aten::swapdims", "aten::t", "aten::transpose",
+    "aten::unbind", "aten::unfold", "aten::unsqueeze", "aten::view", "aten::view_as",
+    "aten::view_as_real", "detach",
 }  # fmt: skip
 
 
@@ -63,8 +65,18 @@ def operators(only: str = "*") -> list[Any]:
             continue
         if torch.float32 not in op.dtypes or not fnmatch.fnmatch(name, only):
             continue
+        if not is_public(torch, op.name):
+            continue
         out.append(op)
     return sorted(out, key=full_name)
+
+
+def is_public(torch: Any, name: str) -> bool:
+    """Is it a function of torch, torch.nn.functional or torch.linalg, not just a method?"""
+    found = torch
+    for part in name.split("."):
+        found = None if part.startswith("_") else getattr(found, part, None)
+    return callable(found) and not isinstance(found, type)
 
 
 def full_name(op: Any) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tilewright import onnx as onnx
+    from tilewright import torch as torch
     from tilewright import verify as verify
     from tilewright.api import CompiledModel as CompiledModel
     from tilewright.api import compile as compile
@@ -25,6 +26,7 @@ __all__ = [
     "onnx",
     "program",
     "set_num_threads",
+    "torch",
     "verify",
 ]
 
@@ -39,6 +41,7 @@ _HOME: dict[str, str | None] = {
     "TilewrightError": "tilewright.errors",
     "set_num_threads": "tilewright.runtime.pool",
     "onnx": None,
+    "torch": None,
     "verify": None,
 }
 

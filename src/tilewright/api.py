@@ -10,11 +10,12 @@ returns.
 from __future__ import annotations
 
 import operator
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -264,7 +265,8 @@ def _program_of(model: Any) -> tuple[Program, Mapping[str, str]]:
         raise UserError(
             "F005",
             f"cannot compile a {type(model).__name__}",
-            hint="give a Program, index notation, an ONNX path or tilewright.onnx.load(...)",
+            hint="give a Program, index notation, an ONNX path, tilewright.onnx.load(...), or a "
+            "module of PyTorch",
         )
     missing = [t.name for t, key in found.constants if key not in found.values]
     if missing:
@@ -379,8 +381,20 @@ def _example_shapes(p: Program, examples: Any) -> list[tuple[Tensor, tuple[int, 
     return [(t, np.shape(examples[t.name])) for t in p.inputs if t.name in examples]
 
 
+def _is_torch(model: Any, example_inputs: Any) -> bool:
+    """A module of PyTorch, or a function with tensors of PyTorch for examples? Imports nothing."""
+    torch = sys.modules.get("torch")
+    if torch is None or not callable(model):
+        return False
+    if isinstance(model, torch.nn.Module):
+        return True
+    given = list(example_inputs) if isinstance(example_inputs, list | tuple) else [example_inputs]
+    return any(isinstance(x, torch.Tensor) for x in given)
+
+
+@overload
 def compile(
-    model: Any,
+    model: Program | str | Path,
     example_inputs: Any = None,
     *,
     dims: Mapping[str, int] | None = None,
@@ -391,15 +405,60 @@ def compile(
     frozen: bool | None = None,
     reuse_outputs: bool = False,
     on_event: Callable[[Any], None] | None = None,
-) -> CompiledModel:
-    """Compile a model.
+) -> CompiledModel: ...
 
-    model: Program, index notation, ONNX path, or `onnx.load(...)`. example_inputs (by position or
-    name) or `dims` fix symbolic sizes now; without them compiling waits for the first call. tune:
-    seconds, or "30s"; 0 and None (unless the settings say otherwise) use default schedules and the
-    database's records. frozen: time nothing. Errors: F and P codes of the front ends, R003 and R004
-    for sizes, U003 for options, R012 and R013 for the machine.
+
+@overload
+def compile(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    dims: Mapping[str, int] | None = None,
+    dynamic_shapes: Any = None,
+    tune: float | str | None = None,
+    threads: int | None = None,
+    target: str | Target | None = None,
+    db: Path | str | None = None,
+    frozen: bool | None = None,
+    reuse_outputs: bool = False,
+    on_event: Callable[[Any], None] | None = None,
+) -> Any: ...
+
+
+def compile(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    dims: Mapping[str, int] | None = None,
+    dynamic_shapes: Any = None,
+    tune: float | str | None = None,
+    threads: int | None = None,
+    target: str | Target | None = None,
+    db: Path | str | None = None,
+    frozen: bool | None = None,
+    reuse_outputs: bool = False,
+    on_event: Callable[[Any], None] | None = None,
+) -> Any:
+    """Compile a model: a `CompiledModel`, or for PyTorch a `torch.CompiledModule`.
+
+    model: Program, index notation, ONNX path, `onnx.load(...)`, a module of PyTorch, or a function
+    with tensors of PyTorch as examples. example_inputs (by position or name) or `dims` fix symbolic
+    sizes now; without them compiling waits for the first call. dynamic_shapes: for PyTorch, which
+    sizes stay symbolic, as torch.export takes it. tune: seconds, or "30s"; 0 and None (unless the
+    settings say otherwise) use default schedules and the database's records. frozen: time nothing.
+    Errors: F and P codes of the front ends, R003 and R004 for sizes, U003 for options, R012 and
+    R013 for the machine.
     """
+    if _is_torch(model, example_inputs):
+        from tilewright.torch import compile_module, options_of
+
+        chosen = options_of(
+            {"tune": tune, "threads": threads, "target": target, "db": db, "frozen": frozen,
+             "on_event": on_event}
+        )  # fmt: skip
+        return compile_module(
+            model, example_inputs, options=chosen, dynamic_shapes=dynamic_shapes
+        )
     model, values = _specialised(model, example_inputs, dims)
     p, origins = _program_of(model)
     if values:

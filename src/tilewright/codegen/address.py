@@ -14,7 +14,7 @@ from tilewright.codegen.ranges import Ranges
 from tilewright.codegen.writer import Induction, Writer
 from tilewright.errors import InternalError
 from tilewright.ir.dtypes import I64, DType
-from tilewright.ir.expr import BINARY, COMPARE, Expr, Polynomial, polynomial
+from tilewright.ir.expr import BINARY, COMPARE, UNARY, Expr, Polynomial, polynomial
 
 __all__ = ["Addresses", "Pointer"]
 
@@ -104,7 +104,7 @@ class Addresses:
         else:
             args = [self.value(a) for a in e.args]
             source = e.args[1].dtype if op == "select" else e.args[0].dtype
-            if op not in BINARY | COMPARE | {"select", "cast", "neg", "abs", "sign", "not"}:
+            if op not in BINARY | COMPARE | UNARY | {"select", "cast"}:
                 raise InternalError("L001", f"no subscript operation {op!r}", where=str(e))
             with self.operations.at(depth):
                 out = self.operations.apply(op, args, source, e.dtype, 0)

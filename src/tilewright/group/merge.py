@@ -185,6 +185,8 @@ def _pairs(kernel: Kernel) -> list[tuple[str, str]]:
 def _mergeable(kernel: Kernel, a: str, b: str) -> bool:
     if (a in kernel.shared) != (b in kernel.shared) or kernel.stream in (a, b):
         return False
+    if not _read_as_it_is(kernel, a, b):
+        return False
     ext = kernel.extents[b]
     for d in kernel.definitions.values():
         out = {x.name for x in d.axes}
@@ -211,6 +213,20 @@ def _mergeable(kernel: Kernel, a: str, b: str) -> bool:
             sa, sb = layout.stride(names.index(a)), layout.stride(names.index(b))
             if sa is None or sb is None or sa != sb * ext or layout.halo:
                 return False
+    return True
+
+
+def _read_as_it_is(kernel: Kernel, a: str, b: str) -> bool:
+    """Is every tensor made here that has both axes read at these very axes?"""
+    made = {n: d for n, d in kernel.definitions.items() if {a, b} <= {x.name for x in d.axes}}
+    for d in kernel.definitions.values():
+        for r in d.reads():
+            source = made.get(r.attr[0])
+            if source is None:
+                continue
+            for s, own in zip(r.args, source.axes, strict=False):  # an else value may follow
+                if own.name in (a, b) and s is not E.index(own.name):
+                    return False
     return True
 
 

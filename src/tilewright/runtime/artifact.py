@@ -141,7 +141,21 @@ def bind_artifact(a: Artifact, constants: Sequence[Placed] | None = None) -> Bin
     )
 
 
-def _place_constant(c: Array) -> Memory:
+@dataclass(frozen=True)
+class _Shared:
+    """A constant that stays where it lies; `held` keeps it there."""
+
+    held: Array
+
+    @property
+    def address(self) -> int:
+        return int(self.held.ctypes.data)
+
+
+def _place_constant(c: Array) -> Placed:
+    """The constant in aligned memory: a copy, but for a read-only array that is aligned already."""
+    if c.size and not c.flags.writeable and c.flags.c_contiguous and c.ctypes.data % 64 == 0:
+        return _Shared(c)
     memory = Memory(max(64, c.nbytes))
     memory.array(c.size, c.dtype)[...] = c
     return memory

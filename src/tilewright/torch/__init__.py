@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
         "U002", "this needs the package torch", hint="pip install 'tilewright[torch]'"
     ) from None
 
-from tilewright.torch.backend import backend, reports, reset_reports
+from tilewright.torch.backend import backend, options_of, reports, reset_reports
 from tilewright.torch.graph import Report
 from tilewright.torch.module import CompiledModule, compile_module
 
@@ -26,6 +26,7 @@ __all__ = [
     "Report",
     "backend",
     "compile_module",
+    "options_of",
     "reports",
     "reset_reports",
 ]

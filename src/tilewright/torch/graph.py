@@ -7,6 +7,7 @@ inputs that the graph updates are updated after everything else has run.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import operator
 from collections import Counter
@@ -20,9 +21,10 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 
 from tilewright.errors import UserError
 from tilewright.frontend.torch import import_graph, name_of, unsupported
+from tilewright.frontend.torch.dtypes import is_plain
 from tilewright.torch.native import NativeGraph, Options
 
-__all__ = ["CompiledGraph", "Report", "compile_graph"]
+__all__ = ["CompiledGraph", "Report", "compile_graph", "overwrite"]
 
 _log = logging.getLogger("tilewright.torch")
 _NUMBERS = torch.SymInt | torch.SymFloat | torch.SymBool | int | float
@@ -84,8 +86,19 @@ class CompiledGraph:
         results = self._run(*args)
         count = len(results) - len(self._updated)
         for place, new in zip(self._updated, results[count:], strict=True):
-            args[place].copy_(new)
+            overwrite(args[place], new)
         return results[:count]
+
+
+def overwrite(t: Any, new: Any) -> None:
+    """Write `new` into `t`, as `copy_` does; PyTorch's version counter sees it."""
+    same = t.dtype is new.dtype and t.shape == new.shape and is_plain(t) and is_plain(new)
+    if same and t.is_contiguous() and new.is_contiguous():
+        ctypes.memmove(t.data_ptr(), new.data_ptr(), t.numel() * t.element_size())
+        if not t.is_inference():
+            torch.autograd.graph.increment_version(t)
+    else:
+        t.copy_(new)
 
 
 def compile_graph(

@@ -18,8 +18,20 @@ from tilewright.frontend.torch import ROWS, name_of
 
 __all__ = ["decompositions", "functional_backend"]
 
-# Decompositions that lose speed or exactness, or that draw random numbers in another order.
-_KEPT = frozenset(["rand.default", "randn.default", "bernoulli.p", "native_dropout.default"])
+# Not decomposed: what draws random numbers, what gives complex numbers (which stay with PyTorch),
+# and constants, which tracing must see as they are.
+_KEPT = frozenset(
+    [
+        "bernoulli.p",
+        "complex.default",
+        "detach.default",
+        "lift.default",
+        "native_dropout.default",
+        "polar.default",
+        "rand.default",
+        "randn.default",
+    ]
+)
 
 
 @lru_cache(maxsize=1)

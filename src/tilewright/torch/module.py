@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from tilewright.errors import UserError
 from tilewright.torch.frozen import FrozenGraph
-from tilewright.torch.graph import Report
+from tilewright.torch.graph import Report, overwrite
 from tilewright.torch.lowering import decompositions
 from tilewright.torch.native import Options
 
@@ -31,10 +31,17 @@ class CompiledModule:
         self._entries: dict[Any, _Entry] = {}
         self.report = Report()
 
+    @property
+    def entries(self) -> tuple[_Entry, ...]:
+        """The graphs made so far."""
+        return tuple(self._entries.values())
+
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Run it. Errors: F005 where torch.export cannot capture the module."""
         leaves, spec = pytree.tree_flatten((args, named))
-        key = (spec, torch.is_autocast_enabled("cpu"), tuple(map(self._kind, leaves)))
+        casts = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+        training = getattr(self.module, "training", False)
+        key = (spec, casts, training, tuple(map(self._kind, leaves)))
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = self._export(args, named)
@@ -53,7 +60,7 @@ class CompiledModule:
         if not isinstance(model, torch.nn.Module):
             model = _Function(model)
         try:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 exported = torch.export.export(
                     model, args, dict(named), dynamic_shapes=self.dynamic_shapes
                 )
@@ -65,7 +72,6 @@ class CompiledModule:
                 hint='torch.compile(module, backend="tilewright") splits such modules',
             ) from error
         entry = _Entry(exported, self.options)
-        entry.first = True
         self.report = entry.graph.report
         return entry
 
@@ -88,7 +94,6 @@ class _Entry:
 
     def __init__(self, exported: Any, options: Options) -> None:
         self.exported = exported
-        self.first = False
         signature = exported.graph_signature
         held = {**exported.state_dict, **exported.constants}
         self._lifted: list[Any] = []
@@ -130,7 +135,7 @@ class _Entry:
         with torch.no_grad():
             results = self.graph(*args)
             for k, place in self._updates:
-                args[place].copy_(results[k])
+                overwrite(args[place], results[k])
         return pytree.tree_unflatten([results[k] for k in self._results], self._spec)
 
 

@@ -46,7 +46,7 @@ class _Variant:
     binding: Any
     failures: list[UserError]
     inputs: list[tuple[int, tuple[int, ...], tuple[int, ...]]]  # place, sizes, strides
-    outputs: list[tuple[str, Any, Any]]  # ("tensor", (number, sizes, dtype), order) and others
+    outputs: list[tuple[str, Any, Any]]  # ("tensor", (number, sizes, dtype, gaps), order), ...
     free: list[CallContext]
 
 
@@ -99,17 +99,23 @@ class NativeGraph:
         results: list[Any] = []
         number = len(variant.inputs)
         made: dict[int, Any] = {}
+        spread: list[tuple[int, tuple[int, ...]]] = []
         for kind, what, order in variant.outputs:
             if kind != "tensor":
                 results.append(what)
                 continue
-            k, sizes, dtype = what
+            k, sizes, dtype, gaps = what
             t = made.get(k)
             if t is None:
                 t = made[k] = torch.empty(sizes, dtype=dtype)
                 context.place(number + k, t.data_ptr())
+            if gaps is not None:
+                spread.append((len(results), gaps))
             results.append(t if order is None else t.permute(order))
         self._walk(context.address)
+        for place, strides in spread:
+            held = results[place]
+            results[place] = torch.empty_strided(held.shape, strides, dtype=held.dtype).copy_(held)
         variant.free.append(context)
         if variant.failures:
             raise variant.failures.pop()
@@ -143,7 +149,8 @@ class NativeGraph:
         for o in self.imported.outputs:
             if o.kind == "tensor":
                 shape = sizes(tensors[o.name].shape)
-                outputs.append(("tensor", (numbers[o.name], shape, o.dtype), _back(o)))
+                gaps = sizes(o.strides) if o.strides and 0 not in sizes(o.strides) else None
+                outputs.append(("tensor", (numbers[o.name], shape, o.dtype, gaps), _back(o)))
             elif o.kind == "size":
                 assert o.size is not None  # by `kind`
                 outputs.append(("size", fixed(o.size), None))

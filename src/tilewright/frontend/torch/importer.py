@@ -53,13 +53,15 @@ class Output:
     """One value that the graph returns.
 
     kind: `tensor` (result `name`; `order` says which axis of the graph's tensor is the k-th of the
-    Program's), `size` (the expression `size`) or `value` (the object `value`).
+    Program's; `strides` are given where these leave gaps, so that it must be copied), `size` (the
+    expression `size`) or `value` (the object `value`).
     """
 
     kind: str
     name: str = ""
     dtype: Any = None
     order: tuple[int, ...] = ()
+    strides: tuple[Expr, ...] = ()
     size: Expr | None = None
     value: Any = None
 
@@ -339,7 +341,8 @@ class Importer:
     def _result(self, x: Any, fake: Any, value: Value) -> Output:
         shape = value.shape
         strides = tuple(self.size(s) for s in fake.stride())
-        order = _memory_order(self.sizes, shape, strides) or tuple(range(len(shape)))
+        dense = _memory_order(self.sizes, shape, strides)
+        order = dense or tuple(range(len(shape)))
         plain = order == tuple(range(len(shape)))
         tensor = value.tensor
         taken = tensor.name in {t.name for t in self.builder.inputs} or value.known is not None
@@ -350,7 +353,8 @@ class Importer:
             tensor = self.builder.define(
                 f"{x.name}_out", axes, value.at(*(at[k] for k in range(len(shape))))
             )
-        return Output("tensor", tensor.name, fake.dtype, order)
+        gaps = strides if dense is None else ()
+        return Output("tensor", tensor.name, fake.dtype, order, gaps)
 
     # ---- what rows ask
     def value(self, given: Any) -> Value:

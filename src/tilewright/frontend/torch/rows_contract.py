@@ -92,6 +92,35 @@ def outer_plus(n: Call) -> Value:
     return _plus(n, acc, n["self"])
 
 
+@row("_trilinear.default", kind="contraction")
+def trilinear(n: Call) -> Value:
+    """The sum over some axes of a product of three tensors that get further axes of extent 1."""
+    operands = [(n[f"i{k}"], [int(d) for d in n.get(f"expand{k}", [])]) for k in (1, 2, 3)]
+    summed = [int(d) for d in n.get("sumdim", [])]
+    rank = operands[0][0].rank + len(operands[0][1])
+    sizes: list[Expr] = [E.const(1)] * rank
+    for v, extra in operands:
+        own = [k for k in range(rank) if k not in extra]
+        for k, s in zip(own, v.shape, strict=True):
+            if E.int_value(s) != 1:
+                sizes[k] = s
+    outer = [k for k in range(rank) if k not in summed]
+    dtype = n.dtype.accumulator
+
+    def body(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
+        at = dict(zip([*outer, *summed], [*i, *r], strict=True))
+        total: Expr | None = None
+        for v, extra in operands:
+            own = [at[k] for k in range(rank) if k not in extra]
+            e = E.cast(v.aligned(own), dtype)
+            total = e if total is None else E.mul(total, e)
+        assert total is not None  # for the type checker: there are three operands
+        return total
+
+    acc = n.reduce("sum", [sizes[k] for k in outer], [sizes[k] for k in summed], body, suffix="acc")
+    return n.cast(acc, n.dtype)
+
+
 # ---- convolution ---------------------------------------------------------------------------------
 
 

@@ -6,10 +6,10 @@ Program read or write outside a tensor; a contribution outside is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tilewright.frontend.operations.activations import convert
-from tilewright.frontend.operations.indexing import outside, position, scatter
+from tilewright.frontend.operations.indexing import Subscripts, outside, position, scatter
 from tilewright.frontend.operations.layouts import regroup
 from tilewright.frontend.torch.call import Call
 from tilewright.frontend.torch.table import row
@@ -161,7 +161,7 @@ def masked_index(n: Call) -> Value:
 
 @row(
     "index_put.default", "_unsafe_index_put.default", kind="index",
-    notes="masks of bools only with one value, and not accumulating",
+    notes="no masks of bools among other indices",
 )  # fmt: skip
 def index_put(n: Call) -> Value:
     """`self` with elements at index tensors replaced, or added to; the last of several wins."""
@@ -203,7 +203,7 @@ _MONOIDS = {
 }  # fmt: skip
 
 
-def _scatter(n: Call, source: str, monoid: str | None, base: Value | None = None) -> Value:
+def _scatter(n: Call, source: str, monoid: str | None) -> Value:
     x, indices = n["self"], n["index"]
     dtype = x.dtype
     held = n.importer.is_tensor(n.arguments[source])
@@ -224,8 +224,7 @@ def _scatter(n: Call, source: str, monoid: str | None, base: Value | None = None
             return n.scalar(n.arguments[source], dtype)
         return convert(values.at(*i[: values.rank]), dtype)
 
-    start = base if base is not None else x
-    return scatter(n, dtype, x.shape, indices.shape, monoid, place, body, lambda *i: start.at(*i))
+    return scatter(n, dtype, x.shape, indices.shape, monoid, place, body, lambda *i: x.at(*i))
 
 
 @row("scatter.src", "scatter.value", kind="index")
@@ -257,26 +256,15 @@ def scatter_reduce(n: Call) -> Value:
     if include and how != "mean":
         return _scatter(n, "src", monoid)
     axis = n.axis("dim", x.rank)
+    source = n["src"]
 
     def place(*i: Expr) -> list[Expr]:
         return [_along(n, x, axis, indices, i) if k == axis else e for k, e in enumerate(i)]
 
-    one, zero = E.const(1, I64), E.const(0, I64)
-    count = scatter(
-        n, I64, x.shape, indices.shape, "sum", place, lambda *i: one,
-        (lambda *i: one) if include else (lambda *i: zero), "count",
+    return _combined(
+        n, x, indices.shape, place, lambda *i: convert(source.at(*i), x.dtype),
+        how, monoid, include,
     )  # fmt: skip
-    neutral = E.const(identity_of(monoid, x.dtype), x.dtype)
-    start = n.define(x.shape, lambda *i: neutral, suffix="neutral") if not include else x
-    total = _scatter(n, "src", monoid, start)
-
-    def body(*i: Expr) -> Expr:
-        e = total.at(*i)
-        if how == "mean":
-            e = E.binary("div", e, E.maximum(E.cast(count.at(*i), x.dtype), like(e, 1)))
-        return E.select(E.compare("eq", count.at(*i), zero), x.at(*i), e)
-
-    return n.define(n.shape, body)
 
 
 @row("index_add.default", "index_copy.default", "index_fill.int_Scalar", kind="index")
@@ -286,7 +274,7 @@ def index_combine(n: Call) -> Value:
     x, indices = n["self"], n["index"]
     dtype = x.dtype
     if not x.rank:
-        raise n.refuse("a scalar")
+        return _combine_scalar(n, x)
     axis = n.axis("dim", x.rank)
     add = n.op.startswith("index_add")
     if add and dtype is BOOL:
@@ -313,10 +301,83 @@ def index_combine(n: Call) -> Value:
     )
 
 
+def _combine_scalar(n: Call, x: Value) -> Value:
+    """`index_combine` of a scalar, at index 0 as often as there are indices."""
+    name = "value" if "fill" in n.op else "source"
+    given = n.arguments[name]
+    count = E.cast(n.sizes.product(n["index"].shape), x.dtype)
+
+    def body() -> Expr:
+        if n.importer.is_tensor(given):
+            held = n[name]
+            e = convert(held.at(*[0] * held.rank), x.dtype)
+        else:
+            e = n.scalar(given, x.dtype)
+        if not n.op.startswith("index_add"):
+            return e
+        return E.add(x.at(), E.mul(E.mul(e, n.scalar(n.get("alpha", 1), x.dtype)), count))
+
+    return n.define((), body)
+
+
+@row("index_reduce.default", kind="index")
+def index_reduce(n: Call) -> Value:
+    """Slices at indices of an axis combined by product, mean, maximum or minimum."""
+    x, indices, source = n["self"], n["index"], n["source"]
+    how, include = n.get("reduce"), bool(n.get("include_self", True))
+    monoid = _MONOIDS.get("sum" if how == "mean" else how)
+    if monoid is None or (how == "mean" and not x.dtype.is_float) or not x.rank:
+        raise n.refuse(f"reduction {how!r} of {x.dtype}")
+    axis = n.axis("dim", x.rank)
+    count = indices.shape[0] if indices.rank else E.const(1)
+    shape = [count if k == axis else s for k, s in enumerate(x.shape)]
+
+    def place(*i: Expr) -> list[Expr]:
+        at = [i[axis]] if indices.rank else []
+        return [position(indices, at, x.shape[axis]) if k == axis else e for k, e in enumerate(i)]
+
+    return _combined(
+        n, x, shape, place, lambda *i: convert(source.at(*i), x.dtype), how, monoid, include
+    )
+
+
+def _combined(
+    n: Call,
+    x: Value,
+    shape: Sequence[Expr],
+    place: Subscripts,
+    body: Callable[..., Expr],
+    how: str,
+    monoid: str,
+    include: bool,
+) -> Value:
+    """Contributions combined; `include`: with what is there, which else stays where none falls."""
+    one, zero = E.const(1, I64), E.const(0, I64)
+    count = scatter(
+        n, I64, x.shape, shape, "sum", place, lambda *i: one,
+        (lambda *i: one) if include else (lambda *i: zero), "count",
+    )  # fmt: skip
+    neutral = E.const(identity_of(monoid, x.dtype), x.dtype)
+    total = scatter(
+        n, x.dtype, x.shape, shape, monoid, place, body,
+        (lambda *i: x.at(*i)) if include else (lambda *i: neutral), "total",
+    )  # fmt: skip
+
+    def finish(*i: Expr) -> Expr:
+        e = total.at(*i)
+        if how == "mean":
+            e = E.binary("div", e, E.maximum(E.cast(count.at(*i), x.dtype), like(e, 1)))
+        return E.select(E.compare("eq", count.at(*i), zero), x.at(*i), e)
+
+    return n.define(n.shape, finish)
+
+
 # ---- sorted sequences ----------------------------------------------------------------------------
 
 
-def _rank_in(n: Call, edges: Value, x: Value | None, right: bool, flat: bool) -> Value:
+def _rank_in(
+    n: Call, edges: Value, x: Value | None, right: bool, flat: bool, order: Value | None = None
+) -> Value:
     """How many edges lie below each element (or at it, with `right`)."""
     dtype = n.dtype
 
@@ -326,7 +387,11 @@ def _rank_in(n: Call, edges: Value, x: Value | None, right: bool, flat: bool) ->
         return x.at(*i)
 
     def body(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
-        edge = edges.at(r[0]) if flat else edges.at(*i[:-1], r[0])
+        k = r[0]
+        if order is not None:
+            k = E.cast(order.at(k) if flat else order.at(*i[:-1], k), I64)
+        lead = () if flat else i[:-1]
+        edge = edges.at(*lead, k, orelse=None if order is None else 0)
         e = element(i)
         if e.dtype is not edge.dtype:
             wide = e.dtype if e.dtype.is_float else edge.dtype
@@ -348,15 +413,15 @@ def bucketize(n: Call) -> Value:
     )
 
 
-@row("searchsorted.Tensor", "searchsorted.Scalar", kind="index", notes="without `sorter`")
+@row("searchsorted.Tensor", "searchsorted.Scalar", kind="index")
 def searchsorted(n: Call) -> Value:
     """Where each element would be inserted in a sorted sequence."""
-    if n.optional("sorter") is not None:
-        raise n.refuse("a sorter")
     edges = n["sorted_sequence"]
     right = bool(n.get("right", False)) or n.get("side") == "right"
     held = n.importer.is_tensor(n.arguments["self"])
-    return _rank_in(n, edges, n["self"] if held else None, right, edges.rank == 1)
+    return _rank_in(
+        n, edges, n["self"] if held else None, right, edges.rank == 1, n.optional("sorter")
+    )
 
 
 # ---- counts --------------------------------------------------------------------------------------
@@ -387,3 +452,50 @@ def histogram(n: Call) -> Value:
 
     one, zero = E.const(1, dtype), E.const(0, dtype)
     return scatter(n, dtype, n.shape, [flat], "sum", place, lambda *i: one, lambda *i: zero)
+
+
+@row("_embedding_bag.default", "_embedding_bag_forward_only.default", kind="index")
+def embedding_bag(n: Call) -> list[Value | None]:
+    """Sums, means or maxima of rows of a table, one per bag of consecutive indices."""
+    table, indices, offsets = n["weight"], n["indices"], n["offsets"]
+    weights, mode = n.optional("per_sample_weights"), int(n.get("mode", 0))
+    bags, dtype = n.shape[0], table.dtype
+    skip = int(n.get("padding_idx", -1))
+    if any(n.is_read(k) for k in (1, 2, 3)):
+        raise n.refuse("the buffers for the gradient")
+    count = indices.shape[0]
+    bag = n.reduce(
+        "sum", [count], [offsets.shape[0]],
+        lambda i, r: E.cast(E.compare("le", E.cast(offsets.at(r[0]), I64), i[0]), I64),
+        suffix="bag",
+    )  # fmt: skip
+
+    def place(k: Expr, d: Expr) -> list[Expr]:
+        at = bag.at(k) - 1
+        if skip < 0:
+            return [at, d]
+        used = E.compare("ne", E.cast(indices.at(k), I64), E.const(skip))
+        return [E.select(used, at, E.const(-1)), d]
+
+    def element(k: Expr, d: Expr) -> Expr:
+        e = table.at(E.cast(indices.at(k), I64), d, orelse=0)
+        return e if weights is None else E.mul(e, weights.at(k))
+
+    one = E.const(1, I64)
+    number = scatter(
+        n, I64, [bags], [count], "sum", lambda k: place(k, E.const(0))[:1],
+        lambda k: one, lambda b: E.const(0), "number",
+    )  # fmt: skip
+    start = E.const(identity_of("max", dtype) if mode == 2 else 0, dtype)
+    total = scatter(
+        n, dtype, n.shape, [count, table.shape[1]], "max" if mode == 2 else "sum",
+        place, element, lambda *i: start, "total",
+    )  # fmt: skip
+
+    def finish(b: Expr, d: Expr) -> Expr:
+        e, there = total.at(b, d), number.at(b)
+        if mode == 1:
+            e = E.binary("div", e, E.cast(E.maximum(there, one), dtype))
+        return E.select(E.compare("eq", there, E.const(0)), like(e, 0), e)
+
+    return [n.define(n.shape, finish), None, None, None]

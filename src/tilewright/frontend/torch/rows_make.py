@@ -6,6 +6,8 @@ when the sizes are.
 
 from __future__ import annotations
 
+import numpy as np
+
 from tilewright.frontend.operations.activations import convert
 from tilewright.frontend.torch.call import Call
 from tilewright.frontend.torch.table import row
@@ -18,6 +20,8 @@ __all__: list[str] = []
 
 def _filled(n: Call, value: object) -> Value:
     e = n.scalar(value, n.dtype)
+    if e.op == "const" and not n.shape:  # readers see the number
+        return n.constant(np.asarray(e.attr, n.dtype.np))
     return n.define(n.shape, lambda *i: e)
 
 
@@ -120,8 +124,6 @@ def eye(n: Call) -> Value:
 @row("tril_indices.default", "triu_indices.default", kind="creation")
 def triangle_indices(n: Call) -> Value:
     """Positions of a triangle of a matrix, row by row; a table made at import."""
-    import numpy as np
-
     rows, columns = int(n.get("row")), int(n.get("col"))
     offset = int(n.get("offset", 0))
     make = np.tril_indices if n.op.startswith("tril") else np.triu_indices

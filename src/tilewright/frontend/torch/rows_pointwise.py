@@ -134,6 +134,15 @@ pointwise(
 )
 
 
+pointwise(
+    "angle.default",
+    f=lambda n, x: E.select(
+        E.unary("isnan", x), x,
+        E.select(E.compare("lt", x, like(x, 0)), like(x, math.pi), like(x, 0)),
+    ),
+)  # fmt: skip
+
+
 # ---- two operands --------------------------------------------------------------------------------
 
 

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tilewright.frontend.operations.layouts import reshape_to
+from tilewright.frontend.operations.reductions import over_axes
 from tilewright.frontend.torch.call import Call
 from tilewright.frontend.torch.table import row
 from tilewright.frontend.values import Value
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, I64, U8
 from tilewright.ir.expr import Expr
+from tilewright.ir.program import identity_of
 
 __all__: list[str] = []
 
 
-def _sorted(n: Call, axis: int, descending: bool, count: Expr | None) -> list[Value | None]:
+def _sorted(
+    n: Call, x: Value, axis: int, descending: bool, count: Expr | None
+) -> list[Value | None]:
     """The first `count` elements in order (all: None) and their positions.
 
     The extern sorts upwards with NaN last. Downwards, the axis is read from its end, sorted and
     turned around: that keeps equal elements in order, and NaN comes first.
     """
-    x = n["self"]
     last = x.shape[axis] - 1
 
     def turned(i: Sequence[Expr]) -> list[Expr]:
@@ -64,7 +68,7 @@ def sort(n: Call) -> list[Value | None]:
         return [x, n.define((), lambda: E.const(0), suffix="at")]
     given = n.arguments.get("dim")
     axis = n.normal_axis(-1 if given is None else int(given), x.rank)
-    return _sorted(n, axis, bool(n.get("descending", False)), None)
+    return _sorted(n, x, axis, bool(n.get("descending", False)), None)
 
 
 @row("topk.default", kind="extern", notes="the result is always sorted")
@@ -74,13 +78,13 @@ def topk(n: Call) -> list[Value | None]:
     if not x.rank:
         return [x, n.define((), lambda: E.const(0), suffix="at")]
     axis = n.normal_axis(int(n.get("dim", -1)), x.rank)
-    return _sorted(n, axis, bool(n.get("largest", True)), n.whole("k"))
+    return _sorted(n, x, axis, bool(n.get("largest", True)), n.whole("k"))
 
 
 def _chosen(n: Call, axis: int, at: Expr, keep: bool) -> list[Value | None]:
     """The element at rank `at` along an axis, and its position."""
-    ordered, order = _sorted(n, axis, False, None)
     x = n["self"]
+    ordered, order = _sorted(n, x, axis, False, None)
     assert ordered is not None and order is not None  # `_sorted` gives both
     shape = [E.const(1) if k == axis else s for k, s in enumerate(x.shape) if keep or k != axis]
 
@@ -108,12 +112,11 @@ def kthvalue(n: Call) -> list[Value | None]:
     return _chosen(n, axis, n.whole("k") - 1, bool(n.get("keepdim", False)))
 
 
-def _median(n: Call, axis: int, keep: bool) -> list[Value | None]:
-    x = n["self"]
+def _median(n: Call, x: Value, axis: int, keep: bool) -> list[Value | None]:
     count = x.shape[axis]
     if E.int_value(count) == 0:
         raise n.refuse("an empty axis")
-    ordered, order = _sorted(n, axis, False, None)
+    ordered, order = _sorted(n, x, axis, False, None)
     assert ordered is not None and order is not None  # `_sorted` gives both
     shape = [E.const(1) if k == axis else s for k, s in enumerate(x.shape) if keep or k != axis]
 
@@ -158,7 +161,7 @@ def median(n: Call) -> list[Value | None]:
     x = n["self"]
     if not x.rank:
         return [x, n.define((), lambda: E.const(0), suffix="at")]
-    return _median(n, n.axis("dim", x.rank), bool(n.get("keepdim", False)))
+    return _median(n, x, n.axis("dim", x.rank), bool(n.get("keepdim", False)))
 
 
 @row("msort.default", kind="extern")
@@ -167,6 +170,63 @@ def msort(n: Call) -> Value:
     x = n["self"]
     if not x.rank:
         return x
-    found = _sorted(n, 0, False, None)[0]
+    found = _sorted(n, x, 0, False, None)[0]
     assert found is not None  # `_sorted` gives both
     return found
+
+
+@row("median.default", "nanmedian.default", kind="extern")
+def median_of_all(n: Call) -> Value:
+    """The lower median of all elements; NaN wins, or is left out."""
+    x = n["self"]
+    if not x.rank:
+        return x
+    flat = reshape_to(n, x, [n.sizes.product(x.shape)], "flat")
+    if E.int_value(flat.shape[0]) == 0:
+        raise n.refuse("no elements")
+    found = _median(n, flat, 0, False)[0]
+    assert found is not None  # `_median` gives both
+    return found
+
+
+@row("mode.default", kind="reduction")
+def mode(n: Call) -> list[Value | None]:
+    """The most frequent element along an axis (the smallest of several), and its last position."""
+    x = n["self"]
+    if not x.rank:
+        return [x, n.define((), lambda: E.const(0), suffix="at")]
+    if x.dtype is BOOL:
+        raise n.refuse("bool")
+    axis, keep = n.normal_axis(int(n.get("dim", -1)), x.rank), bool(n.get("keepdim", False))
+    size = x.shape[axis]
+    if E.int_value(size) == 0:
+        raise n.refuse("an empty axis")
+
+    def along(i: Sequence[Expr], e: Expr) -> list[Expr]:
+        return [e if k == axis else s for k, s in enumerate(i)]
+
+    often = n.reduce(
+        "sum", x.shape, [size],
+        lambda i, r: E.cast(E.compare("eq", x.at(*along(i, r[0])), x.at(*i)), I64),
+        suffix="often", keep_ones=True,
+    )  # fmt: skip
+    most = over_axes(n, often, [axis], "max", lambda *i: often.at(*i), True, "most")
+
+    def candidate(*i: Expr) -> Expr:
+        top = E.const(identity_of("min", x.dtype), x.dtype)
+        return E.select(E.compare("eq", often.at(*i), most.aligned(i)), x.at(*i), top)
+
+    value = over_axes(n, x, [axis], "min", candidate, True, "value")
+    place = over_axes(
+        n, x, [axis], "max",
+        lambda *i: E.select(E.compare("eq", x.at(*i), value.aligned(i)), i[axis], E.const(-1)),
+        True, "place",
+    )  # fmt: skip
+    if keep:
+        return [value, place]
+    shape = [s for k, s in enumerate(x.shape) if k != axis]
+
+    def dropped(v: Value, suffix: str) -> Value:
+        return n.define(shape, lambda *i: v.at(*i[:axis], E.const(0), *i[axis:]), suffix=suffix)
+
+    return [dropped(value, ""), dropped(place, "at")]

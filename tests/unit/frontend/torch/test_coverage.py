@@ -1,0 +1,49 @@
+"""The coverage page is that of the table, and the table is consistent with PyTorch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tilewright.frontend.torch import ROWS  # noqa: E402
+
+ROOT = Path(__file__).parents[4]
+KINDS = {
+    "creation", "elementwise", "special", "layout", "index", "reduction", "contraction", "window",
+    "normalization", "linear", "extern",
+}  # fmt: skip
+
+
+def test_the_page_is_current() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "torch_coverage.py"), "--check"],
+        env={"PYTHONPATH": str(ROOT / "src"), "PATH": ""},
+        check=False,
+    )
+    assert done.returncode == 0, "run: python scripts/torch_coverage.py"
+
+
+def test_rows_belong_to_operators() -> None:
+    for name, r in ROWS.items():
+        namespace, _, rest = name.partition(".")
+        if namespace != "prims":
+            namespace, rest = "aten", name
+        packet, _, overload = rest.rpartition(".")
+        assert overload in getattr(getattr(torch.ops, namespace), packet).overloads(), name
+        assert r.kind in KINDS, name
+
+
+def test_most_of_the_core_set_has_a_row() -> None:
+    core = [
+        str(getattr(held, overload)).removeprefix("aten.")
+        for packet in dir(torch.ops.aten)
+        if hasattr(held := getattr(torch.ops.aten, packet), "overloads")
+        for overload in held.overloads()
+        if torch.Tag.core in getattr(held, overload).tags
+    ]
+    assert sum(name in ROWS for name in core) > 0.8 * len(core)
