@@ -31,6 +31,10 @@ from tilewright.ir.program import Program, verify_program
 __all__ = ["Imported", "Importer", "Input", "Output", "import_graph", "name_of", "unsupported"]
 
 
+# Assertions about types and layouts, which hold for the tensors that the graph was traced with.
+_TRUE_HERE = frozenset(["_assert_tensor_metadata.default"])
+
+
 @dataclass(frozen=True)
 class Input:
     """A placeholder that the Program reads.
@@ -248,8 +252,8 @@ class Importer:
                 self.values[node] = found
                 return
         if not _tensors(node.meta.get("val")):
-            if _is_size(node.meta.get("val")):
-                return  # its users read the expression from the graph
+            if _is_size(node.meta.get("val")) or name_of(node.target) in _TRUE_HERE:
+                return  # users of a size read the expression from the graph
             raise UserError("F005", f"a result that is no tensor: {node.target}")
         name = name_of(node.target)
         found_row = ROWS.get(name)
