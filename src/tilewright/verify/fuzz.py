@@ -27,7 +27,7 @@ from tilewright.ir.program import Program
 from tilewright.verify.generate import random_inputs
 from tilewright.verify.oracle import compare_outputs
 from tilewright.verify.policy import FACTOR, Verdict
-from tilewright.verify.programs import Case, generate
+from tilewright.verify.programs import Case, draw
 from tilewright.verify.reduce import reduce_case
 from tilewright.verify.witness import references, spreads
 
@@ -138,7 +138,7 @@ def fuzz(
     reduce_s: float = 20.0,
     folder: Path | None = None,
     most_failures: int = 10,
-    make: Callable[[int], Case] = generate,
+    make: Callable[[int], Case] = draw,
     on_case: Callable[[int, Case, tuple[str, str] | None], None] | None = None,
 ) -> FuzzReport:
     """Draw, run and judge cases until the time or `count` is used up.

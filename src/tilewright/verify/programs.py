@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from tilewright.errors import UserError
 from tilewright.ir.program import Program, parse_program
+from tilewright.verify.control import BLOCK_KINDS
 from tilewright.verify.maker import Maker
 from tilewright.verify.statements import KINDS
 
-__all__ = ["KINDS", "Case", "generate"]
+__all__ = ["BLOCK_KINDS", "KINDS", "Case", "draw", "generate"]
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,27 @@ class Case:
         return Case(parse_program(text), {n: int(v) for n, v in sizes.items()}, seed)
 
 
-def generate(seed: int, statements: int | None = None, zero_sizes: bool = True) -> Case:
-    """A random case; about `statements` definitions (default: log-uniform, 1 to 16)."""
+def generate(
+    seed: int, statements: int | None = None, zero_sizes: bool = True, blocks: bool = False
+) -> Case:
+    """A random case; about `statements` definitions (default: log-uniform, 1 to 16). blocks: with
+    branches, loops and sizes that values define.
+    """
     rng = random.Random(seed)
     maker = Maker(rng, zero_sizes)
     wanted = statements or int(2 ** rng.uniform(0, 4))
+    # A third of the statements have blocks then.
+    made = {**KINDS, **{k: (f, 6 * w) for k, (f, w) in BLOCK_KINDS.items()}} if blocks else KINDS
     kinds = []
     while len(maker.body) < wanted:
-        kind = rng.choices(list(KINDS), [w for _, w in KINDS.values()])[0]
+        kind = rng.choices(list(made), [w for _, w in made.values()])[0]
         before = len(maker.body)
-        KINDS[kind][0](maker)
+        made[kind][0](maker)
         if len(maker.body) > before:
             kinds.append(kind)
     return Case(maker.program(), maker.sizes, rng.randrange(1 << 30), tuple(kinds))
+
+
+def draw(seed: int) -> Case:
+    """`generate`, every third time with blocks."""
+    return generate(seed, blocks=seed % 3 == 2)

@@ -27,7 +27,7 @@ from tilewright.ir.program import (
 from tilewright.ir.reference import run_reference
 from tilewright.verify.fuzz import fuzz, isolated, judge
 from tilewright.verify.generate import random_inputs
-from tilewright.verify.programs import KINDS, Case, generate
+from tilewright.verify.programs import BLOCK_KINDS, KINDS, Case, generate
 
 
 def plain(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
@@ -49,6 +49,21 @@ def test_cases_are_valid_and_round_trip() -> None:
     assert seen == set(KINDS)
     with pytest.raises(UserError):
         Case.parse("program p(x: f32[1]):\n  return x\n")
+
+
+def test_cases_with_blocks() -> None:
+    seen: set[str] = set()
+    for seed in range(40):
+        case = generate(seed, blocks=True)
+        seen |= set(case.kinds)
+        assert Case.parse(str(case)).program == case.program
+        inputs = random_inputs(case.program, case.sizes, case.seed)
+        if len(case.program.body) < 4:
+            slow = run_reference(case.program, inputs, case.sizes)
+            fast = run_program(case.program, inputs, dims=case.sizes)
+            for a, b in zip(slow, fast, strict=True):
+                assert a.shape == b.shape and a.dtype == b.dtype
+    assert seen >= set(BLOCK_KINDS)
 
 
 def work(case: Case) -> int:
