@@ -256,6 +256,9 @@ def _summands(plan: Plan) -> set[str]:
             for e in (n for x in d.expressions() for n in x.walk()):
                 found = {keys[a.attr[0]] for a in e.args if a.op == "read" and a.attr[0] in keys}
                 (inside if e.op in ("add", "sub", "mul") else outside).update(found)
+    for s in plan.steps:
+        if not isinstance(s, KernelCall):  # an extern, or the first value of a loop's state
+            outside.update(plan.buffer_of[n].constant for n in s.touches)
     return inside - outside
 
 

@@ -14,7 +14,7 @@ from tilewright.errors import UserError
 from tilewright.group.plan import plan_program
 from tilewright.ir.interpreter import run_program
 from tilewright.ir.plan import Control, parse_plan
-from tilewright.ir.program import Program, parse_program
+from tilewright.ir.program import Program, array_key, parse_program
 from tilewright.machine.target import Target
 from tilewright.runtime.package import _step_in
 
@@ -116,6 +116,23 @@ def test_saved_and_timed(tmp_path: Path) -> None:
     assert all(ns >= 0 for ns in phases) and sum(phases) > 0
     assert "while t < 3" in model.dump("plan")
     assert model.explain(measure=True) and model.explain(memory=True)
+
+
+def test_denormals_of_a_first_state_are_kept() -> None:
+    """A constant that is multiplied somewhere, and elsewhere what a loop starts from, stays exact."""
+    text = """program p format 1(x: f32[3]):
+  const w: f32[3] @KEY
+  z: f32[i<3] = x[i] * w[i]
+  s: f32[3] = while t<1:
+    carry h: f32[3] = w
+    same: f32[i<3] = where(x[i] < 9.0, h[i], x[i])
+    next same
+  return z, s
+"""
+    w = np.array([1e-40, 1.0, 2.0], np.float32)
+    key = array_key(w)
+    p = dataclasses.replace(parse_program(text.replace("KEY", key)), values={key: w})
+    np.testing.assert_array_equal(tw.compile(p).run({"x": np.ones(3, np.float32)})[1], w)
 
 
 def broken(change: Any) -> str:
