@@ -100,13 +100,18 @@ class OnnxModel:
         return self._error is not None
 
     def run(self, inputs: Mapping[str, Any]) -> list[Any]:
-        """Results in order, with default schedules. Errors: R001 to R007, F005, F006."""
+        """Results in order, with default schedules, for inputs by the names of the file (or of the
+        Program). Errors: R001 to R007, F005, F006.
+        """
         if self._error is not None:
             return self._run_specialised(inputs)
         if self._compiled is None:
             from tilewright.api import compile
 
             self._compiled = compile(self)
+        if isinstance(inputs, Mapping):
+            shown = {o: n for n, o in self._imported.inputs.items()}
+            inputs = {shown.get(n, n): a for n, a in inputs.items()}
         results: list[Any] = self._compiled.run(inputs)
         return results
 

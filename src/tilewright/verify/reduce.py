@@ -80,12 +80,12 @@ def _clean(case: Case, **changes: object) -> Case:
     """The case with changes to its program, without statements and inputs that nothing needs."""
     p: Program = replace(case.program, **changes)  # type: ignore[arg-type]
     wanted = set(p.results)
-    sizes: set[str] = set()
+    named: set[str] = set()
     body: list[Statement] = []
     for s in reversed(p.body):
-        if s.name in sizes if isinstance(s, Size) else wanted & {t.name for t in defined_by(s)}:
+        if s.name in named if isinstance(s, Size) else wanted & {t.name for t in defined_by(s)}:
             wanted |= statement_reads(s)
-            sizes |= statement_dims(s)
+            named |= statement_dims(s)
             body.append(s)
     body.reverse()
     inputs = tuple(t for t in p.inputs if t.name in wanted)

@@ -59,6 +59,15 @@ def test_prepared_models_run_by_place_and_by_name() -> None:
         prepared.run([a, b, a])
 
 
+def test_inputs_go_by_the_names_of_the_file() -> None:
+    """`max` and `a.b` are no names that a Program can hold."""
+    data = model(
+        [node("Add", "max a.b", "y")], {"max": (np.float32, (3,)), "a.b": (np.float32, (3,))}, ["y"]
+    )
+    a, b = floats(3), floats(3, seed=1)
+    np.testing.assert_array_equal(tw.onnx.load(data).run({"max": a, "a.b": b})[0], a + b)
+
+
 def test_single_nodes() -> None:
     a, b = floats(2, 3), floats(3, 4)
     (y,) = tw.onnx.backend.run_node(node("MatMul", "a b", "y"), [a, b])
