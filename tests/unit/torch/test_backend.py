@@ -258,3 +258,11 @@ def test_unknown_options_are_refused() -> None:
         run(torch.randn(3))
     cause = caught.value.__cause__ or caught.value
     assert "tune_" in str(cause) or isinstance(cause, UserError)
+
+
+def test_elements_put_where_a_mask_or_a_position_says() -> None:
+    x = torch.randn(4, 5)
+    check(
+        lambda a, b, i: (a.masked_scatter(a > 0, b), torch.put(a, i, b[:2, 0], accumulate=True)),
+        x, torch.randn(4, 5), torch.tensor([3, -1]),
+    )  # fmt: skip

@@ -183,9 +183,30 @@ def index_put(n: Call) -> Value:
     )  # fmt: skip
 
 
+def _rank_of_true(n: Call, mask: Value) -> Value:
+    """For each element of a mask, in row-major order, how many before and at it are true; flat."""
+    whole = n.sizes.product(mask.shape)
+    return n.scan(
+        "sum", 0, [whole],
+        lambda i: E.cast(convert(mask.at(*regroup(n, mask.shape, [whole], [i])), BOOL), I64),
+        "rank",
+    )  # fmt: skip
+
+
+def _linear(shape: Sequence[Expr], i: Sequence[Expr]) -> Expr:
+    at = E.const(0)
+    for e, s in zip(i, shape, strict=True):
+        at = at * s + e
+    return at
+
+
 def _put_where(n: Call, x: Value, given: Sequence[Value | None], values: Value, add: bool) -> Value:
     first = given[0]
-    if len(given) != 1 or first is None or n.sizes.product(values.shape) is not E.const(1):
+    if (
+        first is None
+        or any(v is not None for v in given[1:])
+        or n.sizes.product(values.shape) is not E.const(1)
+    ):
         raise n.refuse("a mask of bools with several values")
 
     def body(*i: Expr) -> Expr:
@@ -194,6 +215,45 @@ def _put_where(n: Call, x: Value, given: Sequence[Value | None], values: Value, 
         return E.select(first.at(*i[: first.rank]), E.add(old, new) if add else new, old)
 
     return n.define(n.shape, body)
+
+
+@row("masked_scatter.default", kind="index")
+def masked_scatter(n: Call) -> Value:
+    """`self` with the elements where a mask holds replaced by the first elements of `source`."""
+    x, mask, source = n["self"], n["mask"], n["source"]
+    shape = n.shape
+    spread = n.define(shape, lambda *i: mask.aligned(i), suffix="mask")
+    order = _rank_of_true(n, spread)
+    whole = n.sizes.product(source.shape)
+
+    def body(*i: Expr) -> Expr:
+        at = order.at(_linear(shape, i)) - 1
+        inside = E.maximum(E.minimum(at, whole - 1), E.const(0))
+        new = source.at(*regroup(n, source.shape, [whole], [inside]))
+        return E.select(spread.at(*i), new, x.aligned(i))
+
+    return n.define(shape, body)
+
+
+@row("put.default", kind="index")
+def put(n: Call) -> Value:
+    """`self` with elements at linear positions replaced, or added to."""
+    x, indices, source = n["self"], n["index"], n["source"]
+    whole = n.sizes.product(x.shape)
+    add = bool(n.get("accumulate", False))
+    if not x.rank or (add and x.dtype is BOOL):
+        raise n.refuse("a scalar, or adding bools")
+
+    def place(*i: Expr) -> list[Expr]:
+        return regroup(n, x.shape, [whole], [position(indices, i, whole)])
+
+    def body(*i: Expr) -> Expr:
+        return convert(source.at(*regroup(n, source.shape, indices.shape, i)), x.dtype)
+
+    return scatter(
+        n, x.dtype, x.shape, indices.shape, "sum" if add else None, place, body,
+        lambda *i: x.at(*i),
+    )  # fmt: skip
 
 
 # ---- scatter -------------------------------------------------------------------------------------
