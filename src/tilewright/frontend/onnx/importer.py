@@ -418,11 +418,10 @@ class Importer:
 
     def sources_of(self, v: Value) -> tuple[list[str], list[str]]:
         """The model's inputs and the sizes that a value is computed from, by their ONNX names."""
-        onnx_names = {
-            x._tensor.name: name
-            for name, x in self.scope_of_graph.values.items()
-            if x._tensor is not None and x._tensor in self.builder.inputs
-        }
+        onnx_names: dict[str, str] = {}
+        for name, x in self.scope_of_graph.values.items():
+            if x._tensor is not None and x._tensor in self.builder.inputs:
+                onnx_names.setdefault(x._tensor.name, name)  # the input's, not that of a copy
         wanted, dims = {v.tensor.name}, set[str]()
         every = [s for statements in self.open for s in statements] + self.builder.statements
         for s in reversed(every):
