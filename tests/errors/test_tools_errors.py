@@ -42,13 +42,14 @@ def error_of(
 
 def test_u001_suite() -> None:
     error = error_of(UserError, suite.load_suite, "spin")
-    assert str(error) == "[U001] there is no suite 'spin'\n  next: did you mean spine? known: spine"
+    assert str(error) == "[U001] there is no suite 'spin'\n  next: did you mean spine? known: kernels, models, spine"
 
 
 def test_u001_peer() -> None:
     error = error_of(UserError, peers.check_names, ["onnxruntim"])
     assert str(error) == (
-        "[U001] there is no peer 'onnxruntim'\n  next: did you mean onnxruntime? known: onnxruntime, torch"
+        "[U001] there is no peer 'onnxruntim'\n  next: did you mean onnxruntime? known: inductor, "
+        "inductor_max, jax, numpy, onnxruntime, openvino, torch, each also with +tcmalloc"
     )
 
 
