@@ -89,6 +89,17 @@ def symbolic_model(model: Any) -> Any:
     return copy
 
 
+_CRASHES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    RecursionError,
+)
+
+
 def outcome_of(case: Any, symbolic: bool = False) -> Outcome:
     """Import, interpret and compare one case; `symbolic`: with `symbolic_model`."""
     data = (symbolic_model(case.model) if symbolic else case.model).SerializeToString()
@@ -123,15 +134,7 @@ def outcome_of(case: Any, symbolic: bool = False) -> Outcome:
         if error.code in ("F005", "F006", "F003", "R003", "R004"):
             return Outcome("refused", f"[{error.code}] {error.message}")
         return Outcome("crashed", f"{error}")
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AssertionError,
-        RecursionError,
-    ):
+    except _CRASHES:
         return Outcome("crashed", traceback.format_exc(limit=-4))
     return problem or Outcome(kind)
 
@@ -150,15 +153,7 @@ def native_outcome(case: Any, symbolic: bool = False) -> Outcome:
         if error.code in ("F005", "F006", "F003", "R003", "R004"):
             return Outcome("refused", f"[{error.code}] {error.message}")
         return Outcome("crashed", f"{error}")
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AssertionError,
-        RecursionError,
-    ):
+    except _CRASHES:
         return Outcome("crashed", traceback.format_exc(limit=-4))
     return compare(case, got, expected) or Outcome("baked" if loaded.is_specialised else "passed")
 

@@ -39,7 +39,7 @@ def changed(**new: Any) -> dict[str, Any]:
     return {**arrays(), **new}
 
 
-def fails(code: str, call: Callable[[], object], *words: str) -> UserError:
+def assert_fails(code: str, call: Callable[[], object], *words: str) -> UserError:
     """The call ends in this code; the whole text holds every word, and there is a next step."""
     with pytest.raises(TilewrightError) as caught:
         call()
@@ -62,51 +62,51 @@ def test_the_model_works(model: Any) -> None:
 def test_missing_and_misspelt_inputs(model: Any) -> None:
     a = arrays()
     without = {k: v for k, v in a.items() if k != "keys"}
-    fails("R001", lambda: model.run(without), "'keys' is missing", "'query', 'scale'")
-    fails(
+    assert_fails("R001", lambda: model.run(without), "'keys' is missing", "'query', 'scale'")
+    assert_fails(
         "R001",
         lambda: model.run({**without, "kyes": a["keys"]}),
         "no input 'kyes'",
         "did you mean 'keys'?",
     )
-    fails("R001", lambda: model.run({**a, "zzz": 1}), "no input 'zzz'", "query, keys, scale")
-    fails("R001", lambda: model.run([1, 2]), "list", "{name: array}")
-    fails("R001", lambda: model(a["query"]), "1 arrays given", "query, keys, scale")
-    fails("R001", lambda: model(*a.values(), a["scale"]), "4 arrays given", "takes 3")
-    fails("R001", lambda: model(a["query"], keys=a["keys"]), "'scale' is missing")
-    fails("R001", lambda: model(a["query"], **a), "'query' is given twice")
-    fails("R001", lambda: model(*a.values(), a["scale"], keys=a["keys"]), "4 arrays given")
+    assert_fails("R001", lambda: model.run({**a, "zzz": 1}), "no input 'zzz'", "query, keys, scale")
+    assert_fails("R001", lambda: model.run([1, 2]), "list", "{name: array}")
+    assert_fails("R001", lambda: model(a["query"]), "1 arrays given", "query, keys, scale")
+    assert_fails("R001", lambda: model(*a.values(), a["scale"]), "4 arrays given", "takes 3")
+    assert_fails("R001", lambda: model(a["query"], keys=a["keys"]), "'scale' is missing")
+    assert_fails("R001", lambda: model(a["query"], **a), "'query' is given twice")
+    assert_fails("R001", lambda: model(*a.values(), a["scale"], keys=a["keys"]), "4 arrays given")
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f2", "i4", "?", ">f4", "c8"])
 def test_wrong_dtype(model: Any, dtype: str) -> None:
     wrong = changed(keys=np.ones((2, 8), dtype))
-    error = fails("R002", lambda: model.run(wrong), "'keys'", "float32", str(np.dtype(dtype)))
+    error = assert_fails("R002", lambda: model.run(wrong), "'keys'", "float32", str(np.dtype(dtype)))
     assert "astype('float32')" in error.hint
-    fails("R002", lambda: model(*wrong.values()), "'keys'")
+    assert_fails("R002", lambda: model(*wrong.values()), "'keys'")
 
 
 def test_wrong_rank_and_fixed_size(model: Any) -> None:
-    fails("R003", lambda: model.run(changed(keys=np.ones(8, "f4"))), "'keys'", "[B, N]", "[8]")
-    fails(
+    assert_fails("R003", lambda: model.run(changed(keys=np.ones(8, "f4"))), "'keys'", "[B, N]", "[8]")
+    assert_fails(
         "R003",
         lambda: model.run(changed(query=np.ones((2, 8, 1), "f4"))),
         "'query'",
         "[B, 8]",
         "[2, 8, 1]",
     )
-    fails(
+    assert_fails(
         "R003",
         lambda: model.run(changed(query=np.ones((2, 9), "f4"))),
         "'query'",
         "[B, 8]",
         "[2, 9]",
     )
-    fails("R003", lambda: model.run(changed(scale=np.ones(1, "f4"))), "'scale'", "[]", "[1]")
+    assert_fails("R003", lambda: model.run(changed(scale=np.ones(1, "f4"))), "'scale'", "[]", "[1]")
 
 
 def test_symbolic_size_out_of_range(model: Any) -> None:
-    fails(
+    assert_fails(
         "R004",
         lambda: model.run(arrays(17)),
         "B is 17",
@@ -114,20 +114,20 @@ def test_symbolic_size_out_of_range(model: Any) -> None:
         "axis 0 of input 'query'",
         "axis 0 of input 'keys'",
     )
-    fails("R004", lambda: model.run(arrays(0)), "B is 0", "1 to 16")
-    fails(
+    assert_fails("R004", lambda: model.run(arrays(0)), "B is 0", "1 to 16")
+    assert_fails(
         "R004",
         lambda: model.run(arrays(2, 10)),
         "N is 10",
         "4 to 40, multiples of 4",
         "axis 1 of input 'keys'",
     )
-    fails("R004", lambda: model.run(arrays(2, 44)), "N is 44")
-    fails("R004", lambda: model.run(arrays(2, 0)), "N is 0")
+    assert_fails("R004", lambda: model.run(arrays(2, 44)), "N is 44")
+    assert_fails("R004", lambda: model.run(arrays(2, 0)), "N is 0")
 
 
 def test_two_inputs_disagree(model: Any) -> None:
-    fails(
+    assert_fails(
         "R004",
         lambda: model.run(changed(keys=np.ones((3, 8), "f4"))),
         "B is 2",
@@ -144,12 +144,12 @@ def test_two_inputs_disagree(model: Any) -> None:
     ids=["object", "str", "bytes", "datetime", "record"],
 )  # fmt: skip
 def test_arrays_that_hold_no_numbers(model: Any, value: Any) -> None:
-    fails("R005", lambda: model.run(changed(keys=value)), "'keys'", "numbers")
+    assert_fails("R005", lambda: model.run(changed(keys=value)), "'keys'", "numbers")
 
 
 @pytest.mark.parametrize("value", [None, "text", 1.0, [[1.0] * 8] * 2, {"a": 1}, object(), ...])
 def test_things_that_are_no_arrays(model: Any, value: Any) -> None:
-    fails("R005", lambda: model.run(changed(keys=value)), "'keys'", type(value).__name__, "NumPy")
+    assert_fails("R005", lambda: model.run(changed(keys=value)), "'keys'", type(value).__name__, "NumPy")
 
 
 def test_out_that_does_not_fit(model: Any) -> None:
@@ -169,26 +169,26 @@ def test_out_that_does_not_fit(model: Any) -> None:
         (([1.0], t), ("'s'", "list")),
         ((s, s.reshape(-1)[:2]), ("'t'", "overlaps")),
     ):
-        fails("R006", lambda out=out: model(*a, out=out), "out=", *words)  # type: ignore[misc]
+        assert_fails("R006", lambda out=out: model(*a, out=out), "out=", *words)  # type: ignore[misc]
     assert model(*a, out=(s, t)) == (s, t)
 
 
 def test_sizes_given_by_name(model: Any) -> None:
     program = model.program
-    fails("R004", lambda: tw.compile(program, dims={"M": 3}), "no size 'M'", "B, N")
-    fails(
+    assert_fails("R004", lambda: tw.compile(program, dims={"M": 3}), "no size 'M'", "B, N")
+    assert_fails(
         "R004",
         lambda: tw.compile(program, dims={"Bx": 3, "N": 4}),
         "no size 'Bx'",
         "did you mean 'B'?",
     )
-    fails("R004", lambda: tw.compile(program, dims={"B": 99, "N": 4}), "B is 99", "1 to 16")
-    fails("R004", lambda: tw.compile(program, dims={"B": -1, "N": 4}), "B is -1")
-    fails("R004", lambda: tw.compile(program, dims={"B": 2.5, "N": 4}), "2.5", "whole number")
-    fails("R004", lambda: tw.compile(program, dims={"B": "two", "N": 4}), "'two'", "whole number")
+    assert_fails("R004", lambda: tw.compile(program, dims={"B": 99, "N": 4}), "B is 99", "1 to 16")
+    assert_fails("R004", lambda: tw.compile(program, dims={"B": -1, "N": 4}), "B is -1")
+    assert_fails("R004", lambda: tw.compile(program, dims={"B": 2.5, "N": 4}), "2.5", "whole number")
+    assert_fails("R004", lambda: tw.compile(program, dims={"B": "two", "N": 4}), "'two'", "whole number")
     fixed = "program p(x: f32[3]):\n  y: f32[i<3] = x[i]\n  return y\n"
-    fails("R004", lambda: tw.compile(fixed, dims={"I": 3}), "no size 'I'", "fixed")
-    fails(
+    assert_fails("R004", lambda: tw.compile(fixed, dims={"I": 3}), "no size 'I'", "fixed")
+    assert_fails(
         "R004",
         lambda: tw.compile(program, dims={"B": 2}).stats,
         "nothing tells the size 'N'",
@@ -198,27 +198,27 @@ def test_sizes_given_by_name(model: Any) -> None:
 
 def test_example_inputs_that_do_not_fit(model: Any) -> None:
     program, a = model.program, arrays()
-    fails(
+    assert_fails(
         "R001",
         lambda: tw.compile(program, {"qurey": a["query"]}),
         "'qurey'",
         "did you mean 'query'?",
     )
-    fails("R001", lambda: tw.compile(program, [*a.values(), 1]), "4 example inputs for 3")
-    fails(
+    assert_fails("R001", lambda: tw.compile(program, [*a.values(), 1]), "4 example inputs for 3")
+    assert_fails(
         "R003",
         lambda: tw.compile(program, {"query": np.ones(3, "f4")}),
         "'query' has 2 axes, the example 1",
         "[B, 8]",
     )
-    fails("R003", lambda: tw.compile(program, {"query": np.ones((3, 9), "f4")}), "size 8", "9")
-    fails("R004", lambda: tw.compile(program, {**a, "keys": np.ones((3, 8), "f4")}), "B is 2 and 3")
-    fails("R004", lambda: tw.compile(program, a, dims={"B": 3}), "B is 3 and 2")
+    assert_fails("R003", lambda: tw.compile(program, {"query": np.ones((3, 9), "f4")}), "size 8", "9")
+    assert_fails("R004", lambda: tw.compile(program, {**a, "keys": np.ones((3, 8), "f4")}), "B is 2 and 3")
+    assert_fails("R004", lambda: tw.compile(program, a, dims={"B": 3}), "B is 3 and 2")
 
 
 @pytest.mark.parametrize("budget", ["soon", "10 parsecs", -1, "-3s", float("nan"), "", [3]])
 def test_a_budget_that_is_no_time(budget: Any) -> None:
-    fails(
+    assert_fails(
         "U003",
         lambda: tw.compile("y[i] = x[i]", tune=budget),
         repr(budget) if budget == budget else "nan",
@@ -228,7 +228,7 @@ def test_a_budget_that_is_no_time(budget: Any) -> None:
 
 @pytest.mark.parametrize("threads", [0, -2, 1000, 1.5, "two"])
 def test_a_number_of_threads_that_is_none(threads: Any) -> None:
-    fails("U003", lambda: tw.compile("y[i] = x[i]", threads=threads), "threads", str(threads))
+    assert_fails("U003", lambda: tw.compile("y[i] = x[i]", threads=threads), "threads", str(threads))
 
 
 def test_unknown_target() -> None:
@@ -243,12 +243,12 @@ def test_unknown_target() -> None:
 
 @pytest.mark.parametrize("model_", [None, 3, object(), np.ones(3), b"onnx"])
 def test_things_that_are_no_model(model_: Any) -> None:
-    fails("F005", lambda: tw.compile(model_), type(model_).__name__, "index notation")
+    assert_fails("F005", lambda: tw.compile(model_), type(model_).__name__, "index notation")
 
 
 def test_a_program_whose_constants_are_missing() -> None:
     text = f"program p(x: f32[4]):\n  const w: f32[4] @{'0' * 64}\n  y: f32[i<4] = x[i] * w[i]\n  return y\n"
-    fails("F002", lambda: tw.compile(tw.program(text)), "'w'", "values")
+    assert_fails("F002", lambda: tw.compile(tw.program(text)), "'w'", "values")
 
 
 def test_no_message_shows_a_traceback_or_an_address(model: Any) -> None:

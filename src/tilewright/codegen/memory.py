@@ -172,9 +172,14 @@ class Memory:
             return tile
         folded = access.is_plain and self.operations.target.has_masks
 
+        twins: dict[int, _Access] = {}
+
         def again(r: int, copy: int) -> str:
-            twin = self.addresses.twin(n.buffer, copy + 1)
-            other = _Access(self.addresses, twin, n.base, n.strides, n.limits, t, width)
+            other = twins.get(copy)
+            if other is None:
+                twin = self.addresses.twin(n.buffer, copy + 1)
+                other = _Access(self.addresses, twin, n.base, n.strides, n.limits, t, width)
+                twins[copy] = other
             return self._scalar(other.row(positions[r]), t.dtype, "true", 0)
 
         def row(r: int) -> list[str]:

@@ -18,7 +18,7 @@ from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 
-__all__ = ["Layout", "Term", "dense", "ordered", "panels", "row_blocks"]
+__all__ = ["Layout", "Term", "dense", "ordered", "panels"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -208,21 +208,4 @@ def panels(shape: Sequence[int], axis: int, width: int, inner: Sequence[int]) ->
             stride *= shape[a]
     return Layout(
         tuple(shape), tuple(sorted(terms, key=lambda t: (t.axis, t.divisor))), max(stride, 1)
-    )
-
-
-def row_blocks(shape: Sequence[int], rows: int, height: int, columns: int, width: int) -> Layout:
-    """Blocks of `height` x `width` of the axes `rows` and `columns`; order (rows // height, columns
-    // width, rows % height, columns % width), padded to whole blocks. All other axes have extent 1.
-    """
-    across = -(-shape[columns] // width)
-    terms = (
-        Term(rows, height, 0, across * height * width),
-        Term(rows, 1, height, width),
-        Term(columns, width, 0, height * width),
-        Term(columns, 1, width, 1),
-    )
-    size = -(-shape[rows] // height) * across * height * width
-    return Layout(
-        tuple(shape), tuple(sorted(terms, key=lambda t: (t.axis, t.divisor))), max(size, 1)
     )

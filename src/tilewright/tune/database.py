@@ -17,7 +17,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,7 +136,8 @@ class Database:
                 raise
             # WAL wants to create its shared memory; in a folder we may not write, nobody else does.
             connection = self._raw(uri + "?immutable=1")
-        try:
+        with ExitStack() as undo:
+            undo.callback(connection.close)
             version = self._version(connection)
             if version < SCHEMA_VERSION:
                 raise UserError(
@@ -144,9 +145,7 @@ class Database:
                     f"{self.path} has the old schema version {version} and is opened read-only",
                     hint="open it once without frozen mode; that brings it up to date",
                 )
-        except BaseException:
-            connection.close()
-            raise
+            undo.pop_all()
         return connection
 
     def _open(self) -> sqlite3.Connection:
@@ -155,7 +154,8 @@ class Database:
         except OSError as error:
             raise _unwritable(self.path, error.strerror or str(error)) from error
         connection = self._raw(self.path.absolute().as_uri() + "?mode=rwc")
-        try:
+        with ExitStack() as undo:
+            undo.callback(connection.close)
             version = self._version(connection)  # before anything is changed in the file
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
@@ -164,9 +164,7 @@ class Database:
             problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if problem != "ok":
                 raise _Damaged(str(problem))
-        except BaseException:
-            connection.close()
-            raise
+            undo.pop_all()
         return connection
 
     @staticmethod
@@ -211,9 +209,9 @@ class Database:
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version={max(version, SCHEMA_VERSION)}")
             connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
 
     # ---- failures ------------------------------------------------------------------------------
 
@@ -314,10 +312,9 @@ class Database:
         try:
             yield connection
             connection.execute("COMMIT")
-        except BaseException:
+        finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            raise
 
     def prune(
         self,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
-from tilewright.ir.layout import Layout, Term, dense, ordered, panels, row_blocks
+from tilewright.ir.layout import Layout, Term, dense, ordered, panels
 
 SHAPES = st.lists(st.integers(0, 9), max_size=4).map(tuple)
 FULL = st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple)
@@ -21,14 +21,9 @@ FULL = st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple)
 @st.composite
 def layouts(draw: Any) -> Layout:
     """One of every kind, over random shapes."""
-    kind = draw(st.sampled_from(["dense", "ordered", "halo", "panels", "row_blocks"]))
+    kind = draw(st.sampled_from(["dense", "ordered", "halo", "panels"]))
     if kind == "dense":
         return dense(draw(SHAPES))
-    if kind == "row_blocks":
-        shape = [1] * draw(st.integers(2, 4))
-        row, column = draw(st.permutations(range(len(shape))))[:2]
-        shape[row], shape[column] = draw(st.integers(1, 30)), draw(st.integers(1, 30))
-        return row_blocks(shape, row, draw(st.integers(1, 8)), column, draw(st.integers(1, 8)))
     shape = draw(FULL)
     axes = range(len(shape))
     if kind == "panels":

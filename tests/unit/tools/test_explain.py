@@ -13,7 +13,7 @@ import tilewright as tw
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32, I64
-from tilewright.ir.layout import Layout, Term, dense, ordered, panels, row_blocks
+from tilewright.ir.layout import Layout, Term, dense, ordered, panels
 from tilewright.ir.program import Extern, Program, Tensor, parse_program
 from tilewright.tools import wiring
 from tilewright.tools.cli import cli
@@ -76,7 +76,9 @@ def test_layouts_in_words(model: Any) -> None:
     assert layout_words(halo) == "axes in the order 1 0, with a halo of 0:0 1:2 that holds 0.5"
     assert layout_words(ordered((2, 3), (0, 1), ((0, 0), (1, 1)))).startswith("row-major, with a halo")
     assert layout_words(panels((8, 64), 1, 32, (0,))) == "panels of 32 along axis 1"
-    assert layout_words(row_blocks((20, 40), 0, 6, 1, 16)) == "blocks of 6 along axis 0 x 16 along axis 1"
+    terms = (Term(0, 1, 6, 16), Term(0, 6, 0, 288), Term(1, 1, 16, 1), Term(1, 16, 0, 96))
+    blocks = Layout((20, 40), terms, 1152)
+    assert layout_words(blocks) == "blocks of 6 along axis 0 x 16 along axis 1"
     odd = Layout((2, 2), (Term(0, 1, 0, 5), Term(1, 1, 0, 2)), 8)
     assert layout_words(odd) == str(odd)
 
