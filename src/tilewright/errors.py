@@ -49,6 +49,7 @@ CODES: dict[str, str] = {
     "R022": "a candidate wrote outside its outputs while it was measured",
     "T001": "the tuning database is damaged or of an unknown version",
     "T002": "frozen mode found no record",
+    "T003": "the budget ended before a kernel was timed",
     "V001": "an output differs from the oracle by more than the policy allows",
     "U001": "an unknown peer, suite or workload",
     "U002": "an optional dependency is not installed",

@@ -85,10 +85,9 @@ class Addresses:
             return self.operations.literal(e.attr, e.dtype)
         if op in ("index", "dim"):
             return self.variables[e.attr][0]
-        for region in self.writer.regions:
-            found = region.values.get(e)
-            if found is not None:
-                return found
+        found = self.writer.known(e)
+        if found is not None:
+            return found
         depth = self.depth(e)
         if op == "read":
             return self._read(e)
@@ -109,7 +108,7 @@ class Addresses:
             with self.operations.at(depth):
                 out = self.operations.apply(op, args, source, e.dtype, 0)
         if not any(n.op == "read" for n in e.walk()):
-            self.writer.regions[depth].values[e] = out
+            self.writer.remember(e, out, depth)
         return out
 
     def _read(self, e: Expr) -> str:
@@ -237,7 +236,7 @@ class Addresses:
                 f"getelementptr {_SCALED[constant]}, ptr {base}, i64 {self.variables[var][0]}",
             )
         key = (base, frozenset(coefficient.items()))
-        found = region.values.get(key)
+        found = w.known(key)
         if found is not None:
             return found
         if local:
@@ -254,7 +253,7 @@ class Addresses:
             increment = w.op_at(outer, f"xor i64 {increment}, {hidden}")
         name = w.fresh()
         region.inductions.append(Induction(name, base, start, increment))
-        region.values[key] = name
+        w.remember(key, name, depth)
         return name
 
     def twin(self, buffer: str, copy: int) -> str:

@@ -523,12 +523,11 @@ class _Function:
         values = tile.values[row]
         if tile.type.dtype is not dtype:
             key = ("widened", tile.type.dtype, dtype, *values)
-            region = self.writer.region
-            found = region.values.get(key)
+            found = self.writer.known(key)
             if found is None:
                 cast = self.operations.cast
                 found = ",".join(cast(v, tile.type.dtype, dtype, tile.width) for v in values)
-                region.values[key] = found
+                self.writer.remember(key, found, self.writer.depth)
             values = found.split(",")
         if tile.width == width:
             return values

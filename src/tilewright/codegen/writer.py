@@ -30,9 +30,7 @@ class Region:
 
     label: str
     lines: list[str] = field(default_factory=list)
-    values: dict[Hashable, str] = field(
-        default_factory=dict
-    )  # value numbering, dominates the rest of the region
+    keys: list[Hashable] = field(default_factory=list)  # value numbers that end with the region
     loads: dict[Hashable, str] = field(default_factory=dict)  # loads that no store has made stale
     inductions: list[Induction] = field(default_factory=list)
     innermost: bool = False  # a loop body without loops in it
@@ -77,6 +75,9 @@ class Writer:
         self.module = module
         self.count = 0
         self.regions: list[Region] = [Region("entry")]
+        # Value numbering: the depth of the region where a value is computed (it dominates the
+        # rest of that region), and its name.
+        self._values: dict[Hashable, tuple[int, str]] = {}
 
     @property
     def depth(self) -> int:
@@ -110,16 +111,26 @@ class Writer:
         """Value-numbered instruction in the region of `depth`: an equal one that dominates is
         reused.
         """
-        for region in self.regions[: depth + 1]:
-            found = region.values.get(text)
-            if found is not None:
-                return found
+        found = self._values.get(text)
+        if found is not None and found[0] <= depth:
+            return found[1]
         self.count += 1
         name = f"%v{self.count}"
         region = self.regions[depth]
         region.lines.append(f"  {name} = {text}")
-        region.values[text] = name
+        region.keys.append(text)
+        self._values[text] = depth, name
         return name
+
+    def known(self, key: Hashable) -> str | None:
+        """What `remember` put under `key` in a region that is still open."""
+        found = self._values.get(key)
+        return None if found is None else found[1]
+
+    def remember(self, key: Hashable, value: str, depth: int) -> None:
+        """Let `known` answer `value` as long as the region of `depth` is open."""
+        self.regions[depth].keys.append(key)
+        self._values[key] = depth, value
 
     def once(self, text: str) -> str:
         """Value-numbered instruction in the innermost region."""
@@ -141,6 +152,9 @@ class Writer:
     def close(self) -> Region:
         """Leave the innermost region; its text is not yet in the outer one."""
         region = self.regions.pop()
+        for key in region.keys:
+            if self._values.get(key, (-1, ""))[0] == len(self.regions):
+                del self._values[key]
         if region.stored:
             self.regions[-1].stored = True
             self.regions[-1].loads.clear()

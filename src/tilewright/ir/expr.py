@@ -321,6 +321,13 @@ def polynomial(e: Expr) -> Polynomial:
     return e._poly
 
 
+def is_affine(e: Expr) -> bool:
+    """Is it an i64 sum of products of variables, sizes and constants only, in canonical form?"""
+    return e.op in ("add", "mul") and e.dtype is I64 and not any(
+        atom.args for atoms in polynomial(e) for atom in atoms
+    )
+
+
 def _poly_mul(p: Polynomial, q: Polynomial) -> Polynomial:
     out: Polynomial = {}
     for ka, va in p.items():
@@ -361,21 +368,29 @@ def from_polynomial(p: Polynomial) -> Expr:
 # ---- arithmetic ----------------------------------------------------------------------------------
 
 
+# Candidates of one kernel build the same subscripts again and again; sums and products of the last
+# few thousand pairs stay alive and are answered without rebuilding them.
+_MEMO = 1 << 13
+
+
 def add(a: Expr, b: Expr) -> Expr:
     """a + b (integers wrap)."""
-    if a.dtype is I64 and b.dtype is I64:
-        if b.op == "const":
-            if a.op == "const":
-                return const(a.attr + b.attr)
-            if b.attr == 0:
-                return a
-        elif a.op == "const" and a.attr == 0:
-            return b
-        total = dict(polynomial(a))
-        for k, v in polynomial(b).items():
-            total[k] = total.get(k, 0) + v
-        return from_polynomial({k: v for k, v in total.items() if v})
-    return binary("add", a, b)
+    return _add(a, b) if a.dtype is I64 and b.dtype is I64 else binary("add", a, b)
+
+
+@lru_cache(maxsize=_MEMO)
+def _add(a: Expr, b: Expr) -> Expr:
+    if b.op == "const":
+        if a.op == "const":
+            return const(a.attr + b.attr)
+        if b.attr == 0:
+            return a
+    elif a.op == "const" and a.attr == 0:
+        return b
+    total = dict(polynomial(a))
+    for k, v in polynomial(b).items():
+        total[k] = total.get(k, 0) + v
+    return from_polynomial({k: v for k, v in total.items() if v})
 
 
 def sub(a: Expr, b: Expr) -> Expr:
@@ -385,20 +400,21 @@ def sub(a: Expr, b: Expr) -> Expr:
 
 def mul(a: Expr, b: Expr) -> Expr:
     """a * b (integers wrap)."""
-    if a.dtype is I64 and b.dtype is I64:
-        if b.op == "const" and b.attr == 1:
-            return a
-        if a.op == "const" and a.attr == 1:
-            return b
-        return from_polynomial(_poly_mul(polynomial(a), polynomial(b)))
-    return binary("mul", a, b)
+    return _mul(a, b) if a.dtype is I64 and b.dtype is I64 else binary("mul", a, b)
+
+
+@lru_cache(maxsize=_MEMO)
+def _mul(a: Expr, b: Expr) -> Expr:
+    if b.op == "const" and b.attr == 1:
+        return a
+    if a.op == "const" and a.attr == 1:
+        return b
+    return from_polynomial(_poly_mul(polynomial(a), polynomial(b)))
 
 
 def neg(a: Expr) -> Expr:
     """-a."""
-    if a.dtype is I64:
-        return from_polynomial({k: -v for k, v in polynomial(a).items()})
-    return unary("neg", a)
+    return _mul(a, const(-1)) if a.dtype is I64 else unary("neg", a)
 
 
 def _split(a: Expr, c: int) -> tuple[Polynomial, Polynomial]:

@@ -87,10 +87,11 @@ def simplify(e: Expr, ranges: Ranges) -> Expr:
     memo: dict[int, Expr] = {}
 
     def go(node: Expr) -> Expr:
+        if not node.args or E.is_affine(node):
+            return node
         hit = memo.get(id(node))
         if hit is None:
-            args = tuple(map(go, node.args))
-            hit = E.rebuild(node, args) if args else node
+            hit = E.rebuild(node, tuple(map(go, node.args)))
             if hit.op in ("floordiv", "mod") and hit.dtype is I64:
                 hit = _divide(hit, ranges)
             elif hit.op in ("lt", "le", "eq", "ne") and hit.args[0].dtype is I64:

@@ -149,11 +149,10 @@ def measure(
     """Tune, verify and time every model for each number of threads."""
     rows = []
     left_s = budget_s
-    pending = [(workload, threads) for workload in WORKLOADS for threads in THREADS]
-    while pending:
-        workload, threads = pending[0]
-        share_s = left_s * workload.weight / sum(waiting.weight for waiting, _ in pending)
-        pending.pop(0)
+    weights = len(THREADS) * sum(workload.weight for workload in WORKLOADS)
+    for workload, threads in ((w, t) for w in WORKLOADS for t in THREADS):
+        # The same budget in every run, so that a second run asks for nothing that a first did not.
+        share_s = min(left_s, budget_s * workload.weight / weights)
         options = bench.Options(
             suite="demo", peers=tuple(peers), threads=threads, rounds=11, burst_s=0.03
         )

@@ -23,7 +23,7 @@ from tilewright.runtime.calibrate import hardware
 from tilewright.tune.bench import Bench, Built, Job, Timing, default_tolerance
 from tilewright.tune.propose import Rows
 from tilewright.tune.record import Record
-from tilewright.tune.task import Candidate, Clock, Task
+from tilewright.tune.task import UNTIMED, Candidate, Clock, Task, untimed
 from tilewright.verify.policy import compare
 
 __all__ = ["Search", "TuningEvent", "gain_of", "is_gain"]
@@ -123,6 +123,16 @@ class Search:
         for task in sorted(self.tasks, key=lambda t: -t.calls * t.default_ns):
             self._finish(task)
             self.tell(task)
+        left_over = [t for t in self.tasks if not t.is_searched and not t.failed]
+        for task in left_over:
+            why = untimed(self.budget_s)
+            task.facts.note = f"{why.code}: {why.detail}"
+            self.keep([task.record(task.default, why)])
+        if left_over:
+            log.warning(
+                "[%s] %d of %d kernels keep their defaults: the budget of %.6g s ended before they "
+                "were timed", UNTIMED, len(left_over), self.total, self.budget_s,
+            )  # fmt: skip
         self.tell(None)
 
     # -- progress
@@ -151,7 +161,9 @@ class Search:
         """Build and time every default; check the small ones against the oracle."""
         self.bench.start()
         candidates: list[tuple[Task, Candidate]] = []
-        for t in self.tasks:
+        machine = hardware(self.tasks[0].target)
+        # Where the budget does not reach all, it reaches those that matter most.
+        for t in sorted(self.tasks, key=lambda t: -t.calls * t.bound_ns(machine)):
             c = t.default_candidate()
             if isinstance(c, Rejected):
                 self._fail(t, c)

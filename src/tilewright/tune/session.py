@@ -167,7 +167,10 @@ def tune_plan(
             for t in open_tasks:
                 t.facts.note = "T002: no record in frozen mode"
         if is_search:
-            can_vary = [t for t in open_tasks if t.space.cardinality > 1]
+            can_vary = [
+                t for t in open_tasks
+                if t.space.cardinality > 1 and not t.was_out_of_reach(records.db, budget_s)
+            ]  # fmt: skip
             for t in can_vary:
                 t.remember(records.history(t))
                 t.seed(records.winners(t))

@@ -33,13 +33,15 @@ from tilewright.tune.propose import Proposer, Rows
 from tilewright.tune.record import Record
 from tilewright.verify.generate import random_inputs
 
-__all__ = ["CODEGEN_EPOCH", "Candidate", "KernelFacts", "Task", "kernel_arrays"]
+__all__ = ["CODEGEN_EPOCH", "Candidate", "KernelFacts", "Task", "kernel_arrays", "untimed"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CODEGEN_EPOCH = "1"  # raise it when a schedule becomes other code: old timings are then priors
 MOST_TEXT = 400_000  # characters of LLVM text that are worth compiling
 _FIXED = 3  # a batch costs as much as this many candidates before its first one
 _SAMPLES = 32  # of one timing that the database keeps
+UNTIMED = "T003"
+_REOPEN = 1.5  # how much more budget makes a kernel worth another try that none was left for
 
 
 @dataclass
@@ -167,6 +169,20 @@ class Task:
                 if found is None or ratio > found[0]:
                     found = (ratio, records[-1])
         return None if found is None else found[1]
+
+    def was_out_of_reach(self, db: Database | None, budget_s: float) -> bool:
+        """Did a search with about this budget end before it came to this task?
+
+        A budget half again as large, or a timing of any later search, opens the task again.
+        """
+        if db is None:
+            return False
+        default = str(self.default)
+        before = [r for r in db.records(**self.identity()) if r.schedule == default]
+        if not before or before[-1].code != UNTIMED:
+            return False
+        self.facts.note = f"{UNTIMED}: {before[-1].detail}"
+        return budget_s <= _REOPEN * float(before[-1].detail.rsplit(" ", 2)[-2])
 
     def adopt(self, record: Record) -> None:
         """Use what was found before."""
@@ -302,6 +318,11 @@ def kernel_arrays(
     for t, key in program.constants:
         out[t.name] = np.asarray(known[key])
     return out
+
+
+def untimed(budget_s: float) -> Rejected:
+    """Why a kernel keeps its default: the search ended before it came to it."""
+    return Rejected(UNTIMED, f"the budget ended before it was timed: {budget_s:.6g} s")
 
 
 class Clock:

@@ -22,7 +22,8 @@ from tilewright.ir.nest import LoopNest
 from tilewright.ir.program import parse_program
 from tilewright.machine.target import Target
 from tilewright.schedule.kernel_space import space_of
-from tilewright.tune import bench, cost_of_candidate, task
+from tilewright.tools import candidate
+from tilewright.tune import bench, task
 from tilewright.tune.database import Database
 from tilewright.tune.session import tune_plan
 
@@ -175,5 +176,5 @@ def test_kill_9_leaves_the_database_whole_and_the_next_run_continues(tmp_path: P
 
 
 def test_what_a_candidate_costs() -> None:
-    total, python = cost_of_candidate.measure(2)
+    total, python = candidate.measure()
     assert 0 < python < total

@@ -327,3 +327,29 @@ def test_a_kernel_whose_default_fails_keeps_it_and_says_so(
     assert got.kernels_tuned == 0
     assert [got.choose(k) for k in plan.kernels] == defaults(plan)
     assert all("R020" in f.note for f in got.facts.values())
+
+
+def test_a_kernel_that_the_budget_did_not_reach_waits_for_a_larger_one(
+    plan: Plan, bench: FakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    path = tmp_path / "db.sqlite"
+    timed: list[str] = []
+    default = bench.default
+    monkeypatch.setattr(
+        bench, "default", lambda job: timed.append(job.kernel.task_key) or default(job)
+    )
+    monkeypatch.setattr(search, "_GROUP", 1)
+    with monkeypatch.context() as limited, caplog.at_level(logging.WARNING):
+        limited.setattr(search.Search, "_is_over", lambda self: bool(timed))
+        first = tuned(plan, path)
+    count = len(first.facts)
+    assert count > 1
+    assert first.kernels_tuned == 1
+    assert f"{count - 1} of {count} kernels" in caplog.text
+    notes = [f.note for f in first.facts.values() if f.task_key not in timed]
+    assert all(note.startswith("T003") and "2.5 s" in note for note in notes)
+    # The same budget opens nothing, a larger one all that was left.
+    assert tuned(plan, path, budget_s=3.0).kernels_tuned == 0
+    assert tuned(plan, path, budget_s=5.0).kernels_tuned == count - 1
+    assert tuned(plan, path, budget_s=2.5).kernels_tuned == 0
