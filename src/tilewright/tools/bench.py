@@ -32,8 +32,8 @@ from tilewright.tools.rows import Options, Peers, empty_row, measure_row, prepar
 from tilewright.tools.sides import SideFailed
 from tilewright.tools.suite import Suite, choose, jitter, load_suite
 
-__all__ = ["Options", "Peers", "empty_row", "line", "machine", "measure_row", "prepared_oracle"]
-__all__ += ["run", "table"]
+__all__ = ["Options", "Partial", "Peers", "empty_row", "line", "machine", "measure_row"]
+__all__ += ["prepared_oracle", "run", "table"]
 
 
 def _borrow_peers(row: dict[str, Any], path: Path) -> None:
@@ -57,7 +57,7 @@ def _borrow_peers(row: dict[str, Any], path: Path) -> None:
             row["detail"]["peers_from"] = str(path)
 
 
-class _Partial:
+class Partial:
     """The rows done so far, kept so that an interrupted run can be carried on."""
 
     def __init__(self, options: Options) -> None:
@@ -105,8 +105,10 @@ def run(options: Options, display: Display) -> dict[str, Any]:
         rounds=options.rounds or loaded.rounds,
         burst_s=options.burst_s or loaded.burst_s,
     )
+    if loaded.parts:
+        return _run_parts(loaded, options, display)
     suite = choose(loaded, only=options.only, sample=options.sample, seed=options.seed)
-    partial = _Partial(options)
+    partial = Partial(options)
     rows: list[dict[str, Any]] = []
     started = time.monotonic()
     left_s = suite.budget_s if options.budget_s is None else options.budget_s
@@ -143,6 +145,23 @@ def run(options: Options, display: Display) -> dict[str, Any]:
     partial.done()
     return {
         "machine": facts,
+        "settings": {**options.settings(), "seconds": time.monotonic() - started},
+        "rows": rows,
+        "figures": found,
+    }
+
+
+def _run_parts(suite: Suite, options: Options, display: Display) -> dict[str, Any]:
+    """A suite of parts. What is done is kept until all of it is, whatever `--only` names."""
+    from tilewright.tools import doors
+
+    started = time.monotonic()
+    partial = Partial(replace(options, only=None))
+    rows, found = doors.run(suite, options, partial, display.note)
+    if options.only is None:
+        partial.done()
+    return {
+        "machine": machine(rows),
         "settings": {**options.settings(), "seconds": time.monotonic() - started},
         "rows": rows,
         "figures": found,
@@ -263,6 +282,10 @@ def table(result: Mapping[str, Any]) -> Any:
     """The rows as a rich table; ratios above 1 mean that we are faster."""
     from rich.table import Table
 
+    if result["settings"]["suite"] == "doors":
+        from tilewright.tools import doors
+
+        return doors.table(result)
     rows = result["rows"]
     peers = sorted({peer for row in rows for peer in row["peers"]})
     out = Table(box=None, pad_edge=False)

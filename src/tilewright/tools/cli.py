@@ -440,6 +440,27 @@ def calibrate(threads: int | None, json_path: str | None) -> None:
 
 
 @cli.command()
+@click.argument("door", type=click.Choice(["onnx", "torch"]), default="onnx")
+@click.option("--markdown", is_flag=True, help="The whole page, as the documentation has it.")
+@json_option
+def coverage(door: str, markdown: bool, json_path: str | None) -> None:
+    """What a front end takes: its operators, from its table."""
+    from tilewright.errors import TargetError
+    from tilewright.tools import coverage as covered
+
+    try:
+        page = covered.DOORS[door][1]()
+    except ModuleNotFoundError as error:
+        raise TargetError(
+            "U002", f"this needs the package {error.name}", hint=f"pip install 'tilewright[{door}]'"
+        ) from None
+    text = page if markdown else covered.counts(page)
+    if json_path != "-":
+        click.echo(text, nl=not text.endswith("\n"))
+    _json({"door": door, "counts": covered.counts(page), "page": page})
+
+
+@cli.command()
 @json_option
 def doctor(json_path: str | None) -> int:
     """Show every setting and its origin, what is installed, and what is missing."""

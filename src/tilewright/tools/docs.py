@@ -1,22 +1,24 @@
-"""Pages that are generated: docs/errors.md, docs/settings.md, docs/results.md and its plots.
+"""Pages that are generated: errors, settings, results and their plots, coverage of the front ends.
 
-In: the tables of `errors.py` and `config.py`, docs/errors.toml, and docs/figures/*.json. Out: the
-pages. Invariant: a page equals what this script writes; a test fails where it does not, or where a
-code has no entry.
+In: the tables of `errors.py` and `config.py`, docs/errors.toml, docs/figures/*.json, and the
+operator tables of the front ends whose package is installed. Out: the pages. Invariant: a page
+equals what this script writes; a test fails where it does not, or where a code has no entry.
 """
 
 from __future__ import annotations
 
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 from tilewright.config import SETTINGS
 from tilewright.errors import CODES
 from tilewright.tools import outcome
+from tilewright.tools.coverage import DOORS
 from tilewright.tools.results import results
 
-__all__ = ["errors_page", "main", "settings_page"]
+__all__ = ["coverage_pages", "errors_page", "main", "settings_page"]
 
 _GROUPS = {
     "F": "Front ends",
@@ -108,9 +110,19 @@ def pages(folder: Path) -> dict[Path, str]:
     }
 
 
+def coverage_pages(folder: Path) -> dict[Path, str]:
+    """The coverage of each front end whose package is installed."""
+    out = {}
+    for name, page in DOORS.values():
+        with suppress(ModuleNotFoundError):
+            out[folder / name] = page()
+    return out
+
+
 def main() -> int:
     """Write the pages into the folder docs of the working folder."""
-    for path, text in pages(Path("docs")).items():
+    folder = Path("docs")
+    for path, text in {**pages(folder), **coverage_pages(folder)}.items():
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path}")
     return 0

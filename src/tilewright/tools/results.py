@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from tilewright.tools import doors
 from tilewright.tools import figures as figure
 from tilewright.tools.progress import format_time_us
 
@@ -38,21 +39,30 @@ def results(folder: Path) -> dict[Path, str]:
     for path in files:
         data = json.loads(path.read_text(encoding="utf-8"))
         picture = path.with_suffix(".svg")
+        if data["settings"]["suite"] == "doors":
+            lines += [*_head(path.stem, data), "", *doors.section(data)]
+            continue
         lines += _section(path.stem, data, f"figures/{picture.name}")
         out[picture] = plot(data["rows"])
     return {folder / "results.md": "\n".join(lines), **out}
 
 
 def _section(name: str, data: Mapping[str, Any], picture: str) -> list[str]:
+    lines = [*_head(name, data), f"\n![Best peer over ours, by row]({picture})\n"]
+    return lines + _table(data["rows"])
+
+
+def _head(name: str, data: Mapping[str, Any]) -> list[str]:
     facts, settings = data["machine"], data["settings"]
     threads = settings["threads"]
     lines = [f"## {name}\n"]
     versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items() if k != "system")
     machine = facts.get("name") or facts.get("cpu", "unknown CPU")
+    budget = "" if settings["budget_s"] is None else f"; tuning budget {settings['budget_s']} s"
     lines.append(
         f"Suite `{settings['suite']}`, {threads} thread{'s' if threads > 1 else ''}; {machine} "
         f"with {facts.get('vector_bits', '?')}-bit vectors, {facts.get('cores', '?')} cores; "
-        f"{versions}; tuning budget {settings['budget_s']} s.\n"
+        f"{versions}{budget}.\n"
     )
     lines += ["| figure | value | how |", "|---|---:|---|"]
     for key, entry in data["figures"].items():
@@ -60,8 +70,6 @@ def _section(name: str, data: Mapping[str, Any], picture: str) -> list[str]:
             continue  # in the table of rows
         value = "-" if entry["value"] is None else f"{entry['value']:.4g} {entry['unit']}"
         lines.append(f"| `{key}` | {value} | {_cell(entry['how'])} |")
-    lines.append(f"\n![Best peer over ours, by row]({picture})\n")
-    lines += _table(data["rows"])
     return lines
 
 

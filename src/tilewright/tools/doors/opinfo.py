@@ -1,17 +1,14 @@
 """PyTorch's own operator samples through `torch.compile(backend="tilewright")`.
 
-    python scripts/opinfo_sweep.py [--only GLOB] [--samples N] [--json PATH] [--list]
-
 In: the float32 samples of OpInfo for operators of torch, torch.nn.functional and torch.linalg, not
-random and not purely allocating. Out: the share that agrees with eager execution, the share that
-runs without any ATen compute operator in the compiled call (seen by the profiler), and what is
-handed to PyTorch, by name. An operator agrees (or is native) when all its samples do. Operators run
-in a child process, so that one that crashes is counted and named.
+random and not purely allocating. Out: per operator how many samples agree with eager execution, how
+many run without any ATen compute operator in the compiled call (seen by the profiler), how many of
+these call an `extern` by its NumPy meaning, and what is handed to PyTorch, by name. Invariant:
+operators run in a child process, so that one that crashes is counted and named.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import fnmatch
 import json
@@ -19,8 +16,14 @@ import logging
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
+
+from tilewright.tools.doors.judge import figure, named, share
+
+__all__ = ["cases", "figures", "operators", "page", "sweep", "trouble"]
 
 RANDOM = (
     "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial", "normal*",
@@ -39,11 +42,12 @@ OTHER = (
     "torch.ops.*",
     "jiterator*",
 )
-# Not computing: allocation, and other views of the same memory.
+# Not computing: allocation, other views of the same memory, and a number that Python asks for.
 QUIET = {
     "aten::_reshape_alias", "aten::_unsafe_view", "aten::alias", "aten::as_strided",
-    "aten::chunk", "aten::detach", "aten::diagonal", "aten::empty", "aten::empty_like",
-    "aten::empty_strided", "aten::expand", "aten::expand_as", "aten::is_nonzero",
+    "aten::_local_scalar_dense", "aten::chunk", "aten::detach", "aten::diagonal", "aten::empty",
+    "aten::empty_like",
+    "aten::empty_strided", "aten::expand", "aten::expand_as", "aten::is_nonzero", "aten::item",
     "aten::lift_fresh", "aten::mH", "aten::mT", "aten::matrix_H", "aten::movedim", "aten::narrow",
     "aten::numpy_T", "aten::permute", "aten::reshape", "aten::resolve_conj", "aten::resolve_neg",
     "aten::select", "aten::set_", "aten::slice", "aten::split", "aten::split_with_sizes",
@@ -128,7 +132,8 @@ def difference(op: Any, sample: Any, want: Any, got: Any) -> str:
         try:
             if reference is None:
                 args, kwargs = wide((sample.input, *sample.args)), wide(sample.kwargs)
-                reference = tensors(op.op(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+                torch.manual_seed(0)
+                reference = tensors(function_of(op)(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
             exact = reference[k].double()
         except Exception as error:  # noqa: BLE001 - any operator may lack float64
             return f"result {k} differs, no reference: {error}"
@@ -141,10 +146,25 @@ def difference(op: Any, sample: Any, want: Any, got: Any) -> str:
             continue
         top = exact[ok].abs().max().item()
         bound = 4 * max((x - exact)[ok].abs().max().item(), 8 * 2**-24 * top)
-        error = (y - exact)[ok].abs().max().item()
-        if error > bound:
-            return f"result {k} is off by {error:.3g}, allowed {bound:.3g}"
+        off = (y - exact)[ok].abs().max().item()
+        if off > bound:
+            return f"result {k} is off by {off:.3g}, allowed {bound:.3g}"
     return ""
+
+
+def function_of(op: Any) -> Any:
+    """What is run: OpInfo's function, or PyTorch's own where OpInfo only wraps it so that random
+    numbers are the same again (Dynamo does not enter the wrapper; we seed before each call).
+    """
+    import torch
+
+    names = getattr(getattr(op.op, "__code__", None), "co_names", ())
+    if "wrapper_set_seed" not in names:
+        return op.op
+    found: Any = torch
+    for part in op.name.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def one(op: Any, sample: Any) -> dict[str, Any]:
@@ -153,78 +173,107 @@ def one(op: Any, sample: Any) -> dict[str, Any]:
     import torch._dynamo
 
     import tilewright.torch as door
+    from tilewright.frontend.torch import ROWS
 
     torch._dynamo.reset()
     door.reset_reports()
     args, kwargs = (sample.input, *sample.args), sample.kwargs
-    out: dict[str, Any] = {"native": False, "handed": [], "detail": ""}
+    out: dict[str, Any] = {"native": False, "handed": [], "externs": [], "detail": ""}
+
+    run = function_of(op)
 
     def call(*a: Any, **k: Any) -> Any:
-        return op.op(*a, **k)
+        return run(*a, **k)
 
     with torch.inference_mode(False), torch.no_grad():
         try:
+            torch.manual_seed(0)
             want = call(*copy.deepcopy(args), **copy.deepcopy(kwargs))
         except Exception as error:  # noqa: BLE001 - a sample that PyTorch refuses does not count
             return {"skip": str(error)}
         try:
-            compiled = torch.compile(call, backend=door.backend, dynamic=False)
+            # A function written in Python is compiled itself: within another one, a value that it
+            # looks at would leave all of it to PyTorch.
+            whole = run if isinstance(run, FunctionType) else call
+            compiled = torch.compile(whole, backend=door.backend, dynamic=False)
+            torch.manual_seed(0)
             mine = copy.deepcopy(args)
             got = compiled(*mine, **copy.deepcopy(kwargs))
             reports = door.reports()
             out["handed"] = sorted({n for r in reports for n in r.handed})
-            out["reasons"] = {k: v for r in reports for k, v in r.reasons.items()}
             wrong = difference(op, sample, want, got)
             out["outcome"], out["detail"] = ("wrong" if wrong else "agree"), wrong
             again = copy.deepcopy(args), copy.deepcopy(kwargs)
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
                 compiled(*again[0], **again[1])
             ran = {e.name for e in seen.events() if e.name.startswith("aten::")} - QUIET
-            out["ran"] = sorted(ran)
             out["native"] = not ran and not out["handed"]
+            held = {n for r in reports for n in r.native}
+            out["externs"] = sorted(n for n in held if n in ROWS and ROWS[n].kind == "extern")
+            if ran and not out["handed"]:
+                out["handed"] = sorted(ran)
         except Exception as error:  # noqa: BLE001 - every failure is a result here
             out["outcome"] = "error"
             out["detail"] = f"{type(error).__name__}: {str(error).strip()[:400]}"
     return out
 
 
-def work(names: list[str], samples: int) -> None:
+def work(names: Sequence[str], samples: int) -> None:
     """Child process: run operators, one JSON line each; a line before each says which."""
     import torch
 
     logging.disable(logging.WARNING)
-    torch.manual_seed(0)
     known = {full_name(op): op for op in operators()}
     for name in names:
         print(json.dumps({"start": name}), flush=True)
         started = time.perf_counter()
-        rows = []
         torch.manual_seed(0)
-        for k, sample in enumerate(known[name].sample_inputs("cpu", torch.float32)):
-            if k >= samples:
-                break
-            row = one(known[name], sample)
+        given = list(known[name].sample_inputs("cpu", torch.float32))
+        rows = []
+        for k in spread(len(given), samples):
+            row = one(known[name], given[k])
             if "skip" not in row:
                 rows.append({"sample": k, **row})
         seconds = round(time.perf_counter() - started, 2)
-        print(json.dumps({"name": name, "rows": rows, "seconds": seconds}), flush=True)
+        found = {"name": name, "listed": len(given), **counts(rows), "seconds": seconds}
+        print(json.dumps(found), flush=True)
 
 
-def sweep(names: list[str], samples: int, timeout: float) -> list[dict[str, Any]]:
-    """Results of operators by name; a crash or a hang counts as an error of its operator."""
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of `count` numbers, evenly spread."""
+    return sorted({count * k // most for k in range(most)}) if count > most else list(range(count))
+
+
+def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The samples of one operator, counted."""
+    bad = [f"sample {r['sample']}: {r['detail']}" for r in rows if r["outcome"] != "agree"]
+    outcomes = {r["outcome"] for r in rows}
+    return {
+        "outcome": next((o for o in ("wrong", "error") if o in outcomes), "agree"),
+        "detail": "; ".join(bad)[:400],
+        "samples": len(rows),
+        "agree": sum(r["outcome"] == "agree" for r in rows),
+        "native": sum(r["native"] for r in rows),
+        "extern": sum(r["native"] and bool(r["externs"]) for r in rows),
+        "handed": sorted({n for r in rows for n in r["handed"]}),
+    }
+
+
+def sweep(names: Iterable[str], samples: int) -> list[dict[str, Any]]:
+    """Results of operators by name; a crash counts as an error of its operator."""
     results: list[dict[str, Any]] = []
     left = list(names)
     while left:
         child = subprocess.Popen(
-            [sys.executable, __file__, "--work", "--samples", str(samples)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-P", "-m", "tilewright.tools.doors.opinfo", str(samples)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        assert child.stdin is not None and child.stdout is not None
+        assert child.stdin is not None and child.stdout is not None  # both are pipes
         child.stdin.write(json.dumps(left))
         child.stdin.close()
         current = ""
         for line in child.stdout:
-            if not line.startswith("{"):
+            if not line.startswith(('{"start"', '{"name"')):
                 continue
             found = json.loads(line)
             if "start" in found:
@@ -232,69 +281,74 @@ def sweep(names: list[str], samples: int, timeout: float) -> list[dict[str, Any]
                 continue
             results.append(found)
             left.remove(found["name"])
-            bad = [r for r in found["rows"] if r["outcome"] != "agree"]
-            if bad:
-                print(f"  {found['name']}: {bad[0]['outcome']}: {bad[0]['detail']}", flush=True)
-        child.wait(timeout)
+        status = child.wait()
+        if not current:
+            raise RuntimeError(f"the process ended with {status} before its first operator")
         if current in left:
             left.remove(current)
-            row = {"sample": -1, "outcome": "error", "native": False, "handed": [],
-                   "detail": f"the process ended with {child.returncode}"}  # fmt: skip
-            results.append({"name": current, "rows": [row], "seconds": 0})
-            print(f"  {current}: crash {child.returncode}", flush=True)
+            row = {"sample": -1, "outcome": "error", "native": False, "handed": [], "externs": [],
+                   "detail": f"the process ended with {status}"}  # fmt: skip
+            results.append({"name": current, "listed": 0, **counts([row]), "seconds": 0})
     return results
 
 
-def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of a sweep."""
-    ran = [r for r in results if r["rows"]]
-    samples = [row for r in ran for row in r["rows"]]
-    handed: dict[str, list[str]] = {}
-    for r in ran:
-        for row in r["rows"]:
-            for name in row["handed"]:
-                handed.setdefault(name, []).append(r["name"])
+def cases(k: int, n: int, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every n-th operator from the k-th on."""
+    return sweep([full_name(op) for op in operators(settings.get("only", "*"))][k::n],
+                 settings["samples"])  # fmt: skip
+
+
+def figures(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Shares of operators and of samples."""
+    ran = [c for c in found if c["samples"]]
+    samples, listed = sum(c["samples"] for c in ran), sum(c["listed"] for c in ran)
+    whole = sum(c["agree"] == c["samples"] for c in ran)
+    agree, native = sum(c["agree"] for c in ran), sum(c["native"] for c in ran)
+    own = "without a compute operator of ATen in the compiled call"
     return {
-        "operators": len(ran),
-        "samples": len(samples),
-        "opinfo_share": sum(all(x["outcome"] == "agree" for x in r["rows"]) for r in ran)
-        / len(ran),
-        "native_share": sum(all(x["native"] for x in r["rows"]) for r in ran) / len(ran),
-        "sample_share": sum(x["outcome"] == "agree" for x in samples) / len(samples),
-        "native_sample_share": sum(x["native"] for x in samples) / len(samples),
-        "wrong": sorted({r["name"] for r in ran for x in r["rows"] if x["outcome"] == "wrong"}),
-        "errors": sorted({r["name"] for r in ran for x in r["rows"] if x["outcome"] == "error"}),
-        "handed": {k: sorted(set(v)) for k, v in sorted(handed.items())},
-        "not_native": sorted(r["name"] for r in ran if not all(x["native"] for x in r["rows"])),
-    }
+        "opinfo_operators": figure(
+            len(ran), "operators", f"{samples} samples run of the {listed} that PyTorch lists"
+        ),
+        "opinfo_share": share(whole, len(ran), "operators of which every sample agrees"),
+        "opinfo_sample_share": share(agree, samples, "samples that agree with eager execution"),
+        "opinfo_wrong": figure(
+            sum(c["outcome"] == "wrong" for c in ran), "operators", "a result differs, silently"
+        ),
+        "opinfo_errors": figure(
+            sum(c["outcome"] == "error" for c in ran), "operators", "a sample ends in an error"
+        ),
+        "native_share": share(native, samples, f"samples {own}"),
+        "native_operator_share": share(
+            sum(c["native"] == c["samples"] for c in ran), len(ran),
+            f"operators of which every sample runs {own}",
+        ),
+        "extern_share": share(
+            sum(c["extern"] for c in ran), samples,
+            "native samples that hold an extern, which may run by its NumPy meaning",
+        ),
+    }  # fmt: skip
 
 
-def main() -> int:
-    """Run the sweep; exit status 1 where a result is silently wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="*", help="names of operators, as a pattern")
-    parser.add_argument("--samples", type=int, default=1000, help="at most so many per operator")
-    parser.add_argument("--json", type=Path, help="write everything here")
-    parser.add_argument("--part", default="0/1", help="k/n: every n-th operator from the k-th")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds to wait at the end")
-    parser.add_argument("--list", action="store_true", help="only list the operators")
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.work:
-        work(json.load(sys.stdin), given.samples)
-        return 0
-    k, n = map(int, given.part.split("/"))
-    names = [full_name(op) for op in operators(given.only)][k::n]
-    if given.list:
-        print(*names, sep="\n")
-        return 0
-    results = sweep(names, given.samples, given.timeout)
-    figures = summary(results)
-    if given.json:
-        given.json.write_text(json.dumps({"figures": figures, "results": results}, indent=1))
-    print(json.dumps(figures, indent=1))
-    return 1 if figures["wrong"] else 0
+def trouble(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What must not be."""
+    return named(found, "wrong")
+
+
+def page(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is handed over, by operator, as Markdown."""
+    handed: Counter[str] = Counter()
+    for c in found:
+        handed.update(c["handed"])
+    part = [c for c in found if c["native"] < c["samples"]]
+    lines = ["Operators of OpInfo of which some sample is handed to PyTorch, wholly or in part "
+             "(native samples of all, and what PyTorch ran):", ""]  # fmt: skip
+    lines += [
+        f"* `{c['name']}` ({c['native']} of {c['samples']}): "
+        f"{', '.join(c['handed']) or c['detail']}"
+        for c in part
+    ]
+    return [*lines, ""]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    work(json.load(sys.stdin), int(sys.argv[1]))

@@ -1,19 +1,16 @@
-"""ONNX's own node tests through the importer and the Program interpreter, or through compiled code.
+"""ONNX's own node tests, compiled, or through the Program interpreter.
 
-Prints how many are passed, refused (with reasons) and wrong; exits 1 when one is wrong or crashes.
-
-    python scripts/onnx_node_tests.py [--native] [--expanded] [--symbolic] [--only PART] [--list]
+In: the node tests of the default domain that come with the package onnx. Out: per test `passed`,
+`baked` (passed, imported for the values of shape inputs), `refused` (with the reason), `wrong` or
+`crashed`. Every test in scope counts; none is skipped.
 """
 
 from __future__ import annotations
 
-import argparse
 import collections
-import sys
-import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +20,10 @@ from tilewright.errors import TilewrightError
 from tilewright.frontend.onnx import ValueNeeded, import_onnx
 from tilewright.frontend.onnx.proto import ELEMENT_TYPES
 from tilewright.ir.interpreter import run_program
+from tilewright.tools.doors.judge import counted, figure, named, share
 
-__all__ = ["Outcome", "cases", "native_outcome", "outcome_of"]
+__all__ = ["Outcome", "cases", "figures", "native_outcome", "node_cases", "outcome_of", "page"]
+__all__ += ["trouble"]
 
 _OTHER_KINDS = ("ImageDecoder", "OptionalHasElement", "OptionalGetElement", "SequenceMap")
 _RANDOM = (
@@ -47,7 +46,7 @@ class Outcome:
     detail: str = ""
 
 
-def cases(part: str = "", expanded: bool = False) -> Iterator[Any]:
+def node_cases(part: str = "", expanded: bool = False) -> Iterator[Any]:
     """The node tests of the default domain, without what is out of scope (see `in_scope`)."""
     from onnx.backend.test.case.node import collect_testcases
 
@@ -198,41 +197,37 @@ def compare(case: Any, got: list[Any], expected: list[Any]) -> Outcome | None:
     return None
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="part of a test's name")
-    parser.add_argument(
-        "--expanded", action="store_true", help="the tests of expanded functions instead"
-    )
-    parser.add_argument(
-        "--symbolic", action="store_true", help="with symbolic sizes for the first input"
-    )
-    parser.add_argument("--native", action="store_true", help="compiled, instead of interpreted")
-    parser.add_argument("--list", action="store_true", help="one line per test that is not passed")
-    options = parser.parse_args()
-    counts: collections.Counter[str] = collections.Counter()
-    reasons: collections.Counter[str] = collections.Counter()
-    start = time.monotonic()
-    for case in cases(options.only, options.expanded):
-        run = native_outcome if options.native else outcome_of
-        outcome = run(case, options.symbolic)
-        counts[outcome.kind] += 1
-        if outcome.kind == "refused":
-            reasons[outcome.detail] += 1
-        if outcome.kind in ("wrong", "crashed") or (options.list and outcome.kind == "refused"):
-            print(f"{outcome.kind}: {case.name}: {outcome.detail}", flush=True)
-    total = sum(counts.values())
-    good = counts["passed"] + counts["baked"]
-    for reason, count in reasons.most_common():
-        print(f"refused {count}: {reason}")
-    print(
-        f"{total} tests: {good} passed ({100 * good / max(total, 1):.1f} %, "
-        f"{counts['baked']} of them imported for the values of shape inputs), "
-        f"{counts['refused']} refused, {counts['wrong']} wrong, {counts['crashed']} crashed, "
-        f"{time.monotonic() - start:.0f} s"
-    )
-    return 1 if counts["wrong"] or counts["crashed"] else 0
+def cases(k: int, n: int, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every n-th test from the k-th on, compiled and run."""
+    out = []
+    for case in list(node_cases())[k::n]:
+        outcome = native_outcome(case)
+        out.append({"name": case.name, "outcome": outcome.kind, "detail": outcome.detail})
+    return out
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def figures(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Passed, wrong and refused tests."""
+    good = counted(found, "passed", "baked")
+    return {
+        "onnx_node_share": share(good, len(found), "ONNX node tests passed, compiled"),
+        "onnx_node_wrong": figure(
+            counted(found, "wrong", "crashed"), "tests", "another result, or an untyped error"
+        ),
+        "onnx_node_refused": figure(
+            counted(found, "refused"), "tests", "refused at import with a reason"
+        ),
+    }
+
+
+def trouble(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What must not be."""
+    return named(found, "wrong", "crashed")
+
+
+def page(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The refused tests by reason, as Markdown."""
+    reasons = collections.Counter(c["detail"] for c in found if c["outcome"] == "refused")
+    lines = ["ONNX node tests that are refused, and why:", ""]
+    lines += [f"* {count}: {reason}" for reason, count in reasons.most_common()]
+    return [*lines, ""]
