@@ -134,6 +134,9 @@ class _Lowering:
         at = stage.members.index(stage.anchor)
         definitions = [kernel.definitions[m] for m in stage.members]
         prefetch: list[tuple[str, str, int]] = []
+        steps = s.integer(p + "ahead")
+        if steps and roles.b is not None and reduce:
+            prefetch.append((roles.b.tensor, reduce[-1].axis, steps))
         ahead = s.integer(p + "prefetch")
         if ahead and kernel.shared:
             axis = kernel.shared[-1]
@@ -157,6 +160,7 @@ class _Lowering:
             bool(s.integer(p + "nt")),
             tuple(prefetch),
             self.places,
+            fetches=bool(s.integer(p + "fetch")),
         )
         return self.strips(k, roles, spec), roles
 

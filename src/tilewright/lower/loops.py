@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, F32, I32, I64, DType
 from tilewright.ir.expr import Expr
-from tilewright.ir.nest import For, If, Prefetch, TileType
+from tilewright.ir.nest import For, If, TileType
 from tilewright.ir.program import MONOIDS, Definition, identity_of
 from tilewright.ir.ranges import simplify
 from tilewright.lower.builder import Builder, Tile
+from tilewright.lower.prefetch import fetch_ahead, fetch_tile
 from tilewright.lower.tiles import Place, TileScope
 
 __all__ = [
@@ -92,6 +93,7 @@ class StageSpec:
     # A reduced axis of which the region has one block, and the extent of the blocks: the stage
     # makes partial results, the first axis of its anchor numbers them.
     part: tuple[str, int] | None = None
+    fetches: bool = False  # rows that follow a reduction are asked for before it
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,8 @@ def _emit_tile(b: Builder, spec: StageSpec, r: Region, lanes: int) -> None:
         for m in (*spec.before, d, *spec.after):
             define(scope, spec, m, scope.value(m.body))
         return
+    if spec.fetches:
+        fetch_tile(b, scope, spec.after)
     if d.reduction.monoid in ("argmax", "argmin"):
         if spec.lane is not None and spec.lane in spec.partial and r.lengths[spec.lane] > 1:
             value = _emit_arg_lanes(b, spec, r, lanes, scope)
@@ -378,6 +382,10 @@ def define(scope: TileScope, spec: StageSpec, m: Definition, value: Tile) -> Non
         scope.store(spec.places[m.name], [a.index for a in m.axes], value, spec.nontemporal)
 
 
+def _reads(members: tuple[Definition, ...]) -> list[Expr]:
+    return [r for m in members for e in m.expressions() for r in e.reads()]
+
+
 def emit_reduction(
     b: Builder,
     spec: StageSpec,
@@ -412,7 +420,8 @@ def emit_reduction(
         inner = scope_of(b, spec, region, sizes)
         for m in spec.before:
             define(inner, spec, m, inner.value(m.body))
-        _prefetch(b, spec, inner)
+        if spec.prefetch:
+            fetch_ahead(b, inner, _reads((d, *spec.before)), spec.prefetch)
         masked = {a: v for a, v in inner.valid.items() if a in extents}
         if monoid == "sum" and d.body.op == "mul" and d.reduction.guard is None and not masked:  # type: ignore[union-attr]
             left, right = (inner.value(x) for x in d.body.args)
@@ -486,26 +495,6 @@ def _guarded(
             "select", scope.type(dtype, axes), (c, value, b.fill(TileType(dtype), identity))
         )
     return value
-
-
-def _prefetch(b: Builder, spec: StageSpec, scope: TileScope) -> None:
-    """Ask for what the same tile reads some positions of an axis later."""
-    for tensor, axis, ahead in spec.prefetch:
-        place = spec.places[tensor]
-        for e in (*spec.anchor.expressions(), *(x for m in spec.before for x in m.expressions())):
-            for read in e.reads():
-                if read.attr[0] != tensor or any(s.reads() for s in read.args):
-                    continue
-                moved = E.substitute(read, {E.index(axis): E.index(axis) + ahead})
-                local = place.local(
-                    [scope.localize(s) for s in moved.args[: len(place.layout.shape)]]
-                )
-                split = scope._split(place.layout.address(local))
-                if split is None:
-                    continue
-                size = scope.sizes.get(scope.lane or "", 1) * read.dtype.bytes
-                b.effect(Prefetch(place.buffer, split[1], max(64, size)))
-                return
 
 
 def _reduce_levels(

@@ -182,7 +182,7 @@ class TileScope:
             if orelse is not None or None in known:
                 return self._gather(place, local, orelse, e.dtype)
             local = tuple(s for s in known if s is not None)
-        split = self._split(place.layout.address(local))
+        split = self.split(place.layout.address(local))
         limits = self._limits(place, local, orelse, self._provenance.get(e, ()))
         if split is None or limits is None:
             return self._gather(place, local, orelse, e.dtype)
@@ -231,7 +231,8 @@ class TileScope:
                 return a
         return t.lane
 
-    def _split(self, address: Expr) -> tuple[dict[Expr, int], Expr] | None:
+    def split(self, address: Expr) -> tuple[dict[Expr, int], Expr] | None:
+        """({position: stride}, rest) of a local address; None where it is not linear."""
         return split_linear(simplify(address, self._ranges), list(self._positions))
 
     def _limits(
@@ -346,7 +347,7 @@ class TileScope:
 
     def load_at(self, place: Place, local: Sequence[Expr]) -> Tile:
         """The tile at localized subscripts, which are linear in the tile's positions."""
-        split = self._split(place.layout.address(local))
+        split = self.split(place.layout.address(local))
         assert split is not None
         axes = {self._positions[p] for p in split[0]}
         return self._strided(place, place.dtype, split[0], split[1], axes, [], None)
@@ -383,7 +384,7 @@ class TileScope:
         self, place: Place, local: Sequence[Expr], value: Tile, nontemporal: bool = False
     ) -> None:
         """Write a tile at localized subscripts."""
-        split = self._split(place.layout.address(local))
+        split = self.split(place.layout.address(local))
         if split is None:
             self._scatter(place, local, value)
             return

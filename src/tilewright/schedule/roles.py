@@ -10,6 +10,7 @@ preferably constant, then the one that is contiguous along an n-like axis.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -53,6 +54,7 @@ class StageRoles:
     writes: tuple[Access, ...]
     a: Access | None = None
     b: Access | None = None
+    follows: tuple[Access, ...] = ()  # what members after the anchor read from outside
 
     @property
     def is_contraction(self) -> bool:
@@ -108,22 +110,20 @@ def stage_roles(kernel: Kernel, k: int) -> StageRoles:
     )
     constants = {t.name for t, _ in kernel.program.constants}
     own = set(stage.members)
-    bodies = list(d.expressions()) + [
-        kernel.definitions[m].body for m in stage.members[: stage.members.index(stage.anchor)]
-    ]
-    accesses = []
-    for r in dict.fromkeys(r for e in bodies for r in e.reads() if r.attr[0] not in own):
-        subs = r.args[:-1] if r.attr[1] else r.args
-        layout = kernel.layout_of.get(r.attr[0])
-        accesses.append(
-            Access(
-                r.attr[0],
-                r,
-                _strides(r, layout, extents, subs),
-                r.attr[0] in constants,
-                r.dtype.bytes,
-            )
-        )
+    at = stage.members.index(stage.anchor)
+
+    def accessed(bodies: Iterable[Expr]) -> list[Access]:
+        found = []
+        for r in dict.fromkeys(r for e in bodies for r in e.reads() if r.attr[0] not in own):
+            subs = r.args[:-1] if r.attr[1] else r.args
+            strides = _strides(r, kernel.layout_of.get(r.attr[0]), extents, subs)
+            found.append(Access(r.attr[0], r, strides, r.attr[0] in constants, r.dtype.bytes))
+        return found
+
+    accesses = accessed(
+        [*d.expressions(), *(kernel.definitions[m].body for m in stage.members[:at])]
+    )
+    follows = accessed(kernel.definitions[m].body for m in stage.members[at + 1 :])
     writes = []
     for m in stage.members:
         if kernel.is_stored(m):
@@ -147,7 +147,9 @@ def stage_roles(kernel: Kernel, k: int) -> StageRoles:
     for axis in reduced:
         names[axis] = f"k{counts['k']}"
         counts["k"] += 1
-    return StageRoles(d, extents, out, reduced, names, tuple(accesses), tuple(writes), a, b)
+    return StageRoles(
+        d, extents, out, reduced, names, tuple(accesses), tuple(writes), a, b, tuple(follows)
+    )
 
 
 def _operands(r: StageRoles) -> tuple[Access | None, Access | None]:

@@ -19,7 +19,7 @@ from tilewright.schedule.schedule import Schedule, Value
 
 __all__ = ["SPACE_VERSION", "Group", "Space"]
 
-SPACE_VERSION = 1  # part of every record's key: raise it when the meaning of a parameter changes
+SPACE_VERSION = 2  # part of every record's key: raise it when the meaning of a parameter changes
 KINDS = ("tile", "order", "choice", "flag")
 
 

@@ -9,7 +9,7 @@ up by extents, guesses are computed from them.
 from __future__ import annotations
 
 from itertools import product
-from math import ceil, gcd, prod
+from math import ceil, gcd, log2, prod
 
 from tilewright.machine.target import Target
 from tilewright.schedule.roles import StageRoles
@@ -19,6 +19,7 @@ from tilewright.schedule.space import Group
 __all__ = ["stage_groups"]
 
 MAX_BODY = 512  # vector operations in an innermost body
+_LATENCY = 400  # cycles that memory takes to answer, roughly
 HEAVY_BODY = 24  # a body of more operations than this is not worth interleaving widely
 
 
@@ -306,11 +307,11 @@ class StageSpace:
                 Group((f"{p}reduce",), ("order",), tuple((o,) for o in self._reduce_orders()))
             )
         out += self._packing(lane, first)
+        out += self._fetching(lane, first)
         out += self._strips(lane)
         for a in r.out:
             if a != lane and int(first.get(f"{p}reg.{r.names[a]}", 1)) > 1:
-                rest = r.extents[a] % int(first[f"{p}reg.{r.names[a]}"])
-                guess = "overlap" if rest and a not in self.shared else "peel"
+                guess = self._tail(a, first)
                 other = "peel" if guess == "overlap" else "overlap"
                 tails: tuple[tuple[Value, ...], ...] = (
                     ((guess,), (other,)) if a not in self.shared else (("peel",),)
@@ -322,6 +323,40 @@ class StageSpace:
             size = prod(self.full[a] for a in r.out) * r.anchor.dtype.bytes
             streams = size > self.target.l3_bytes // 8
             out.append(Group((f"{p}nt",), ("flag",), ((1,), (0,)) if streams else ((0,), (1,))))
+        return out
+
+    def _tail(self, axis: str, first: dict[str, Value]) -> str:
+        """Best form of the rest of an unrolled axis: tiles that overlap, or a smaller one."""
+        r, p = self.r, self.p
+        tile = int(first[f"{p}reg.{r.names[axis]}"])
+        rest = r.extents[axis] % tile
+        if not rest or axis in self.shared:
+            return "peel"
+        # A small tile is more code and, with few sums in flight, no faster than a whole one.
+        lane = r.axis_of.get(str(first[f"{p}lane"]))
+        sizes = {a: int(first.get(f"{p}reg.{r.names[a]}", 1)) for a in r.out}
+        live = prod(ceil(n / self.lanes) if a == lane else n for a, n in sizes.items())
+        is_busy = r.is_contraction and live * rest // tile >= 8
+        return "peel" if is_busy and (tile - rest) > 0.05 * r.extents[axis] else "overlap"
+
+    def _fetching(self, lane: str | None, first: dict[str, Value]) -> list[Group]:
+        """Prefetch in a contraction: of B along the reduced axis, and of the rows that follow."""
+        r, p = self.r, self.p
+        out: list[Group] = []
+        if not r.is_contraction or r.b is None or self.shared or lane not in r.out:
+            return out
+        if lane is not None and r.names[lane].startswith("n"):
+            # A step takes half a cycle an accumulator; memory answers in some 400 cycles.
+            live = prod(
+                ceil(n / self.lanes) if a == lane else n
+                for a, n in ((a, int(first.get(f"{p}reg.{r.names[a]}", 1))) for a in r.out)
+            )
+            ahead = 1 << max(2, ceil(log2(_LATENCY / max(1, live / 2))))
+            streams = r.b.constant and 2 * self._b_bytes() >= self.target.l2_bytes
+            some = (ahead, 0, ahead // 2, 2 * ahead) if streams else (0, ahead, ahead // 2)
+            out.append(Group((f"{p}ahead",), ("choice",), tuple((x,) for x in some)))
+        if any(all(x.uses(a) for a in r.out) for x in r.follows):
+            out.append(Group((f"{p}fetch",), ("flag",), ((1,), (0,))))
         return out
 
     def _strips(self, lane: str | None) -> list[Group]:
