@@ -26,7 +26,7 @@ from tilewright.ir.program import (
     blocks_of,
 )
 
-__all__ = ["default_sizes", "random_inputs"]
+__all__ = ["default_sizes", "index_limits", "random_inputs"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # Values of integers that only take part in arithmetic: small, so that products stay readable.
@@ -57,7 +57,7 @@ def random_inputs(
         if isinstance(s, Size):
             known[s.name] = size_of(s.bound, known)
     rng = np.random.default_rng([seed, len(program.inputs)])
-    limits = _index_limits(program, known)
+    limits = index_limits(program, known)
     out: dict[str, Array] = {}
     for t in program.inputs:
         shape = tuple(size_of(e, known, t) for e in t.shape)
@@ -81,7 +81,7 @@ def _draw(
     return rng.integers(low, high, shape).astype(dtype.np)
 
 
-def _index_limits(program: Program, sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+def index_limits(program: Program, sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
     """Integer input -> the values that keep every subscript it reaches in range."""
     shapes = {n: t.shape for n, t in program.tensors.items()}
     definitions: dict[str, Definition] = {}

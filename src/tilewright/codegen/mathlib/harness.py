@@ -152,10 +152,16 @@ def _engine() -> Any:
     return _ENGINE[0]
 
 
-def compile_loop(name: str, dtype: str, lanes: int, level: Level) -> Loop:
-    """A function from arrays (1-d, contiguous, a multiple of `lanes` long) to a new array."""
+def compile_loop(
+    name: str, dtype: str, lanes: int, level: Level, change: Callable[[str], str] | None = None
+) -> Loop:
+    """A function from arrays (1-d, contiguous, a multiple of `lanes` long) to a new array.
+
+    change: applied to the text first, to plant a fault.
+    """
     arity = MATH[name].arity
-    function, tracker = _load(_loop_text(name, dtype, lanes, level), _machine(level), arity + 1)
+    text = _loop_text(name, dtype, lanes, level)
+    function, tracker = _load(change(text) if change else text, _machine(level), arity + 1)
 
     def loop(*arrays: Array, out: Array | None = None) -> Array:
         result = np.empty_like(arrays[0]) if out is None else out

@@ -25,20 +25,22 @@ _INVERSES: dict[str, Callable[[Array], Array]] = {
 
 
 class Floats:
-    """Random numbers by name; every method as in `Field`."""
+    """Random numbers by name, up to about `spread`; every method as in `Field`."""
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count: int, seed: int, spread: float = 0.7) -> None:
         self.count = count
+        self.spread = spread
         self.rng = np.random.default_rng(seed)
 
     def const(self, c: Any) -> Array:
         return np.full(self.count, float(c))
 
     def symbol(self, name: str) -> Array:
-        return self.rng.uniform(0.05, 0.7, self.count)
+        low = 0.05 if self.spread < 1 else -self.spread
+        return self.rng.uniform(low, self.spread, self.count)
 
     def positive(self, name: str, base: str = "e") -> Array:
-        return np.exp(self.rng.uniform(-1.5, 1.5, self.count))
+        return np.exp(self.rng.uniform(-2 * self.spread, 2 * self.spread, self.count))
 
     def signed(self, name: str) -> Array:
         return self.positive(name) * self.rng.choice([-1.0, 1.0], self.count)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-__all__ = ["FAMILIES", "FUNCTIONS", "Family", "Function"]
+__all__ = ["FAMILIES", "FUNCTIONS", "OTHERS", "Family", "Function"]
 
 Value = Any
 Queries = list[tuple[str, tuple[Value, ...]]]
@@ -281,4 +281,6 @@ FUNCTIONS: Sequence[Function] = (
     F("exp(cos)", lambda m, x: m.exp(m.cos(x)), bases=("f", "log f")),
     F("x^4", lambda m, x: x * x * x * x),
 )
+# Not among the eighty, but emitted.
+OTHERS: Sequence[Function] = (F("1 / sqrt", lambda m, x: 1 / m.root(x, 2), "positive"),)
 del F
