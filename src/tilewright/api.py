@@ -13,7 +13,7 @@ import operator
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -170,11 +170,25 @@ class CompiledModel(CallableModel):
 
         return dump(self, stage, kernel=kernel, folder=folder)
 
-    def save(self, path: Path | str) -> None:
-        """Write the variants compiled so far to one file that `load` runs without compiling."""
+    def save(self, path: Path | str, *, self_test: bool = False) -> None:
+        """Write the variants compiled so far to one file that `load` runs without compiling.
+
+        self_test: call the model some dozens of times, and keep in the file which relations hold
+        between its results, so that `tilewright check --self` can test it anywhere.
+        """
         from tilewright.runtime.package import save_model
 
-        save_model(path, self)
+        tests: list[Mapping[str, Any] | None] = []
+        if self_test:
+            from tilewright.verify.reductions.models import learn_model
+
+            names = [s.name for s in self.input_specs]
+
+            def run(arrays: Sequence[Array]) -> list[Array]:
+                return self.run(dict(zip(names, arrays, strict=True)))
+
+            tests += [learn_model(run, self.program, v.sizes).to_json() for v in self.variants]
+        save_model(path, self, tests)
 
 
 class _Variant:

@@ -21,7 +21,7 @@ import struct
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -99,9 +99,12 @@ class Saveable(Protocol):
 # ---- saving ------------------------------------------------------------------------------------
 
 
-def save_model(path: Path | str, model: Saveable) -> None:
+def save_model(
+    path: Path | str, model: Saveable, self_tests: Sequence[Mapping[str, Any] | None] = ()
+) -> None:
     """Write every variant that was compiled so far.
 
+    self_tests: plain data of a self-test for each variant, for `LoadedModel.self_tests`.
     Errors: R004 where no variant was compiled and the sizes are not known; U003 where the file
     cannot be written.
     """
@@ -109,6 +112,8 @@ def save_model(path: Path | str, model: Saveable) -> None:
     objects: dict[str, bytes] = {}
     constants: dict[str, Array] = {}
     variants = [_variant_out(v, objects, constants) for v in model.variants]
+    for out, test in zip(variants, self_tests, strict=False):
+        out["self_test"] = test
     shared = {}
     for key, data in shared_objects():
         shared[key] = _object_name(data)
@@ -264,6 +269,8 @@ class LoadedModel(CallableModel):
     ) -> None:  # fmt: skip
         self.name: str = manifest["name"]
         self._sizes = [dict(v["sizes"]) for v in manifest["variants"]]
+        self.self_tests = [(dict(v["sizes"]), v.get("self_test")) for v in manifest["variants"]]
+        """The sizes of each variant, and the data of its self-test or None."""
         self._artifacts, self._keys = artifacts, keys
         self._constants, self._entries = constants, entries
         self._bindings: dict[int, Binding] = {}

@@ -313,21 +313,36 @@ def explain(
 @cli.command()
 @MODEL
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Inputs.")
+@click.option("--self", "is_self", is_flag=True, help="Test it by its own results, no reference.")
 @dims_option
 @machine_options
 @json_option
 def check(
     model: Path,
     seeds: int,
+    is_self: bool,
     dims: Sequence[str],
     threads: int | None,
     target: str | None,
     db: Path | None,
     json_path: str | None,
 ) -> int:
-    """Compare what the compiled MODEL computes with the meaning of its Program."""
+    """Compare what the compiled MODEL computes with the meaning of its Program.
+
+    With --self, which also takes a saved model: test relations between its own results, and the
+    math functions of this machine.
+    """
     from tilewright.tools import models
 
+    if is_self:
+        from tilewright.tools import selfcheck
+
+        found = selfcheck.self_check(
+            model, seeds=seeds, dims=_dims(dims), threads=threads, target=target, db=db
+        )
+        _output().print(selfcheck.table(found))
+        _json(found)
+        return outcome.DONE if found["ok"] else outcome.CHECK_FAILED
     result = models.check(
         model, seeds=seeds, dims=_dims(dims), threads=threads, target=target, db=db
     )

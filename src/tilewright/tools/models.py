@@ -58,7 +58,7 @@ def tune(
             on_event=shown.update,
         )
     if output is not None:
-        compiled.save(output)
+        compiled.save(output, self_test=True)
     return {
         "model": str(path),
         "seconds": time.monotonic() - started,

@@ -1,6 +1,6 @@
 """Work on what nobody trusts, in children with limits of time, memory, file size and processes.
 
-In: tasks and a function that turns a task into something that JSON can say. Out: how each task ended.
+In: tasks and a function that turns a task into what JSON can say. Out: how each task ended.
 Invariants: a child that crashes, hangs, eats memory or leaves processes behind costs one task; the
 parent never waits longer than the limit, and nothing of the child's process group outlives it.
 
@@ -41,7 +41,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ended:
-    """kind: done, refused (a typed error), internal (an InternalError), exception, memory, crash, hang.
+    """kind: done, refused (a typed error), internal (our bug), exception, memory, crash, hang.
 
     detail: code and message, traceback, or signal. value: what the function returned. where: what
     it last said through `say` before it died.

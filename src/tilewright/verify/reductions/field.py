@@ -6,9 +6,9 @@ stand for, but for a probability of at most (degree / prime) per point.
 
 A function that is no polynomial is computed from the laws it obeys. exp turns a polynomial in the
 symbols into a product of generators, one per monomial and real or imaginary part, each a random
-residue of its own; sin and cos are exponentials of imaginary arguments; a logarithm, and every other
-inverse, is taken where the argument is known as a value of the function that it inverts. floor and
-the sign of a number are decided by cases, which the points go through in turn.
+residue of its own; sin and cos are exponentials of imaginary arguments; a logarithm, and every
+other inverse, is taken where the argument is known as a value of the function that it inverts.
+floor and the sign of a number are decided by cases, which the points go through in turn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 __all__ = ["DENOMINATOR", "PRIMES", "Element", "Field", "NotExpressible"]
 
-# Primes below 2^31 that are 5 mod 8: products fit into 64 bits, -1 and half of all residues have roots.
+# Primes below 2^31 that are 5 mod 8: products fit into 64 bits, -1 has a root and half of the rest.
 PRIMES = (2147483629, 2147483549, 2147483477, 2147483269)
 DENOMINATOR = 12  # exponents of generators are multiples of 1/12
 _MOST_TERMS = 16
@@ -39,8 +39,12 @@ class NotExpressible(Exception):
     """The function has no value here in terms of the symbols."""
 
 
+_ZERO: Number = (Fraction(0), Fraction(0))
+_UNIT: Number = (Fraction(1), Fraction(0))
+
+
 def _form(terms: Mapping[Monomial, Number]) -> Form:
-    return {m: c for m, c in terms.items() if c != (0, 0)}
+    return {m: c for m, c in terms.items() if c != _ZERO}
 
 
 def _key(f: Form) -> tuple[Any, ...]:
@@ -57,7 +61,7 @@ def _times(a: Form | None, b: Form | None) -> Form | None:
             for name, k in n:
                 powers[name] = powers.get(name, 0) + k
             key = tuple(sorted((name, k) for name, k in powers.items() if k))
-            old = out.get(key, (Fraction(0), Fraction(0)))
+            old = out.get(key, _ZERO)
             out[key] = (old[0] + re * s - im * t, old[1] + re * t + im * s)
     return _form(out)
 
@@ -67,7 +71,7 @@ def _plus(a: Form | None, b: Form | None, sign: int = 1) -> Form | None:
         return None
     out = dict(a)
     for m, (re, im) in b.items():
-        old = out.get(m, (Fraction(0), Fraction(0)))
+        old = out.get(m, _ZERO)
         out[m] = (old[0] + sign * re, old[1] + sign * im)
     return _form(out) if len(out) <= _MOST_TERMS else None
 
@@ -121,7 +125,9 @@ class Element:
     def __neg__(self) -> Element:
         sign = None if self.sign is None else -self.sign
         form = _scaled(self.form, Fraction(-1))
-        return Element(self.field, -self.value % self.field.prime, form, sign=sign, degree=self.degree)
+        return Element(
+            self.field, -self.value % self.field.prime, form, sign=sign, degree=self.degree
+        )
 
     def __mul__(self, x: Element | _Real) -> Element:
         o = self._other(x)
@@ -150,7 +156,7 @@ class Element:
         degree = (self.degree[0] + o.degree[1], self.degree[1] + o.degree[0])
         form = None
         if o.form is not None and len(o.form) == 1:
-            (monomial, (re, im)), = o.form.items()
+            ((monomial, (re, im)),) = o.form.items()
             size = re * re + im * im
             turned = {tuple((n, -k) for n, k in monomial): (re / size, -im / size)}
             form = _times(self.form, turned)
@@ -210,9 +216,7 @@ class Field:
 
     def number(self, c: Number) -> int:
         """A Gaussian rational as a residue."""
-        re, im = (
-            x.numerator * pow(x.denominator, -1, self.prime) % self.prime for x in c
-        )
+        re, im = (x.numerator * pow(x.denominator, -1, self.prime) % self.prime for x in c)
         return (re + self.i * im) % self.prime
 
     # ---- elements ----
@@ -220,7 +224,7 @@ class Field:
     def const(self, c: _Real) -> Element:
         number = (Fraction(c), Fraction(0))
         value = np.full(self.count, self.number(number), np.int64)
-        power = ("", {}) if c == 1 else None
+        power: tuple[str, Form] | None = ("", {}) if c == 1 else None
         sign = np.full(self.count, 1 if c > 0 else -1) if c else None
         return Element(self, value, _form({ONE: number}), power, sign=sign, degree=(0, 0))
 
@@ -239,7 +243,7 @@ class Field:
     def symbol(self, name: str) -> Element:
         """A real number that may be anything."""
         self.symbols.setdefault(name, self.random())
-        return self.of_form({((name, 1),): (Fraction(1), Fraction(0))})
+        return self.of_form({((name, 1),): _UNIT})
 
     def positive(self, name: str, base: str = "e") -> Element:
         """A positive number, the exponential of a symbol."""
@@ -247,7 +251,7 @@ class Field:
         e = self.power(base, exponent)
         self.symbols[name] = e.value
         self.bases[name] = base
-        form = {((name, 1),): (Fraction(1), Fraction(0))}
+        form: Form = {((name, 1),): _UNIT}
         return replace(e, form=form, sign=np.ones(self.count, np.int64))
 
     def signed(self, name: str) -> Element:
@@ -301,9 +305,9 @@ class Field:
             return x.exp_of
         power = x.power
         if power is None and x.form is not None and len(x.form) == 1:
-            (monomial, c), = x.form.items()
-            if c == (1, 0) and all(self.bases.get(name) == base for name, _ in monomial):
-                logs = {((f"log {n}", 1),): (Fraction(k), Fraction(0)) for n, k in monomial}
+            ((monomial, c),) = x.form.items()
+            if c == _UNIT and all(self.bases.get(name) == base for name, _ in monomial):
+                logs: Form = {((f"log {n}", 1),): (Fraction(k), Fraction(0)) for n, k in monomial}
                 return self.of_form(logs)
         if power is None or power[0] not in ("", base):
             return Element(self, self.random(), log_of=x)
@@ -348,9 +352,7 @@ class Field:
 
     def sin(self, x: Element) -> Element:
         up, down = self._waves(x, (Fraction(0), Fraction(1)))
-        factor = Element(
-            self, np.full(self.count, pow(2 * self.i, -1, self.prime)), degree=(0, 0)
-        )
+        factor = Element(self, np.full(self.count, pow(2 * self.i, -1, self.prime)), degree=(0, 0))
         return self._known("sin", x, (up - down) * factor)
 
     def cos(self, x: Element) -> Element:

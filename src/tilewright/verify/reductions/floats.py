@@ -40,16 +40,16 @@ class Floats:
         return self.rng.uniform(low, self.spread, self.count)
 
     def positive(self, name: str, base: str = "e") -> Array:
-        return np.exp(self.rng.uniform(-2 * self.spread, 2 * self.spread, self.count))
+        return np.asarray(np.exp(self.rng.uniform(-2 * self.spread, 2 * self.spread, self.count)))
 
     def signed(self, name: str) -> Array:
-        return self.positive(name) * self.rng.choice([-1.0, 1.0], self.count)
+        return np.asarray(self.positive(name) * self.rng.choice([-1.0, 1.0], self.count))
 
     def split(self, name: str, up: bool = False) -> Array:
         return self.rng.uniform(-20, 20, self.count)
 
     def power(self, base: str, x: Array) -> Array:
-        return np.asarray({"e": np.e, "2": 2.0, "10": 10.0}[base] ** x)
+        return np.asarray(np.power({"e": np.e, "2": 2.0, "10": 10.0}[base], x))
 
     exp = staticmethod(np.exp)
     log2 = staticmethod(np.log2)

@@ -3,8 +3,8 @@
 In: an algebra (`Field`, `Floats`). Out: values of a function, and query points made of random ones.
 Invariant: a function and a family say what they are and nothing about which relation holds.
 
-A *family* is a way to ask: query points that are each random by themselves, whatever x is (`random`),
-or tied to x (a property of the function, no self-reduction).
+A *family* is a way to ask: query points that are each random by themselves, whatever x is, or tied
+to x (not `is_random`: a property of the function, no self-reduction).
 """
 
 from __future__ import annotations
@@ -162,8 +162,11 @@ FAMILIES = (
     Family("group law", "tan", _law("tan", lambda m, x, r, a, b: (x + r) / (1 - x * r))),
     Family("group law", "sinh", _law("sinh", lambda m, x, r, a, b: x * m.cosh(b) + r * m.cosh(a))),
     Family("group law", "cosh", _law("cosh", lambda m, x, r, a, b: x * r + m.sinh(a) * m.sinh(b))),
-    Family("group law", "sigmoid",
-           _law("sigmoid", lambda m, x, r, a, b: x * r / (1 - x - r + 2 * x * r))),
+    Family(
+        "group law",
+        "sigmoid",
+        _law("sigmoid", lambda m, x, r, a, b: x * r / (1 - x - r + 2 * x * r)),
+    ),
     Family("group law", "tanh", _law("tanh", lambda m, x, r, a, b: (x + r) / (1 + x * r))),
     Family("opposites", "real", _opposite, is_random=False),
     Family("opposites", "signed", _opposite_signed, is_random=False),
@@ -236,8 +239,12 @@ FUNCTIONS: Sequence[Function] = (
     F("logistic", lambda m, x: 1 / (1 + m.exp(-2 * x)), note="growth rate 2"),
     F("scaled logistic", lambda m, x: 5 / (1 + m.exp(-2 * x)), note="capacity 5, growth rate 2"),
     F("square loss", lambda m, x: (1 - x) * (1 - x)),
-    F("savage loss, library", lambda m, x: _square(m.sigmoid(-x)), bases=("f", "sqrt f"),
-      note="sqrt(f), the sigmoid of -x, allowed"),
+    F(
+        "savage loss, library",
+        lambda m, x: _square(m.sigmoid(-x)),
+        bases=("f", "sqrt f"),
+        note="sqrt(f), the sigmoid of -x, allowed",
+    ),
     F("savage loss, basis", lambda m, x: _square(m.sigmoid(-x))),
     F("arcsin", lambda m, x: m.inverted("sin", x), "sin"),
     F("arccos", lambda m, x: m.inverted("cos", x), "cos"),
@@ -246,10 +253,18 @@ FUNCTIONS: Sequence[Function] = (
     F("arccosh", lambda m, x: m.inverted("cosh", x), "cosh"),
     F("arctanh", lambda m, x: m.inverted("tanh", x), "tanh"),
     F("ReLU", lambda m, x: _select_sign(m, x, Fraction(0)), "signed"),
-    F("leaky ReLU", lambda m, x: _select_sign(m, x, Fraction(1, 100)), "signed", note="slope 1/100"),
+    F(
+        "leaky ReLU",
+        lambda m, x: _select_sign(m, x, Fraction(1, 100)),
+        "signed",
+        note="slope 1/100",
+    ),
     F("swish", lambda m, x: x * m.sigmoid(x)),
-    F("GELU", lambda m, x: x * (1 + m.odd("erf", x / 2)) / 2,
-      note="only that erf is odd is known; of x sqrt(2)"),
+    F(
+        "GELU",
+        lambda m, x: x * (1 + m.odd("erf", x / 2)) / 2,
+        note="only that erf is odd is known; of x sqrt(2)",
+    ),
     F("log1p", lambda m, x: m.log(1 + x), "one plus"),
     F("logit", lambda m, x: m.inverted("sigmoid", x), "sigmoid"),
     F("log2", lambda m, x: m.log2(x), "positive 2"),
@@ -273,7 +288,11 @@ FUNCTIONS: Sequence[Function] = (
     F("Pade 1-1", lambda m, x: (2 + x) / (2 - x)),
     F("Pade 2-2", lambda m, x: (12 + 6 * x + x * x) / (12 - 6 * x + x * x)),
     F("golden continued fraction", _golden, note="five levels, ending in x"),
-    F("tan continued fraction", lambda m, x: x / (1 - x * x / (3 - x * x / 5)), note="three levels"),
+    F(
+        "tan continued fraction",
+        lambda m, x: x / (1 - x * x / (3 - x * x / 5)),
+        note="three levels",
+    ),
     F("Moebius simple", lambda m, x: (2 * x + 1) / (x + 3), note="(2 x + 1) / (x + 3)"),
     F("Moebius inversion", lambda m, x: (x - 1) / (x + 1)),
     F("Moebius Cayley", lambda m, x: (1 - x) / (1 + x)),

@@ -2,10 +2,10 @@
 
 In: a `Function`. Out: a `Reduction` with rational coefficients and its proof, or None. Invariants:
 the coefficients come from exact linear algebra modulo a prime, over many random points; a relation
-counts only after it also vanished modulo other primes at points of their own (the proof) and for the
-real function in float64 (the falsifier, which shares none of the laws used by the proof).
+counts only after it also vanished modulo other primes at points of their own (the proof) and for
+the real function in float64 (the falsifier, which shares none of the laws used by the proof).
 
-Relations are looked for by degree, the lowest first; among those of a degree the one with the fewest
+Relations are looked for by degree, the lowest first; of those of a degree the one with the fewest
 terms is kept. Relations within a single query are no reductions and are passed over.
 """
 
@@ -204,11 +204,13 @@ def _candidates(
                 found.append(_whole(terms))
             else:
                 single = True
-    return sorted(found, key=lambda t: (len(t), sum(abs(c.numerator) + c.denominator for c, _ in t))), single
+    return sorted(
+        found, key=lambda t: (len(t), sum(abs(c.numerator) + c.denominator for c, _ in t))
+    ), single
 
 
 def prove(r: Reduction, function: Function, family: Family) -> float | None:
-    """Bits of certainty: the relation vanishes at random points modulo two further primes; else None."""
+    """Bits of certainty that it holds, from two further primes; None where it does not."""
     bits = 0.0
     for prime in PRIMES[1:3]:
         field = Field(prime, _PROOF_POINTS, seed=prime)
@@ -217,7 +219,7 @@ def prove(r: Reduction, function: Function, family: Family) -> float | None:
         total = np.zeros(field.count, np.int64)
         columns = _products([v.value for v in values], [p for _, p in r.terms], prime)
         degree = 0
-        for (c, powers), column in zip(r.terms, columns, strict=True):
+        for (c, _), column in zip(r.terms, columns, strict=True):
             total = (total + field.number((c, Fraction(0))) * column) % prime
         # Over the common denominator, the numerator has at most this degree.
         for k, v in enumerate(values):
@@ -233,7 +235,7 @@ def prove(r: Reduction, function: Function, family: Family) -> float | None:
 
 
 def falsify(r: Reduction, function: Function, family: Family, seed: int = 1) -> float:
-    """The largest residual of the relation in float64, relative to its terms; inf without points."""
+    """The largest residual in float64, relative to the terms; inf without enough points."""
     m = Floats(600, seed)
     with np.errstate(all="ignore"):
         coordinates = len(r.variables) > r.queries
@@ -248,7 +250,9 @@ def falsify(r: Reduction, function: Function, family: Family, seed: int = 1) -> 
 def learn(function: Function, *, random_only: bool = True) -> Reduction | None:
     """The simplest reduction that is found and proved, or None."""
     started = time.perf_counter()
-    families = [f for f in FAMILIES if f.domain == function.domain and (f.is_random or not random_only)]
+    families = [
+        f for f in FAMILIES if f.domain == function.domain and (f.is_random or not random_only)
+    ]
     spaces = []
     for family, basis, coordinates in itertools.product(families, function.bases, (False, True)):
         field = Field(PRIMES[0], _POINTS * 4, seed=0)
@@ -283,7 +287,9 @@ def learn(function: Function, *, random_only: bool = True) -> Reduction | None:
     return None
 
 
-def learn_all(functions: Sequence[Function] = FUNCTIONS) -> Iterator[tuple[Function, Reduction | None]]:
+def learn_all(
+    functions: Sequence[Function] = FUNCTIONS,
+) -> Iterator[tuple[Function, Reduction | None]]:
     """Every function with what was found."""
     for f in functions:
         yield f, learn(f)

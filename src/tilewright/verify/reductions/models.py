@@ -1,14 +1,14 @@
 """Self-tests of whole kernels and models: relations between their results, without a reference.
 
-In: something that runs (a compiled or loaded model), what its inputs look like, for learning also its
-Program. Out: a `SelfTest`, which prints as JSON, lives in a saved model, and can be run on it anywhere.
+In: something that runs (a compiled or loaded model), what its inputs look like, for learning also
+its Program. Out: a `SelfTest`, which prints as JSON, lives in a saved model, and runs anywhere.
 
-What is learned: linear relations with rational coefficients between results at x, r, x+r, x-r, -x, 2x,
-0, x+1 and the coordinates x, r, for single inputs and for all together; between neighbours along the axes
-of a result (a view of it, `local`), and between its sums along an axis (`total`); permutations of axes. A
-relation is `proved` where the structure of the Program implies it; the rest held at fresh points, within
-a tolerance that is kept with it. Integer inputs make what is polynomial exact, and its relations are
-found by exact elimination modulo a prime.
+What is learned: linear relations with rational coefficients between results at x, r, x+r, x-r, -x,
+2x, 0, x+1 and the coordinates x, r, for single inputs and for all together; between neighbours
+along the axes of a result (the view `local`), between its sums along an axis (`total`);
+permutations of axes. A relation is `proved` where the structure of the Program implies it; the rest
+held at fresh points, within a tolerance that is kept with it. Whole numbers as inputs make what is
+polynomial exact, and its relations are found by exact elimination modulo a prime.
 """
 
 from __future__ import annotations
@@ -28,14 +28,19 @@ from tilewright.verify.reductions.learn import null_space, rational
 from tilewright.verify.reductions.structure import affine_inputs, axis_classes
 
 __all__ = ["InputSpec", "Outcome", "SelfTest", "Sum", "corrected", "learn_model", "run_self_test"]
+__all__ += ["same_bits"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[Sequence[Array]], Sequence[Array]]
 
 QUERIES = ("F(x)", "F(r)", "F(x+r)", "F(x-r)", "F(-x)", "F(2x)", "F(0)", "F(x+1)", "x", "r")
-# In the view `local`, `[k]` is the neighbour before along axis k; in `total k`, all are sums along axis k.
+# In the view `local`, `[k]` is the neighbour before along axis k; in `total k`, all are sums.
 LOCAL = ("F(x)", "F(x)[0]", "F(x)[1]", "F(x)[2]", "x", "x[0]", "x[1]", "x[2]")
 TOTAL = ("1", "F(x)", "x")
+_POINT = {  # factors of x and r, and what is added
+    "F(x)": (1, 0, 0), "F(r)": (0, 1, 0), "F(x+r)": (1, 1, 0), "F(x-r)": (1, -1, 0),
+    "F(-x)": (-1, 0, 0), "F(2x)": (2, 0, 0), "F(0)": (0, 0, 0), "F(x+1)": (1, 0, 1),
+}  # fmt: skip
 _ELEMENTS = 400  # of a result that are looked at
 _EPS = 2.0**-24
 
@@ -122,12 +127,19 @@ class SelfTest:
                 raise ValueError("a self-test moves an input that does not exist")
             sums.append(
                 Sum(
-                    moved, int(s["output"]), terms, bool(s["is_proved"]), float(s["tolerance"]), view
+                    moved,
+                    int(s["output"]),
+                    terms,
+                    bool(s["is_proved"]),
+                    float(s["tolerance"]),
+                    view,
                 )
             )
         moves = []
         for p in data["permutations"]:
-            moves.append(Permutation(pairs(p["inputs"]), pairs(p["results"]), float(p["tolerance"])))
+            moves.append(
+                Permutation(pairs(p["inputs"]), pairs(p["results"]), float(p["tolerance"]))
+            )
             for n, axis in moves[-1].inputs:
                 inputs[n].shape[axis]  # an IndexError is for the caller
         return SelfTest(inputs, tuple(sums), tuple(moves))
@@ -157,12 +169,8 @@ class _Points:
         out = list(self.base)
         for k in self.moved:
             x, r = self.base[k], self.other[k]
-            with np.errstate(all="ignore"):
-                out[k] = np.asarray({
-                    "F(x)": lambda: x, "F(r)": lambda: r, "F(x+r)": lambda: x + r,
-                    "F(x-r)": lambda: x - r, "F(-x)": lambda: -x, "F(2x)": lambda: x + x,
-                    "F(0)": lambda: np.zeros_like(x), "F(x+1)": lambda: x + x.dtype.type(1),
-                }[query]()).astype(x.dtype)  # fmt: skip
+            a, b, shift = _POINT[query]
+            out[k] = (a * x.astype(np.float64) + b * r + shift).astype(x.dtype)
         return out
 
     def at(self, query: str, output: int, view: str = "") -> Array | None:
@@ -234,7 +242,8 @@ def input_specs(program: Program, sizes: Mapping[str, int]) -> tuple[InputSpec, 
     for t in program.inputs:
         shape = tuple(size_of(e, known, t) for e in t.shape)
         low, high = limits.get(t.name, (0 if t.dtype.kind == "u" else -9, 9))
-        out.append(InputSpec(t.dtype.name, shape, max(low, 0) if t.dtype.kind == "u" else low, max(low, high)))
+        low = max(low, 0) if t.dtype.kind == "u" else low
+        out.append(InputSpec(t.dtype.name, shape, low, max(low, high)))
     return tuple(out)
 
 
@@ -246,7 +255,9 @@ def learn_model(run: Run, program: Program, sizes: Mapping[str, int] | None = No
     specs = input_specs(program, sizes or {})
     floats = [k for k, t in enumerate(program.inputs) if t.dtype.is_float and t.dtype.bits >= 32]
     affine = affine_inputs(program)
-    sets = [(k,) for k in floats] + ([tuple(floats)] if len(floats) > 1 else [])
+    sets: list[tuple[int, ...]] = [(k,) for k in floats] + (
+        [tuple(floats)] if len(floats) > 1 else []
+    )
     names = [t.name for t in program.inputs]
     sums: list[Sum] = []
     for moved in sets:
@@ -270,7 +281,7 @@ def _learn_sums(
     for output, y in enumerate(whole[0].outputs("F(x)")):
         if y.dtype.kind not in "f" or not y.size:
             continue
-        views = [("", QUERIES)]
+        views: list[tuple[str, tuple[str, ...]]] = [("", QUERIES)]
         if len(moved) == 1:
             views += [("local", LOCAL)] if y.ndim and min(y.shape) > 1 else []
             views += [(f"total {k}", TOTAL) for k in range(y.ndim)]
@@ -285,7 +296,7 @@ def _learn_view(
 ) -> list[Sum]:  # fmt: skip
     moved = whole[0].moved
     queries = [q for q in asked if whole[0].at(q, output, view) is not None]
-    shapes = {np.shape(p.at(q, output, view)) for p in whole for q in queries}
+    shapes = {np.asarray(p.at(q, output, view)).shape for p in whole for q in queries}
     if len(shapes) != 1 or len(queries) < 2:
         return []
     columns = _columns(whole, queries, output, view)
@@ -310,9 +321,7 @@ def _learn_view(
     return out
 
 
-def _columns(
-    points: Sequence[_Points], queries: Sequence[str], output: int, view: str
-) -> Array:
+def _columns(points: Sequence[_Points], queries: Sequence[str], output: int, view: str) -> Array:
     rows = []
     for number, p in enumerate(points):
         values = [np.ravel(np.asarray(p.at(q, output, view))) for q in queries]
@@ -359,17 +368,12 @@ def _float_null(columns: Array) -> list[list[Fraction]]:
 
 def _follows(terms: Sequence[tuple[Fraction, str]], columns: Array, queries: Sequence[str]) -> bool:
     """Does the relation hold for every affine function (with F(0) = 0, where that is so)?"""
-    parts = {
-        "F(x)": (1, 0, 1), "F(r)": (0, 1, 1), "F(x+r)": (1, 1, 1), "F(x-r)": (1, -1, 1),
-        "F(-x)": (-1, 0, 1), "F(2x)": (2, 0, 1), "F(0)": (0, 0, 1),
-    }  # fmt: skip
-    if any(q not in parts for _, q in terms):
+    if any(q not in _POINT or _POINT[q][2] for _, q in terms):
         return False
-    total = [sum(c * parts[q][k] for c, q in terms) for k in range(3)]
-    at_zero = columns[:, queries.index("F(0)")] if "F(0)" in queries else None
-    return total[:2] == [0, 0] and (
-        total[2] == 0 or (at_zero is not None and not at_zero.any())
-    )
+    of_x, of_r = (sum(c * _POINT[q][k] for c, q in terms) for k in range(2))
+    constant = sum(c for c, _ in terms)
+    is_linear = "F(0)" in queries and not columns[:, queries.index("F(0)")].any()
+    return of_x == of_r == 0 and (constant == 0 or is_linear)
 
 
 # ---- testing -----------------------------------------------------------------------------------
@@ -387,9 +391,7 @@ def _residual(
     return worst if worst == worst else np.inf
 
 
-def _permuted(
-    run: Run, specs: Sequence[InputSpec], p: Permutation, seed: int
-) -> tuple[float, str]:
+def _permuted(run: Run, specs: Sequence[InputSpec], p: Permutation, seed: int) -> tuple[float, str]:
     rng = np.random.default_rng([seed, 77])
     base = [_draw(s, rng, False) for s in specs]
     number, axis = p.inputs[0]
@@ -411,7 +413,9 @@ def _permuted(
             wide, other = a.astype(np.float64), b.astype(np.float64)
             with np.errstate(all="ignore"):
                 size = float(np.nanmax(np.abs(wide), initial=1e-30))
-                gap = np.where((wide == other) | (np.isnan(wide) & np.isnan(other)), 0, wide - other)
+                gap = np.where(
+                    (wide == other) | (np.isnan(wide) & np.isnan(other)), 0, wide - other
+                )
                 share = float(np.max(np.abs(gap), initial=0.0)) / size
             share = np.inf if share != share else share
         if share > worst:
@@ -446,6 +450,19 @@ def run_self_test(run: Run, test: SelfTest, seeds: int = 2, first_seed: int = 10
     return out
 
 
+def same_bits(runs: Sequence[Run], test: SelfTest, seeds: int = 2) -> list[Outcome]:
+    """Do all of `runs` give the same bits? One model with other numbers of threads does."""
+    out = []
+    for seed in range(seeds):
+        rng = np.random.default_rng([seed, 5])
+        inputs = [_draw(s, rng, False) for s in test.inputs]
+        found = {_bits(run(inputs)) for run in runs}
+        ok = len(found) == 1
+        relation = "any number of threads gives the same bits"
+        out.append(Outcome(relation, ok, 0.0 if ok else np.inf))
+    return out
+
+
 def _bits(results: Sequence[Array]) -> str:
     digest = hashlib.sha256()
     for y in results:
@@ -463,7 +480,9 @@ def corrected(
     """
     plain = [np.array(y, copy=True) for y in run(list(inputs))]
     for output in range(len(plain)):
-        found = next((s for s in test.sums if s.output == output and not s.view and _reduces(s)), None)
+        found = next(
+            (s for s in test.sums if s.output == output and not s.view and _reduces(s)), None
+        )
         if found is None:
             continue
         terms = {q: Fraction(a, b) for a, b, q in found.terms}
@@ -483,4 +502,6 @@ def corrected(
 def _reduces(s: Sum) -> bool:
     """Is F(x) given by queries that are random whatever x is?"""
     asked = {q for _, _, q in s.terms}
-    return "F(x)" in asked and asked <= {"F(x)", "F(r)", "F(x+r)", "F(x-r)", "F(0)"} and len(asked) > 1
+    return (
+        "F(x)" in asked and asked <= {"F(x)", "F(r)", "F(x+r)", "F(x-r)", "F(0)"} and len(asked) > 1
+    )

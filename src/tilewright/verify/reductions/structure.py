@@ -1,11 +1,11 @@
 """What a Program cannot tell apart, read off its definitions.
 
-In: a Program. Out: sets of axes that may be permuted together, and the inputs in which every result is
-affine. Invariant: both are facts about the Program, by induction over its definitions, not samples.
+In: a Program. Out: sets of axes that may be permuted together, and the inputs in which every result
+is affine. Invariant: both are facts, by induction over its definitions, not samples.
 
 An axis class is a set of tensor axes that are only ever walked as one: subscripts that are a bare
-index, reductions by a monoid that commutes. Where an index is compared, added to, scanned over, or the
-axis belongs to a statement that is no definition, nothing is claimed.
+index, reductions by a monoid that commutes. Where an index is compared, added to, scanned over, or
+the axis belongs to a statement that is no definition, nothing is claimed.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def axis_classes(program: Program) -> list[AxisClass]:
     bad = {union.find(n) for n in union.tainted}
     found: dict[Node, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {}
     results = list(dict.fromkeys(program.results))
-    for which, names in enumerate(([t.name for t in program.inputs], results)):
-        for number, name in enumerate(names):
+    for which, listed in enumerate(([t.name for t in program.inputs], results)):
+        for number, name in enumerate(listed):
             for k in range(len(tensors[name].shape)):
                 root = union.find(("tensor", name, k))
                 if root not in bad:
@@ -113,7 +113,7 @@ def _definition(union: _Union, d: Definition, tensors: Mapping[str, Any]) -> Non
 
 
 def affine_inputs(program: Program) -> list[frozenset[str]]:
-    """Sets of float inputs, single ones and all of them, in which every result is affine together."""
+    """Sets of float inputs, single ones and all of them, in which every result is affine."""
     floats = [t.name for t in program.inputs if t.dtype.is_float]
     sets = [frozenset((n,)) for n in floats]
     if len(floats) > 1:
@@ -133,9 +133,9 @@ def _is_affine(program: Program, inputs: Iterable[str]) -> bool:
         if degree > 1 or (guard is not None and _degree(guard, moving)):
             return False
         if degree:
-            folds = {s.reduction.monoid} if s.reduction is not None else set()
-            folds |= {s.scan[0]} if s.scan is not None else set()
-            if folds - {"sum"} or any(_degree(a.extent, moving) for a in s.all_axes):
+            folds = [s.reduction.monoid] if s.reduction is not None else []
+            folds += [s.scan[0]] if s.scan is not None else []
+            if set(folds) - {"sum"} or any(_degree(a.extent, moving) for a in s.all_axes):
                 return False
             moving.add(s.name)
     return True

@@ -1,6 +1,6 @@
 """The reductions that were learned, as data: `table.json`, and how to read it.
 
-In: `table.json`, which `scripts/learn_reductions.py` writes. Out: `Reduction`s by function. Invariant:
+In: `table.json` of `scripts/learn_reductions.py`. Out: `Reduction`s by function. Invariant:
 nothing is learned here; a test proves every entry anew.
 """
 
