@@ -7,8 +7,8 @@
 WORK is an empty folder; it gets a copy of the committed source at HEAD and everything that is
 written. `run` draws mutants by seed: folder by folder (lower, codegen, runtime, derive), an operator
 that has a place there, a place. Each is put into the copy, one at a time, and the tests run that call
-its function, quickest first, until one fails. A mutant that they do not notice meets the whole default
-suite. Runs are resumable: what is known is in WORK/results.json.
+its function, quickest first, until one fails. A mutant that the quick ones do not notice meets all that
+call its function, and one that no test calls in its own process the whole default suite. Runs are resumable: what is known is in WORK/results.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from operators import Site, apply, sites  # noqa: E402
 FOLDERS = ("lower", "codegen", "runtime", "derive")
 # Left out of every run: what needs torch, which the default suite does not install.
 SKIP = ["--ignore=tests/unit/torch", "--ignore=tests/unit/frontend/torch"]
-FIRST_S = 90.0  # seconds of tests that are tried before the whole suite
+FIRST_S = 60.0  # seconds of tests that are tried before all others
 
 
 def copy_source(work: Path) -> Path:
@@ -79,9 +79,8 @@ def environment(work: Path, **more: str) -> dict[str, str]:
     cache = work / "cache"
     shutil.rmtree(cache, ignore_errors=True)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TILEWRIGHT_")}
-    kept |= {"XDG_CACHE_HOME": str(cache), "PYTHONDONTWRITEBYTECODE": "1", **more}
     kept.pop("PYTHONPATH", None)
-    return kept
+    return kept | {"XDG_CACHE_HOME": str(cache), "PYTHONDONTWRITEBYTECODE": "1", **more}
 
 
 def reach(work: Path) -> None:
@@ -90,7 +89,7 @@ def reach(work: Path) -> None:
     more = {"TILEWRIGHT_REACH": str(work / "reach.json")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "reach", "-p", "no:cacheprovider"]
     command += ["--timeout", "1200", *SKIP]
-    env = environment(work, **more) | {"PYTHONPATH": str(HERE)}
+    env = environment(work, **more) | {"PYTHONPATH": f"{HERE}:{tree / 'src'}"}
     raise SystemExit(subprocess.run(command, cwd=tree, env=env).returncode)
 
 
@@ -118,7 +117,7 @@ def run_tests(work: Path, tests: list[str], limit_s: float) -> tuple[str, str]:
     listed = work / "tests.txt"
     listed.write_text("\n".join(tests))
     command += [f"@{listed}"] if tests else SKIP
-    env = environment(work)
+    env = environment(work, PYTHONPATH=str(work / "tree/src"))
     try:
         done = subprocess.run(
             command, cwd=work / "tree", env=env, timeout=limit_s, text=True,
@@ -132,37 +131,41 @@ def run_tests(work: Path, tests: list[str], limit_s: float) -> tuple[str, str]:
     return "failed", "\n".join(lines[-3:])[:600] or done.stdout[-400:]
 
 
-def test_one(work: Path, name: str, site: Site, reached: dict[str, Any]) -> dict[str, Any]:
-    """Put the mutant in, run tests, take it out."""
-    path = work / "tree/src/tilewright" / name
-    source = path.read_text()
-    functions = function_line(source, site)
+def related(work: Path, name: str, site: Site, reached: dict[str, Any]) -> list[str]:
+    """The tests that call the function of a site, quickest first; all for the body of a module."""
+    functions = function_line((work / "tree/src/tilewright" / name).read_text(), site)
     wanted = f"{name}:{functions[0]}" if functions else None
-    tests = [
+    found = [
         (entry["seconds"], test) for test, entry in reached.items()
         if wanted is None or wanted in entry["functions"]
     ]  # fmt: skip
-    quick, total = [], 0.0
-    for seconds, test in sorted(tests):
-        if total > FIRST_S:
-            break
-        quick.append(test)
-        total += seconds
-    out: dict[str, Any] = {"file": name, **asdict(site), "tests_that_call_it": len(tests)}
+    return [test for _, test in sorted(found)]
+
+
+def test_one(work: Path, name: str, site: Site, tests: list[str], stage: str) -> dict[str, Any]:
+    """Put the mutant in, run tests (all of them where none is named), take it out."""
+    path = work / "tree/src/tilewright" / name
+    source = path.read_text()
     start = time.monotonic()
     path.write_text(apply(source, site))
     try:
-        status, detail, stage = "passed", "", "none"
-        if quick:
-            stage = "related tests"
-            status, detail = run_tests(work, quick, 1200)
-        if status == "passed":
-            stage = "whole suite"
-            status, detail = run_tests(work, [], 5400)
+        status, detail = run_tests(work, tests, 3600)
     finally:
         path.write_text(source)
-    out |= {"caught": status != "passed", "by": stage, "how": status, "detail": detail}
-    out["seconds"] = round(time.monotonic() - start, 1)
+    return {
+        "file": name, **asdict(site), "caught": status != "passed", "by": stage, "how": status,
+        "detail": detail, "tests": len(tests), "seconds": round(time.monotonic() - start, 1),
+    }  # fmt: skip
+
+
+def first_tests(tests: list[str], reached: dict[str, Any]) -> list[str]:
+    """As many as fit into FIRST_S."""
+    out, total = [], 0.0
+    for test in tests:
+        total += reached[test]["seconds"]
+        if total > FIRST_S and out:
+            break
+        out.append(test)
     return out
 
 
@@ -188,15 +191,25 @@ def main() -> None:
     reached = json.loads((work / "reach.json").read_text())
     store = work / "results.json"
     results: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
-    for k, (name, site) in enumerate(chosen):
-        key = f"{options.seed}/{k}"
-        if key in results:
-            continue
-        results[key] = {"mutant": k, **test_one(work, name, site, reached)}
-        store.write_text(json.dumps(results, indent=1))
-        r = results[key]
-        print(f"{k} {name}:{site.line} {'caught' if r['caught'] else 'SURVIVED'} "
-              f"by {r['by']} in {r['seconds']} s", flush=True)  # fmt: skip
+    # First the quick tests of every mutant; then all tests that can see the ones that are left.
+    for stage in ("quick related tests", "all related tests"):
+        for k, (name, site) in enumerate(chosen):
+            key = f"{options.seed}/{k}"
+            known = results.get(key)
+            if known is not None and (known["caught"] or known["by"] == "all related tests"):
+                continue
+            if known is not None and stage == "quick related tests":
+                continue
+            tests = related(work, name, site, reached)
+            if stage == "quick related tests":
+                tests = first_tests(tests, reached)
+                if not tests:
+                    continue  # only child processes call it, as far as is known: the whole suite
+            results[key] = {"mutant": k, **test_one(work, name, site, tests, stage)}
+            store.write_text(json.dumps(results, indent=1))
+            r = results[key]
+            print(f"{k} {name}:{site.line} {'caught' if r['caught'] else 'SURVIVED'} "
+                  f"by {r['by']} in {r['seconds']} s", flush=True)  # fmt: skip
     mine = [results[f"{options.seed}/{k}"] for k in range(options.count)]
     summary = {
         "command": f"python scripts/mutation_check.py run WORK --count {options.count} "
