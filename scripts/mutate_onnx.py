@@ -2,7 +2,7 @@
 
     python scripts/mutate_onnx.py [--count 10000] [--seed 0] [--state FILE] [--json OUT] [--show K]
 
-Seeds are the models of ONNX's own node tests (those in scope of `onnx_node_tests.py`) and small whole
+Seeds are the models of ONNX's own node tests (those in scope of `bench --suite doors`) and small whole
 models. Mutant k of a seed is the same everywhere. Each is loaded, compiled and run in a child with
 limits (`verify.sandbox`); what is accepted is compared with `onnx.reference`, and where the two differ,
 with onnxruntime. Resumable: `--state` keeps the outcome of every mutant, a line of JSON each.
@@ -29,10 +29,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-sys.path.insert(0, str(Path(__file__).parent))
-import onnx_node_tests  # noqa: E402
-
-from tilewright.verify.sandbox import Ended, Limits, run_tasks  # noqa: E402
+from tilewright.tools.doors.nodes import compare, node_cases
+from tilewright.verify.sandbox import Ended, Limits, run_tasks
 
 BAD = ("different", "crash", "hang", "exception", "internal", "memory")
 LIMITS = Limits(wall_s=150, cpu_s=30, memory_bytes=6 << 30, file_bytes=1 << 30)
@@ -51,11 +49,14 @@ class Seed:
 def seeds() -> list[Seed]:
     """Every seed, small ones only."""
     out = []
-    for case in onnx_node_tests.cases():
+    for case in node_cases():
         if len(case.model.SerializeToString()) > 40_000:
             continue
         names = [i.name for i in case.model.graph.input]
-        arrays = [onnx_node_tests._array(x) for x in case.data_sets[0][0]]
+        arrays = [
+            numpy_helper.to_array(x) if isinstance(x, TensorProto) else np.asarray(x)
+            for x in case.data_sets[0][0]
+        ]
         if len(names) == len(arrays) and sum(a.size for a in arrays) < 100_000:
             out.append(Seed(case.name, case.model, dict(zip(names, arrays, strict=True))))
     return out + whole_models() * 25
@@ -335,7 +336,7 @@ def difference(seed: Seed, got: list[Any], expected: list[Any] | None) -> str | 
     for g, e in zip(got, arrays, strict=True):
         if np.asarray(g).dtype != e.dtype:
             return f"element type {np.asarray(g).dtype} instead of {e.dtype}"
-    found = onnx_node_tests.compare(seed, [np.asarray(g) for g in got], arrays)
+    found = compare(seed, [np.asarray(g) for g in got], arrays)
     return None if found is None else found.detail
 
 

@@ -237,6 +237,45 @@ def test_a_newer_opset() -> None:
     assert "version_converter" in error.hint
 
 
+@pytest.mark.parametrize("version", [0, -1, 1 << 31, -(1 << 63), (1 << 63) - 1])
+def test_numbers_that_are_no_opset(version: int) -> None:
+    def changed(m: onnx.ModelProto) -> None:
+        m.opset_import[0].version = version
+
+    refused(edited(changed), "F001", f"{version} is no version of the opset 'ai.onnx'")
+
+
+def test_an_operator_that_its_opset_does_not_have_yet() -> None:
+    x = {"x": (np.int32, (2,))}
+    data = model([node("BitwiseNot", "x", "y")], x, ["y"], opset=17)
+    refused(data, "F005", "operator 'BitwiseNot' is of opset 18, not of opset 17")
+    import_onnx(model([node("BitwiseNot", "x", "y")], x, ["y"], opset=18))
+
+
+def test_an_identity_of_nothing() -> None:
+    refused(model([node("Identity", "", "y")], {"x": (F, (2,))}, ["y"]), "F001", "lacks its input 0")
+
+
+def test_limits_that_are_no_scalars() -> None:
+    x = {"x": (F, (2, 3)), "low": (F, (2, 3))}
+    refused(model([node("Clip", "x low", "y")], x, ["y"]), "F006", "a limit is no scalar")
+    one = {"x": (F, (2, 3)), "low": (F, (1,))}
+    import_onnx(model([node("Clip", "x low", "y")], one, ["y"]))
+
+
+def test_sequences_whose_batch_is_their_time() -> None:
+    x = {"x": (F, (4, 4)), "n": (np.int64, (4,))}
+    data = model([node("ReverseSequence", "x n", "y", batch_axis=0, time_axis=0)], x, ["y"])
+    refused(data, "F006", "time_axis and batch_axis are both 0")
+
+
+@pytest.mark.parametrize("size", [(1 << 63) - 1, 1 << 40, (1 << 16) + 1])
+def test_kernels_without_end(size: int) -> None:
+    x = {"x": (F, (1, 3, 32, 32))}
+    pool = node("AveragePool", "x", "y", kernel_shape=[size, 2], auto_pad="SAME_LOWER")
+    refused(model([pool], x, ["y"]), "F006", f"a kernel of {size} elements for an axis of size 32")
+
+
 def test_the_newest_opset_is_that_of_the_oldest_onnx_that_is_allowed() -> None:
     assert onnx.defs.onnx_opset_version() >= NEWEST_OPSET
 

@@ -18,7 +18,7 @@ from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import Definition, Program, Recurrence
 
-__all__ = ["check_names", "check_node", "check_reads", "check_types"]
+__all__ = ["check_names", "check_node", "check_opsets", "check_reads", "check_types"]
 
 
 def check_names(model: Any, where: str) -> None:
@@ -26,6 +26,17 @@ def check_names(model: Any, where: str) -> None:
     for name in _names(model):
         if not isinstance(name, str):
             raise UserError("F001", f"a name is no text: {name!r}", where=where)
+
+
+def check_opsets(model: Any, where: str) -> None:
+    """Versions are numbers that a schema can have. Errors: F001."""
+    for entry in (*model.opset_import, *(e for f in model.functions for e in f.opset_import)):
+        least = 1 if entry.domain in ("", "ai.onnx") else 0
+        if not least <= entry.version < 1 << 31:
+            raise UserError(
+                "F001", f"{entry.version} is no version of the opset {entry.domain or 'ai.onnx'!r}",
+                where=where, hint="does onnx.checker.check_model accept the model?",
+            )  # fmt: skip
 
 
 def _names(model: Any) -> Iterator[Any]:
@@ -158,10 +169,31 @@ def _expected(op: str, opset: int, domain: str) -> _Expected | None:
     )
 
 
+@cache
+def _first_opset(op: str) -> int:
+    """The opset of the default domain that brought an operator; 0 where none did."""
+    import onnx
+
+    versions = [
+        s.since_version for s in onnx.defs.get_all_schemas_with_history()
+        if s.name == op and s.domain == ""
+    ]  # fmt: skip
+    return min(versions, default=0)
+
+
 def check_node(proto: Any, opset: int, domain: str, where: str) -> None:
-    """Numbers of inputs, and the types of attributes. Errors: F001."""
+    """Numbers of inputs, and the types of attributes.
+
+    Errors: F001; F005 for an operator of the standard that the opset does not have yet.
+    """
     expected = _expected(proto.op_type, opset, domain)
     if expected is None:
+        since = 0 if domain else _first_opset(proto.op_type)
+        if opset < since:
+            raise UserError(
+                "F005", f"operator {proto.op_type!r} is of opset {since}, not of opset {opset}",
+                where=where, hint=f"export the model with opset {since} or newer",
+            )  # fmt: skip
         return
     if len(proto.input) > expected.most:
         raise UserError(

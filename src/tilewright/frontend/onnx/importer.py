@@ -353,7 +353,7 @@ class Importer:
         """Values that become outputs through Identity alone take the output's name."""
         outputs = self.results
         for node in reversed(nodes):
-            if node.op_type == "Identity" and len(node.output) == 1:
+            if node.op_type == "Identity" and len(node.output) == len(node.input) == 1:
                 name = self.shown.get(
                     node.output[0], node.output[0] if node.output[0] in outputs else None
                 )

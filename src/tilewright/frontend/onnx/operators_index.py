@@ -353,6 +353,8 @@ def reverse_sequence(n: Node) -> Value:
     """The first lengths[b] elements of each sequence in reverse."""
     x, lengths = n[0], n[1]
     time, batch = n.axis(x.rank, "time_axis", 0), n.axis(x.rank, "batch_axis", 1)
+    if time == batch:
+        raise n.contradiction(f"time_axis and batch_axis are both {time}")
 
     def body(*i: Expr) -> Expr:
         length = E.minimum(E.cast(lengths.at(i[batch]), I64), x.shape[time])

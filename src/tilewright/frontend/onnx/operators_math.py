@@ -257,6 +257,9 @@ def _clip_limits(n: Node) -> tuple[Value | None, Value | None]:
 def clip(n: Node) -> Value:
     """min(max(x, low), high); limits are scalars."""
     low, high = _clip_limits(n)
+    for limit in (low, high):
+        if limit is not None and any(s is not E.const(1) for s in limit.shape):
+            raise n.contradiction("a limit is no scalar")
 
     def body(*i: Expr) -> Expr:
         e = n[0].at(*i)

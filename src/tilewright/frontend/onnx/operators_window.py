@@ -43,6 +43,11 @@ def windows(
         raise n.contradiction("a stride, dilation or kernel size below 1")
     out = []
     z = n.sizes
+    for f, size in zip(kernel, sizes, strict=True):
+        # Same-padding fits any window; one far larger than its input would mostly read padding.
+        most = z.bounds(size)[1]
+        if auto.startswith("SAME") and f > max(1 << 16, 4 * most):
+            raise n.contradiction(f"a kernel of {f} elements for an axis of size {size}")
     for k, size in enumerate(sizes):
         s, d, f = strides[k], dilations[k], int(kernel[k])
         reach = (f - 1) * d + 1

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import UserError
-from tilewright.frontend.onnx.checks import check_names
+from tilewright.frontend.onnx.checks import check_names, check_opsets
 from tilewright.frontend.onnx.external import ExternalData
 from tilewright.ir.dtypes import BF16, BOOL, DTYPES, F16, F32, F64, DType
 
@@ -124,6 +124,7 @@ def load_model(source: str | os.PathLike[str] | bytes) -> tuple[Any, ExternalDat
             hint="compare the file's size with its source and copy it again",
         )
     check_names(model, where)
+    check_opsets(model, where)
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx") and entry.version > NEWEST_OPSET:
             raise UserError(
