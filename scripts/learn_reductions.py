@@ -1,6 +1,6 @@
 """Learn and prove self-reductions of the 80 functions; write the table that the package carries.
 
-    python scripts/learn_reductions.py [--check] [--json docs/figures/self-reductions.json]
+    python scripts/learn_reductions.py [--check] [--json docs/figures/trust/self-reductions.json]
 
 Writes src/tilewright/verify/reductions/table.json, and with --json the figures. --check writes nothing
 and exits 1 where what is learned differs from the table.
@@ -56,7 +56,7 @@ def main() -> int:
     TABLE.write_text(text)
     if options.json:
         result = {
-            "command": "python scripts/learn_reductions.py --json docs/figures/self-reductions.json",
+            "command": "python scripts/learn_reductions.py --json docs/figures/trust/self-reductions.json",
             "functions": len(FUNCTIONS), "found": found, "seconds": round(seconds, 1),
             "properties": [e["text"] for e in entries if not e["is_random"]], "all": figures,
         }  # fmt: skip
