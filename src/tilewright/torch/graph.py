@@ -11,7 +11,7 @@ import ctypes
 import logging
 import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 from tilewright.errors import UserError
 from tilewright.frontend.torch import import_graph, name_of, unsupported
 from tilewright.frontend.torch.dtypes import is_plain
+from tilewright.torch.checks import Check, take_checks
 from tilewright.torch.native import NativeGraph, Options
 
 __all__ = ["CompiledGraph", "Report", "compile_graph", "overwrite"]
@@ -75,15 +76,26 @@ class CompiledGraph:
     """
 
     def __init__(
-        self, run: Any, parts: list[NativeGraph], report: Report, updated: list[int]
+        self,
+        run: Any,
+        parts: list[NativeGraph],
+        report: Report,
+        updated: list[int],
+        checks: Sequence[Check] = (),
     ) -> None:
         self._run, self.parts, self.report, self._updated = run, parts, report, updated
+        self._checks = checks
 
     def __call__(self, *args: Any) -> Any:
-        """Run the graph; then write the inputs that it updates."""
-        if not self._updated:
-            return self._run(*args)
+        """Run the graph; then check, then write the inputs that it updates."""
         results = self._run(*args)
+        if self._checks:
+            many = len(results) - len(self._checks)
+            for check, info in zip(self._checks, results[many:], strict=True):
+                check(info)
+            results = results[:many]
+        if not self._updated:
+            return results
         count = len(results) - len(self._updated)
         for place, new in zip(self._updated, results[count:], strict=True):
             overwrite(args[place], new)
@@ -110,6 +122,7 @@ def compile_graph(
     the first call tells the sizes. quiet: do not log the report.
     """
     updated = _take_updates(module.graph)
+    checks = take_checks(module.graph)
     report = Report()
     refused = unsupported(module.graph, module=module)
     if not refused:
@@ -121,8 +134,8 @@ def compile_graph(
             report.native.update(name_of(n.target) for n in module.graph.nodes if _is_operator(n))
             report.graphs = 1
             _tell(report, quiet)
-            return CompiledGraph(whole, [whole], report, updated)
-    return _partitioned(module, constants, options, refused, updated, report, quiet)
+            return CompiledGraph(whole, [whole], report, updated, checks)
+    return _partitioned(module, constants, options, refused, updated, checks, report, quiet)
 
 
 def _is_operator(node: Any) -> bool:
@@ -195,6 +208,7 @@ def _partitioned(
     options: Options,
     refused: Mapping[Any, str],
     updated: list[int],
+    checks: Sequence[Check],
     report: Report,
     quiet: bool,
 ) -> CompiledGraph:
@@ -229,7 +243,7 @@ def _partitioned(
     report.graphs = len(parts)
     fused.recompile()
     _tell(report, quiet)
-    return CompiledGraph(fused.forward, parts, report, updated)
+    return CompiledGraph(fused.forward, parts, report, updated, checks)
 
 
 class _Part(torch.nn.Module):  # type: ignore[misc]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from tilewright.frontend.torch import rows_contract as _contract
 from tilewright.frontend.torch import rows_index as _index
 from tilewright.frontend.torch import rows_layout as _layout
+from tilewright.frontend.torch import rows_linear as _linear
 from tilewright.frontend.torch import rows_make as _make
 from tilewright.frontend.torch import rows_norm as _norm
 from tilewright.frontend.torch import rows_pointwise as _pointwise
@@ -41,6 +42,7 @@ ROW_MODULES = (
     _contract,
     _index,
     _layout,
+    _linear,
     _make,
     _norm,
     _pointwise,
