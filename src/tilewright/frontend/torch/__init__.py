@@ -6,6 +6,7 @@ Importing this package imports torch.
 from __future__ import annotations
 
 from tilewright.frontend.torch import rows_contract as _contract
+from tilewright.frontend.torch import rows_count as _count
 from tilewright.frontend.torch import rows_index as _index
 from tilewright.frontend.torch import rows_layout as _layout
 from tilewright.frontend.torch import rows_linear as _linear
@@ -40,6 +41,7 @@ __all__ = [
 # Importing the row modules fills the table.
 ROW_MODULES = (
     _contract,
+    _count,
     _index,
     _layout,
     _linear,

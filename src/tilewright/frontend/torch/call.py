@@ -33,6 +33,7 @@ class Call(Definer):
         self.importer, self.node, self.op = importer, node, name
         self.builder, self.sizes = importer.builder, importer.sizes
         self.arguments: dict[str, Any] = _bind(node)
+        self.instead: dict[str, Value] = {}  # of tensor arguments that a row has put in other form
 
     # ---- arguments
     def __getitem__(self, name: str) -> Value:
@@ -44,6 +45,8 @@ class Call(Definer):
 
     def optional(self, name: str) -> Value | None:
         """The tensor argument `name`, or None."""
+        if name in self.instead:
+            return self.instead[name]
         given = self.arguments.get(name)
         return None if given is None else self.importer.value(given)
 

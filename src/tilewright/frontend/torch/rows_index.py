@@ -235,14 +235,31 @@ def masked_scatter(n: Call) -> Value:
     return n.define(shape, body)
 
 
+def _of_scalars(expand: Callable[[Call], Value]) -> Callable[[Call], Value]:
+    """A row that takes scalars as vectors of one element."""
+
+    def lifted(n: Call) -> Value:
+        if n["self"].rank:
+            return expand(n)
+        for name in ("self", "index", "src", "source"):
+            if n.importer.is_tensor(n.arguments.get(name)) and not n[name].rank:
+                x = n[name]
+                n.instead[name] = n.define((1,), lambda i, x=x: x.at(), suffix=f"{name}_one")
+        y = expand(n)
+        return n.define((), lambda: y.at(0))
+
+    return lifted
+
+
 @row("put.default", kind="index")
+@_of_scalars
 def put(n: Call) -> Value:
     """`self` with elements at linear positions replaced, or added to."""
     x, indices, source = n["self"], n["index"], n["source"]
     whole = n.sizes.product(x.shape)
     add = bool(n.get("accumulate", False))
-    if not x.rank or (add and x.dtype is BOOL):
-        raise n.refuse("a scalar, or adding bools")
+    if add and x.dtype is BOOL:
+        raise n.refuse("adding bools")
 
     def place(*i: Expr) -> list[Expr]:
         return regroup(n, x.shape, [whole], [position(indices, i, whole)])
@@ -268,8 +285,6 @@ def _scatter(n: Call, source: str, monoid: str | None) -> Value:
     dtype = x.dtype
     held = n.importer.is_tensor(n.arguments[source])
     values = n[source] if held else None
-    if not x.rank:
-        raise n.refuse("a scalar")
     axis = n.axis("dim", x.rank)
     if dtype is BOOL and monoid is not None:
         raise n.refuse("combining bools")
@@ -288,30 +303,34 @@ def _scatter(n: Call, source: str, monoid: str | None) -> Value:
 
 
 @row("scatter.src", "scatter.value", kind="index")
+@_of_scalars
 def scatter_(n: Call) -> Value:
     """`self` with x[index[i, j], j] replaced by src[i, j]; the last of several wins."""
     return _scatter(n, "src" if n.op.endswith("src") else "value", None)
 
 
 @row("scatter.reduce", "scatter.value_reduce", kind="index")
+@_of_scalars
 def scatter_combining(n: Call) -> Value:
     """`scatter` that adds or multiplies."""
     return _scatter(n, "src" if n.op == "scatter.reduce" else "value", _MONOIDS[n.get("reduce")])
 
 
 @row("scatter_add.default", kind="index")
+@_of_scalars
 def scatter_add(n: Call) -> Value:
     """`self` with src[i, j] added at x[index[i, j], j]."""
     return _scatter(n, "src", "sum")
 
 
 @row("scatter_reduce.two", kind="index", notes="not the mean of integers")
+@_of_scalars
 def scatter_reduce(n: Call) -> Value:
     """Contributions combined by sum, product, mean, maximum or minimum."""
     x, indices = n["self"], n["index"]
     how, include = n.get("reduce"), bool(n.get("include_self", True))
     monoid = _MONOIDS.get("sum" if how == "mean" else how)
-    if monoid is None or (how == "mean" and not x.dtype.is_float) or not x.rank:
+    if monoid is None or (how == "mean" and not x.dtype.is_float):
         raise n.refuse(f"reduction {how!r} of {x.dtype}")
     if include and how != "mean":
         return _scatter(n, "src", monoid)
@@ -381,12 +400,13 @@ def _combine_scalar(n: Call, x: Value) -> Value:
 
 
 @row("index_reduce.default", kind="index")
+@_of_scalars
 def index_reduce(n: Call) -> Value:
     """Slices at indices of an axis combined by product, mean, maximum or minimum."""
     x, indices, source = n["self"], n["index"], n["source"]
     how, include = n.get("reduce"), bool(n.get("include_self", True))
     monoid = _MONOIDS.get("sum" if how == "mean" else how)
-    if monoid is None or (how == "mean" and not x.dtype.is_float) or not x.rank:
+    if monoid is None or (how == "mean" and not x.dtype.is_float):
         raise n.refuse(f"reduction {how!r} of {x.dtype}")
     axis = n.axis("dim", x.rank)
     count = indices.shape[0] if indices.rank else E.const(1)
@@ -429,7 +449,7 @@ def _combined(
             e = E.binary("div", e, E.maximum(E.cast(count.at(*i), x.dtype), like(e, 1)))
         return E.select(E.compare("eq", count.at(*i), zero), x.at(*i), e)
 
-    return n.define(n.shape, finish)
+    return n.define(x.shape, finish)
 
 
 # ---- sorted sequences ----------------------------------------------------------------------------
@@ -484,34 +504,7 @@ def searchsorted(n: Call) -> Value:
     )
 
 
-# ---- counts --------------------------------------------------------------------------------------
-
-
-@row("histc.default", kind="index", notes="with given limits")
-def histogram(n: Call) -> Value:
-    """How many elements fall into each of equal bins."""
-    x = n["self"]
-    low, high = float(n.get("min", 0)), float(n.get("max", 0))
-    if low >= high:
-        raise n.refuse("limits taken from the data")
-    bins = int(n.get("bins", 100))
-    dtype = x.dtype
-    flat = n.sizes.product(x.shape)
-
-    def at(i: Sequence[Expr]) -> Expr:
-        return x.at(*regroup(n, x.shape, [flat], i))
-
-    def place(*i: Expr) -> list[Expr]:
-        e = at(i)
-        scaled = E.binary("div", E.mul(E.sub(e, like(e, low)), like(e, bins)), like(e, high - low))
-        inside = E.logical(
-            "and", E.compare("le", like(e, low), e), E.compare("le", e, like(e, high))
-        )
-        k = E.minimum(E.cast(E.unary("floor", scaled), I64), E.const(bins - 1))
-        return [E.select(inside, k, E.const(-1))]
-
-    one, zero = E.const(1, dtype), E.const(0, dtype)
-    return scatter(n, dtype, n.shape, [flat], "sum", place, lambda *i: one, lambda *i: zero)
+# ---- bags ----------------------------------------------------------------------------------------
 
 
 @row("_embedding_bag.default", "_embedding_bag_forward_only.default", kind="index")
