@@ -487,6 +487,57 @@ def doctor(json_path: str | None) -> int:
     return outcome.CHECK_FAILED if facts["problems"] else outcome.DONE
 
 
+# ---- fuzzing -----------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seconds", type=Duration(), help="How long to run.  [default: 60s]")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="Cases to run, instead.")
+@click.option("--corpus", type=click.Path(path_type=Path), help="Folder to carry on in.")
+@click.option(
+    "--kind", "kinds", multiple=True, type=click.Choice(("programs", "onnx", "schedules", "nests"))
+)
+@click.option("--target", "targets", multiple=True, type=click.Choice(TARGET_NAMES))
+@click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
+@json_option
+def fuzz(
+    seed: int,
+    seconds: float | None,
+    count: int | None,
+    corpus: Path | None,
+    kinds: Sequence[str],
+    targets: Sequence[str],
+    threads: int,
+    json_path: str | None,
+) -> int:
+    """Run generated programs, models and schedules against the oracle, in children.
+
+    --kind and --target may be given several times; by default all kinds and all targets that this
+    machine runs are drawn. --threads: schedules are made for up to so many. Failing cases are
+    reduced and kept in the folder of --corpus. Ctrl-C keeps what was counted.
+    """
+    from tilewright.tools import fuzz as harness
+
+    result = harness.run(
+        seed=seed,
+        seconds=seconds,
+        count=count,
+        corpus=corpus,
+        kinds=kinds,
+        targets=targets,
+        threads=threads,
+    )
+    output = _output()
+    output.print(harness.table(result))
+    for line in harness.lines(result):
+        output.print(line, markup=False)
+    _json(result)
+    if result["interrupted"]:
+        return outcome.INTERRUPTED
+    return outcome.DONE if result["ok"] else outcome.CHECK_FAILED
+
+
 # ---- the database ------------------------------------------------------------------------------
 
 

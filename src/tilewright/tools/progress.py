@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Protocol
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-__all__ = ["Display", "State", "TuningState", "console", "display", "format_time_us"]
+__all__ = ["Display", "State", "TuningState", "bar", "console", "display", "format_time_us"]
 
 _LINE_EVERY_S = 1.0
 
@@ -153,6 +153,36 @@ class Display:
             table.caption = f"{max(0.0, newest.left_s):.0f} s left; Ctrl-C keeps what was measured"
             table.caption_justify = "left"
         return table
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[float | None, str], None]]:
+    """A progress bar on a terminal, one plain line every ten seconds elsewhere; takes the share
+    that is done (None: not known) and a line of facts.
+    """
+    output = console()
+    if not output.is_terminal or output.is_dumb_terminal:
+        last = time.monotonic()
+
+        def say(share: float | None, facts: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= 10.0:
+                last = time.monotonic()
+                done = "" if share is None else f"{min(share, 1.0):.0%}, "
+                output.print(f"{title}: {done}{facts}", markup=False)
+
+        yield say
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(title), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[facts]}"))
+    with Progress(*columns, console=output) as progress:
+        task = progress.add_task(title, total=1.0, facts="")
+
+        def show(share: float | None, facts: str) -> None:
+            progress.update(task, completed=min(share or 0.0, 1.0), facts=facts)
+
+        yield show
 
 
 @contextmanager

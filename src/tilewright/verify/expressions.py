@@ -20,6 +20,7 @@ __all__ = ["Expressions"]
 _PLAIN = ("neg", "abs", "tanh", "sigmoid", "erf", "sin", "cos", "atan", "expm1", "asinh")
 _STEPS = ("floor", "ceil", "round", "trunc", "sign")
 _POSITIVE = ("sqrt", "rsqrt", "log", "log2", "log1p")
+_LIMITED = ("tan", "asin", "acos", "atanh", "acosh", "sinh", "cosh")
 _INT_BINARY = (
     "add",
     "sub",
@@ -109,7 +110,22 @@ class Expressions:
             return E.unary(rng.choice(("exp", "exp2")), E.minimum(x, E.const(3, dtype)))
         if style < 0.5:
             return E.maximum(x, E.const(0, dtype))
+        if style < 0.6:
+            return self.limited(x)
+        if style < 0.63:
+            test = E.unary(rng.choice(("isnan", "isinf")), x)
+            return E.select(test, E.const(1, dtype), x)
         return E.unary(rng.choice(_PLAIN), x)
+
+    def limited(self, x: Expr) -> Expr:
+        """A function that is finite on a part of the line only, on that part."""
+        op, dtype = self.rng.choice(_LIMITED), x.dtype
+        inside = E.mul(E.unary("tanh", x), E.const(0.9375, dtype))
+        if op == "acosh":
+            return E.unary(op, E.add(E.unary("abs", x), E.const(1.125, dtype)))
+        if op in ("sinh", "cosh"):
+            return E.unary(op, E.maximum(E.minimum(x, E.const(3, dtype)), E.const(-3, dtype)))
+        return E.unary(op, inside)
 
     def binary(self, a: Expr, b: Expr) -> Expr:
         rng, dtype = self.rng, a.dtype

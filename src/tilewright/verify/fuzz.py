@@ -31,7 +31,7 @@ from tilewright.verify.programs import Case, draw
 from tilewright.verify.reduce import reduce_case
 from tilewright.verify.witness import references, spreads
 
-__all__ = ["Failure", "FuzzReport", "Run", "fuzz", "isolated", "judge"]
+__all__ = ["Crash", "Failure", "FuzzReport", "Run", "fingerprint", "fuzz", "isolated", "judge"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[Program, dict[str, Array]], Sequence[Array]]
@@ -98,7 +98,8 @@ def judge(run: Run, case: Case) -> tuple[str, str] | None:
     except Crash as e:
         return "crash", str(e)
     except Exception as e:  # noqa: BLE001 - whatever it raises is a finding
-        return f"error {_fingerprint(e)}", f"{type(e).__name__}: {e}"
+        kind = fingerprint(e)
+        return kind if kind.startswith("wrong") else f"error {kind}", f"{type(e).__name__}: {e}"
     moved: list[float] | None = None
     for k, o in enumerate(compare_outputs(case.program, got, expected, case.seed)):
         if o.verdict.ok:
@@ -117,7 +118,7 @@ def _wrong(v: Verdict) -> str:
     return "wrong" if not v.message.startswith("the ") else f"wrong {v.message.split()[1]}"
 
 
-def _fingerprint(e: Exception) -> str:
+def fingerprint(e: Exception) -> str:
     """What tells one error from another: type, code, and the place in our source."""
     known = getattr(e, "fuzz_fingerprint", None)
     if known is not None:
@@ -223,7 +224,7 @@ def _child(run: Run, program: Program, inputs: dict[str, Array], writer: int) ->
         try:
             data = pickle.dumps((None, [np.asarray(a) for a in run(program, inputs)]))
         except Exception as e:  # noqa: BLE001 - it is sent to the parent
-            data = pickle.dumps((_portable(e), _fingerprint(e)))
+            data = pickle.dumps((_portable(e), fingerprint(e)))
         view = memoryview(len(data).to_bytes(8, "little") + data)
         while view:
             view = view[os.write(writer, view) :]

@@ -65,5 +65,10 @@ def generate(
 
 
 def draw(seed: int) -> Case:
-    """`generate`, every third time with blocks."""
-    return generate(seed, blocks=seed % 3 == 2)
+    """A case of 1 to 50 definitions, log-uniform; one in a hundred has up to 1,000. Every third
+    case has blocks.
+    """
+    rng = random.Random(f"size {seed}")
+    low, high = (50, 1000) if rng.random() < 0.01 else (1, 50)
+    wanted = round(low * (high / low) ** rng.random())
+    return generate(seed, wanted, blocks=seed % 3 == 2)

@@ -14,7 +14,7 @@ output occupies must still hold it afterwards.
 from __future__ import annotations
 
 import ctypes
-import mmap
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -43,15 +43,15 @@ from tilewright.schedule.schedule import Schedule
 from tilewright.schedule.space import Space
 from tilewright.verify.fuzz import isolated
 from tilewright.verify.generate import random_inputs
+from tilewright.verify.guards import guarded, poisoned
 from tilewright.verify.oracle import compare_outputs
 from tilewright.verify.witness import References, references
 
-__all__ = ["Finding", "ScheduleReport", "fuzz_schedules", "replay", "schedules_of"]
+__all__ = ["PARAMETERS", "Finding", "ScheduleReport", "fuzz_schedules", "replay", "schedules_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Buffers = dict[str, Array]
 
-_PAGE = mmap.PAGESIZE
 # Points of a kernel up to which all its nests are interpreted too, and up to which some are.
 INTERPRETED = 3_000
 SOMETIMES_INTERPRETED = 60_000
@@ -84,6 +84,7 @@ class ScheduleReport:
     interpreted: int = 0
     native: int = 0
     findings: list[Finding] = field(default_factory=list)
+    drawn: set[str] = field(default_factory=set)
 
     @property
     def ok(self) -> bool:
@@ -136,13 +137,33 @@ def schedules_of(space: Space, rng: np.random.Generator, count: int) -> Iterator
             yield near[int(rng.integers(len(near)))]
 
 
+# Every kind of parameter that a Space may have.
+PARAMETERS = frozenset(
+    "block border chunk lane nt order pack par parts prefetch reduce reg rows stream strip tail "
+    "tile".split()
+)
+
+
+def parameter_kind(name: str) -> str:
+    """A parameter's name without the numbers of stage, axis and level: `reg`, `tail`, `par`."""
+    own = name.split(".", 1)[1] if re.match(r"s\d+\.", name) else name
+    return own.split(".")[0]
+
+
+def _facts(s: Schedule) -> set[str]:
+    """What a schedule draws: parameters, and the values of those that are choices of names."""
+    out = set()
+    for name, value in s.values.items():
+        kind = parameter_kind(name)
+        out.add(f"parameter {kind}")
+        if isinstance(value, str) and kind in ("tail", "pack"):
+            out.add(f"{kind} {value}")
+        if kind == "lane" and value:
+            out.add("tail mask")
+    return out
+
+
 # ---- running one nest ----------------------------------------------------------------------------
-
-
-def _poisoned(size: int, dtype: np.dtype[Any]) -> Array:
-    flat = np.empty(size, dtype)
-    flat.view(np.uint8)[:] = 0xA5 if dtype.kind in "iub" else 0xFF
-    return flat
 
 
 def _bind(low: Lowered, task: _Task) -> Buffers:
@@ -153,26 +174,8 @@ def _bind(low: Lowered, task: _Task) -> Buffers:
         packed = low.layouts.get(name)
         out[name] = flat.copy() if packed is None else packed.pack(layout.unpack(flat))
     for w in low.workspace:
-        out[w.name] = _poisoned(E.int_value(w.size) or 0, w.dtype.np)
+        out[w.name] = poisoned(E.int_value(w.size) or 0, w.dtype.np)
     return out
-
-
-def _aligned(array: Array, alignment: int, at_start: bool) -> tuple[int, Array, object]:
-    """A copy whose end (or start) touches an unmapped page, as near as its alignment allows."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    size = array.nbytes
-    pages = max(1, -(-size // _PAGE))
-    memory = mmap.mmap(-1, (pages + 2) * _PAGE)
-    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    for at in (0, pages + 1):
-        if libc.mprotect(ctypes.c_void_p(base + at * _PAGE), ctypes.c_size_t(_PAGE), 0):
-            raise OSError(ctypes.get_errno(), "mprotect")
-    end = _PAGE * (pages + 1) - size
-    address = base + (_PAGE if at_start else end - end % max(1, alignment))
-    raw = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-    copy: Array = raw.view(array.dtype)
-    copy[:] = array
-    return address, copy, memory
 
 
 @cache
@@ -186,19 +189,19 @@ def _prepare(target: Target) -> None:
 def _run_native(
     nest: LoopNest, target: Target, buffers: Buffers, at_start: bool, at_once: int
 ) -> Buffers:
-    """The buffers after a native run, `at_once` chunks a call."""
+    """The buffers after a native run, `at_once` chunks a call, the last ones first."""
     placed = [b for b in nest.buffers if b.place != "scratch"]
-    guarded = {b.name: _aligned(buffers[b.name], b.align, at_start) for b in placed}
-    slots = (ctypes.c_int64 * max(1, len(placed)))(*[guarded[b.name][0] for b in placed])
-    scratch = _aligned(np.full(scratch_bytes(nest, {}), 0xFF, np.uint8), 64, at_start)
+    memory = {b.name: guarded(buffers[b.name], b.align, at_start) for b in placed}
+    slots = (ctypes.c_int64 * max(1, len(placed)))(*[memory[b.name][0] for b in placed])
+    scratch = guarded(np.full(scratch_bytes(nest, {}), 0xFF, np.uint8), 64, at_start)
     library = load_object(emit_object(emit_llvm(nest, target), target))
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
     for phase in range(len(nest.phases)):
         function = kind(library.address(function_name(nest, phase)))
         chunks = chunk_count(nest, phase, {})
-        for lo in range(0, chunks, at_once):
+        for lo in reversed(range(0, chunks, at_once)):
             function(ctypes.addressof(slots), lo, min(chunks, lo + at_once), scratch[0])
-    return {n: g[1].copy() for n, g in guarded.items()}
+    return {n: g[1].copy() for n, g in memory.items()}
 
 
 def _judge(task: _Task, after: Mapping[str, Array]) -> str:
@@ -235,6 +238,7 @@ def _check(
     interpret: bool = True,
     at_start: bool = False,
     at_once: int = 1 << 40,
+    isolate: bool = True,
 ) -> Finding | None:
     """Lower, verify, print, run and compare one schedule; None where all is right or `seen` has the
     same nest.
@@ -282,7 +286,8 @@ def _check(
                 after = _run_native(nest, target, buffers, at_start, at_once)
                 return [after[n] for n in names]
 
-            arrays = isolated(inside)(task.kernel.program, _bind(low, task))
+            run = isolated(inside) if isolate else inside
+            arrays = run(task.kernel.program, _bind(low, task))
             wrong = _judge(task, dict(zip(names, arrays, strict=True)))
             if wrong:
                 return found(stage, wrong)
@@ -327,7 +332,7 @@ def _start(plan: Plan, program: Program, inputs: Mapping[str, Array]) -> Buffers
 
 def _empty(layout: Layout, dtype: np.dtype[Any]) -> Array:
     """A buffer that nothing has written yet: its halo is filled, the rest poisoned."""
-    flat = _poisoned(layout.size, dtype)
+    flat = poisoned(layout.size, dtype)
     if layout.halo:
         at = layout.addresses()
         inside = flat[at]
@@ -350,13 +355,16 @@ def fuzz_schedules(
     inputs: Mapping[str, Array] | None = None,
     native: bool = True,
     most_findings: int = 3,
+    most_kernels: int = 1 << 30,
     report: ScheduleReport | None = None,
+    isolate: bool = True,
 ) -> ScheduleReport:
-    """Check about 3 * `count` schedules of every kernel of a bound Program.
+    """Check about 3 * `count` schedules of every kernel of a bound Program, or of `most_kernels`.
 
     Each kernel gets the oracle's values of what it reads; the program's results are compared in the
     end, so a grouping that changes the meaning is found too. Programs with externs,
-    branches or loops are checked up to the first of them.
+    branches or loops are checked up to the first of them. isolate: each native run has a child of
+    its own; callers that are children themselves go without.
     """
     report = report or ScheduleReport()
     inputs = dict(inputs or random_inputs(program, {}, int(rng.integers(1 << 30))))
@@ -369,7 +377,8 @@ def fuzz_schedules(
             return report
         kernel = plan.kernels[step.kernel]
         task = _task(program, plan, step, buffers)
-        if step.kernel not in done and len(report.findings) - begun < most_findings:
+        chosen = step.kernel not in done and len(done) < most_kernels
+        if chosen and len(report.findings) - begun < most_findings:
             done.add(step.kernel)
             report.kernels += 1
             if parse_kernel(str(kernel)) != kernel:
@@ -396,7 +405,9 @@ def fuzz_schedules(
                     or (points <= SOMETIMES_INTERPRETED and not rng.integers(5)),
                     at_start=bool(rng.integers(2)),
                     at_once=1 if rng.integers(2) else 1 << 40,
+                    isolate=isolate,
                 )
+                report.drawn.update(_facts(s))
                 if finding is not None:
                     report.findings.append(finding)
                     if len(report.findings) - begun >= most_findings:

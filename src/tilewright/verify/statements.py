@@ -23,6 +23,7 @@ from tilewright.ir.program import (
     statement_reads,
 )
 from tilewright.verify.maker import INTS, WORK, Maker
+from tilewright.verify.patterns import PATTERNS
 
 __all__ = ["KINDS"]
 
@@ -263,7 +264,9 @@ def _scatter(m: Maker) -> None:
         return
     targets = m.axes([m.extent(16), *(a.extent for a in source[1:])], len(source))
     at = m.operand(rng.choice((I64, I32)), [source[0].extent])
-    monoid = rng.choice(("sum", "sum", "max", "min", None))
+    monoid = rng.choice(("sum", "sum", "max", "min", "prod", "logsumexp", None))
+    if monoid == "logsumexp" and not t.dtype.is_float:
+        monoid = "max"
     subscripts = [E.cast(E.read(at.name, [source[0].index], at.dtype), I64)]
     subscripts += [a.index for a in source[1:]]
     if rng.random() < 0.2:
@@ -273,6 +276,8 @@ def _scatter(m: Maker) -> None:
         b = m.operand(t.dtype, [a.extent for a in targets])
         base = E.read(b.name, [a.index for a in targets], t.dtype)
     body = m.expression(t.dtype, source, 1, t)
+    if monoid == "prod" and t.dtype.is_float:
+        body = E.add(E.mul(body, E.const(0.0625, t.dtype)), E.const(1, t.dtype))
     s = Scatter(m.fresh("t"), t.dtype, targets, monoid, source, tuple(subscripts), body, base)
     m.body.append(s)
     for n in statement_reads(s):
@@ -410,4 +415,5 @@ KINDS: dict[str, tuple[Callable[[Maker], None], int]] = {
     "gather": (_gather, 2),
     "movement": (_movement, 4),
     "extern": (_extern, 1),
+    **PATTERNS,
 }

@@ -1,0 +1,320 @@
+"""A campaign: cases handed to children one after the other, counted, and kept where they fail.
+
+In: kinds, a seed, a time or a count, targets, a corpus. Out: `figures`. Invariants: the parent
+compiles and runs nothing that was generated; a child that crashes, hangs or runs out of memory is a
+finding, and the next case has a new child; an interrupt keeps what was counted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tilewright.errors import TargetError
+from tilewright.runtime.wire import Header, Worker, WorkerDied
+from tilewright.tools.fuzz.corpus import Corpus, FailedCase, Tally
+
+__all__ = ["ALL_KINDS", "ALL_TARGETS", "Settings", "available_kinds", "run"]
+
+# Kind -> its share of the cases where none is named.
+ALL_KINDS = {"programs": 12, "onnx": 6, "schedules": 2, "nests": 1}
+ALL_TARGETS = ("x86-avx512", "x86-avx2", "x86-sse42")
+_CASE_S = 120.0
+_DEFINITION_S = 0.5
+_REDUCE_S = 30.0
+_SAVE_EVERY_S = 20.0
+_TWIN_EVERY = 25  # one case in so many is built in a second process, too
+_MOST_REDUCED = 12
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked for; `count` wins over `seconds`."""
+
+    kinds: tuple[str, ...] = tuple(ALL_KINDS)
+    seed: int = 0
+    seconds: float | None = 60.0
+    count: int | None = None
+    targets: tuple[str, ...] = ALL_TARGETS
+    threads: int = 2
+    corpus: Path | None = None
+    reduce_s: float = _REDUCE_S
+
+
+@dataclass
+class _Run:
+    """This run's counts, apart from those of the corpus."""
+
+    settings: Settings
+    corpus: Corpus
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+    interrupted: bool = False
+    reduced: int = 0
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def share(self) -> float:
+        """How much of the run is done."""
+        if self.settings.count is not None:
+            return self.done / self.settings.count
+        return self.elapsed_s / max(1e-9, self.settings.seconds or 0.0)
+
+    @property
+    def facts(self) -> str:
+        """Counts of the corpus in a line."""
+        tallies = self.corpus.tallies.values()
+        failed = sum(t.wrong + t.errors + t.crashes for t in tallies)
+        return (
+            f"{self.done} cases, {sum(t.programs for t in tallies)} programs and "
+            f"{sum(t.pairs for t in tallies)} pairs in all, {failed} failed"
+        )
+
+
+class Children:
+    """A child for cases and a twin that repeats some; both are replaced when they die."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+
+    def ask(self, name: str, header: Header, body: bytes, timeout_s: float) -> tuple[Header, bytes]:
+        """Errors: WorkerDied; OSError where none can be started."""
+        worker = self._workers.get(name)
+        if worker is None:
+            worker = self._workers[name] = Worker("tilewright.tools.fuzz.child")
+        try:
+            worker.send(header, body)
+            return worker.receive(timeout_s)
+        except (WorkerDied, KeyboardInterrupt):
+            del self._workers[name]
+            worker.kill()
+            raise
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.kill()
+        self._workers.clear()
+
+
+def available_kinds() -> tuple[str, ...]:
+    """The kinds that this installation can draw."""
+    from tilewright.tools.fuzz.kinds import KINDS
+
+    return tuple(k for k in ALL_KINDS if k in KINDS and KINDS[k].is_available())
+
+
+def runnable(targets: Sequence[str]) -> tuple[str, ...]:
+    """Those of the targets that this machine runs. Errors: TargetError of the first if none is."""
+    from tilewright.machine.target import Target
+
+    out, first = [], None
+    for name in targets:
+        try:
+            Target.named(name).require_runnable()
+            out.append(name)
+        except TargetError as error:
+            first = first or error
+    if not out and first is not None:
+        raise first
+    return tuple(out)
+
+
+def _order(kinds: Sequence[str]) -> Iterator[str]:
+    """Kinds in turn, by their shares."""
+    line: list[str] = []
+    most = max(ALL_KINDS[k] for k in kinds)
+    for place in range(most):
+        for k in kinds:
+            share = ALL_KINDS[k]
+            if (place + 1) * share // most > place * share // most:
+                line.append(k)
+    return itertools.cycle(line)
+
+
+def run(settings: Settings, on_progress: Callable[[float | None, str], None]) -> dict[str, Any]:
+    """Run a campaign; the result as `--json` shows it.
+
+    Errors: U003 for a corpus that cannot be used; TargetError where no target runs here.
+    """
+    from tilewright.tools.fuzz import kinds as table
+
+    corpus = Corpus(settings.corpus)
+    state = _Run(settings, corpus)
+    targets = runnable(settings.targets)
+    for k in settings.kinds:
+        if not table.KINDS[k].is_available():
+            raise TargetError(
+                "U002", f"cases of the kind {k} need the package onnx",
+                hint="pip install 'tilewright[onnx]'",
+            )  # fmt: skip
+    generation = _generation(settings, table)
+    children = Children()
+    saved = time.monotonic()
+    try:
+        _replay_failed(state, children)
+        for kind in _order(settings.kinds):
+            if settings.count is not None and state.done >= settings.count:
+                break
+            if settings.count is None and state.elapsed_s >= (settings.seconds or 0.0):
+                break
+            _one(state, children, kind, targets)
+            state.done += 1
+            on_progress(state.share, state.facts)
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                corpus.save()
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        state.interrupted = True
+    finally:
+        children.close()
+        corpus.save()
+    from tilewright.tools.fuzz.figures import result
+
+    return result(state.settings, corpus, generation, state.elapsed_s, state.interrupted, table)
+
+
+def _generation(settings: Settings, table: Any) -> dict[str, float]:
+    """Graphs a second and median definitions of generation alone, over a second or so."""
+    rates, sizes = [], []
+    for kind in settings.kinds:
+        made = table.KINDS[kind]
+        if kind not in ("programs", "onnx"):
+            continue
+        started, count = time.perf_counter(), 0
+        while time.perf_counter() - started < 0.7 or count < 100:
+            sizes.append(made.generate((settings.seed << 32) + (1 << 31) + count))
+            count += 1
+        rates.append(count / (time.perf_counter() - started))
+    if not rates:
+        return {}
+    return {"rate": min(rates), "median": statistics.median(sizes)}
+
+
+def _header(kind: str, number: int, target: str, threads: int, **more: Any) -> Header:
+    return {
+        "do": "case", "kind": kind, "number": number, "target": target, "threads": threads,
+        "rebuild": False, "careful": False, **more,
+    }  # fmt: skip
+
+
+def _one(state: _Run, children: Children, kind: str, targets: Sequence[str]) -> None:
+    """One case: run, count, and keep it where it fails."""
+    from tilewright.tools.fuzz.kinds import draw_options
+
+    seed = state.settings.seed
+    tally = state.corpus.tally(kind)
+    index = tally.next.get(str(seed), 0)
+    number = (seed << 32) + index
+    options = draw_options(number, targets, state.settings.threads)
+    header = _header(kind, number, options.target, options.threads, rebuild=options.rebuild)
+    started = time.monotonic()
+    answer: Header
+    try:
+        answer, data = children.ask("main", header, b"", _CASE_S)
+    except WorkerDied as died:
+        answer, data = _again(children, header, died)
+    tally.next[str(seed)] = index + 1
+    tally.seconds += time.monotonic() - started
+    _count(tally, answer, options.target)
+    found = answer["found"]
+    if found is None and answer.get("digest") and index % _TWIN_EVERY == 0:
+        found, data = _twin(children, header, answer["digest"])
+        if found is not None:
+            tally.wrong += 1
+    if found is not None:
+        _keep(state, children, kind, header, found, data)
+
+
+def _again(children: Children, header: Header, died: WorkerDied) -> tuple[Header, bytes]:
+    """The case that its child did not survive, in a new one that takes care."""
+    try:
+        answer, data = children.ask("main", {**header, "careful": True}, b"", 3 * _CASE_S)
+    except WorkerDied as again:
+        died, data = again, b""
+        answer = {"pairs": 0, "definitions": 0, "drawn": [], "valid": True, "others": []}
+        answer["found"] = None
+    if answer["found"] is None:
+        kind = "hang" if died.timed_out else "crash"
+        answer["found"] = [kind, f"the child died: {died.detail}"]
+    return answer, data
+
+
+def _twin(children: Children, header: Header, digest: str) -> tuple[Any, bytes]:
+    """The same case in another process must give the same objects and results."""
+    try:
+        other, data = children.ask("twin", header, b"", _CASE_S)
+    except WorkerDied as died:
+        return ["crash", f"the twin died: {died.detail}"], b""
+    if other.get("digest") == digest:
+        return None, b""
+    return ["wrong twin", "another process makes other objects or results of the case"], data
+
+
+def _count(tally: Tally, answer: Header, target: str) -> None:
+    tally.generated += 1
+    tally.valid += bool(answer["valid"])
+    tally.programs += bool(answer["valid"])
+    tally.pairs += answer["pairs"]
+    tally.drawn.update(answer["drawn"])
+    tally.others.update(answer["others"])
+    tally.targets[target] += 1
+    found = answer["found"]
+    if found is None:
+        return
+    failure = found[0]
+    tally.wrong += failure.startswith("wrong")
+    tally.errors += failure.startswith(("error", "invalid"))
+    tally.crashes += failure in ("crash", "hang")
+    tally.out_of_bounds += failure == "crash" and "SIGSEGV" in found[1]
+
+
+def _keep(
+    state: _Run, children: Children, kind: str, header: Header, found: Sequence[str], data: bytes
+) -> None:
+    """Keep a failing case, reduced."""
+    from tilewright.tools.fuzz.kinds import KINDS
+
+    failed = FailedCase(
+        kind, header["number"], found[0], found[1][:2000], header["target"], header["threads"]
+    )
+    suffix = KINDS[kind].suffix
+    if not data:
+        data = KINDS[kind].text_of(header["number"])
+    if not state.corpus.add(failed, data, suffix):
+        return
+    state.corpus.save()
+    if state.reduced >= _MOST_REDUCED or found[0] == "hang":
+        return
+    state.reduced += 1
+    request = {**header, "do": "reduce", "failure": found[0], "seconds": state.settings.reduce_s}
+    try:
+        _, smaller = children.ask("reducer", request, data, state.settings.reduce_s + _CASE_S)
+    except WorkerDied:
+        return
+    state.corpus.rewrite(failed, smaller)
+
+
+def _replay_failed(state: _Run, children: Children) -> None:
+    """Run the kept cases again and note which of them still fail."""
+    for failed in state.corpus.failed:
+        data = state.corpus.data_of(failed)
+        if failed.fixed or not data or failed.campaign not in state.settings.kinds:
+            continue
+        header = _header(
+            failed.campaign, failed.number, failed.target, failed.threads, do="replay", rebuild=True,
+            careful=failed.failure in ("crash", "hang"),
+        )  # fmt: skip
+        try:
+            answer, _ = children.ask("main", header, data, _CASE_S)
+            failed.fixed = answer["found"] is None
+        except WorkerDied:
+            failed.fixed = False
+    state.corpus.save()

@@ -1,0 +1,168 @@
+"""The kinds of campaigns: how a case is made from its number, checked, replayed and reduced.
+
+In: a number, or the text of a case. Out: an `Answer`, or the text of a smaller case. Invariant: a
+kind is one row of `KINDS`; campaign and child know nothing else of it.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import UserError
+from tilewright.ir import expr as E
+from tilewright.ir.program import MONOIDS, Program
+from tilewright.machine.target import Target
+from tilewright.tools.fuzz.programs import Answer, Options, check_program, compiled_outputs
+from tilewright.verify.fuzz import isolated, judge
+from tilewright.verify.programs import BLOCK_KINDS, Case, draw, generate
+from tilewright.verify.programs import KINDS as STATEMENTS
+from tilewright.verify.reduce import reduce_case
+from tilewright.verify.schedules import PARAMETERS, ScheduleReport, fuzz_schedules
+
+__all__ = ["KINDS", "Kind", "draw_options", "options_of", "rows_of"]
+
+
+def options_of(header: Mapping[str, Any]) -> Options:
+    return Options(header["target"], header["threads"], header.get("rebuild", False))
+
+
+def draw_options(number: int, targets: Sequence[str], threads: int) -> Options:
+    """Target and threads of a case."""
+    rng = random.Random(f"options {number}")
+    return Options(rng.choice(list(targets)), rng.randint(1, threads), rng.random() < 0.25)
+
+
+class Kind(ABC):
+    """One kind of campaign."""
+
+    suffix = ".txt"
+
+    def is_available(self) -> bool:
+        """Is what it needs installed?"""
+        return True
+
+    @abstractmethod
+    def rows(self) -> set[str]:
+        """Everything that its cases should hold in the end."""
+
+    @abstractmethod
+    def check(self, number: int, options: Options, careful: bool) -> Answer:
+        """Make case `number` and run it. careful: whatever may crash runs in a process of its own."""
+
+    @abstractmethod
+    def replay(self, data: bytes, options: Options, careful: bool) -> Answer:
+        """Run a case that was written down."""
+
+    def reduce(self, data: bytes, failure: str, options: Options, seconds: float) -> bytes:
+        """A smaller case that fails in the same way."""
+        return data
+
+    @abstractmethod
+    def generate(self, number: int) -> int:
+        """Make case `number` without running it; how many definitions it has."""
+
+    @abstractmethod
+    def text_of(self, number: int) -> bytes:
+        """Case `number` as it is written down."""
+
+
+class Programs(Kind):
+    """Random Programs with default schedules."""
+
+    def rows(self) -> set[str]:
+        out = {f"op {op}" for op in (*E.UNARY, *E.BINARY, *E.COMPARE, "select", "cast")}
+        out |= {f"reduce {m}" for m in MONOIDS}
+        out |= {f"scan {m}" for m in ("sum", "prod", "max", "min", "logsumexp")}
+        out |= {f"scatter {m}" for m in ("sum", "prod", "max", "min", "logsumexp", "last")}
+        statements = ("definition", "recurrence", "scatter", "extern", "size", "if", "while")
+        out |= {f"statement {s}" for s in statements}
+        out |= {f"kind {k}" for k in (*STATEMENTS, *BLOCK_KINDS)}
+        return out | {"else", "gather", "guard", "ragged", "read", "extern sort", "extern topk"}
+
+    def check(self, number: int, options: Options, careful: bool) -> Answer:
+        return self._check(draw(number), options, careful)
+
+    def replay(self, data: bytes, options: Options, careful: bool) -> Answer:
+        return self._check(Case.parse(data.decode()), options, careful)
+
+    def _check(self, case: Case, options: Options, careful: bool) -> Answer:
+        return check_program(case, options, isolated if careful else None)
+
+    def reduce(self, data: bytes, failure: str, options: Options, seconds: float) -> bytes:
+        case = Case.parse(data.decode())
+
+        def fails(c: Case) -> bool:
+            def run(program: Program, inputs: dict[str, Any]) -> list[Any]:
+                return compiled_outputs(program, dict(c.sizes), inputs, options)
+
+            try:
+                found = judge(isolated(run) if failure == "crash" else run, c)
+            except UserError:
+                return False
+            return found is not None and found[0] == failure
+
+        return str(reduce_case(case, fails, seconds)).encode()
+
+    def generate(self, number: int) -> int:
+        return len(draw(number).program.body)
+
+    def text_of(self, number: int) -> bytes:
+        return str(draw(number)).encode()
+
+
+class Schedules(Kind):
+    """Schedules of the kernels of random Programs."""
+
+    def rows(self) -> set[str]:
+        out = {f"parameter {p}" for p in PARAMETERS}
+        out |= {f"tail {t}" for t in ("overlap", "peel", "mask")}
+        return out
+
+    def _case(self, number: int) -> Case:
+        rng = random.Random(f"schedules {number}")
+        return generate(number, rng.choice((1, 1, 2, 2, 3, 5)), zero_sizes=rng.random() < 0.2)
+
+    def check(self, number: int, options: Options, careful: bool) -> Answer:
+        return self._check(self._case(number), number, options, careful)
+
+    def replay(self, data: bytes, options: Options, careful: bool) -> Answer:
+        case = Case.parse(data.decode())
+        return self._check(case, case.seed, options, careful)
+
+    def _check(self, case: Case, number: int, options: Options, careful: bool) -> Answer:
+        target = Target.named(options.target)
+        rng = np.random.default_rng(number)
+        program = case.program.bind(case.sizes) if case.sizes else case.program
+        report = ScheduleReport()
+        fuzz_schedules(
+            program, target, rng, 3, report=report, isolate=careful, most_findings=1, most_kernels=4
+        )
+        answer = Answer(report.native, len(program.body), set(report.drawn))
+        if report.findings:
+            finding = report.findings[0]
+            crash = "killed by" in finding.message or "no answer" in finding.message
+            stage = "crash" if crash else f"wrong {finding.stage}"
+            answer.found = (stage, finding.message)
+            note = str(finding).replace("\n", "\n# ")
+            answer.data = f"{replace(case, seed=number)}\n# {note}\n".encode()
+        return answer
+
+    def generate(self, number: int) -> int:
+        return len(self._case(number).program.body)
+
+    def text_of(self, number: int) -> bytes:
+        return str(replace(self._case(number), seed=number)).encode()
+
+
+KINDS: dict[str, Kind] = {"programs": Programs(), "schedules": Schedules()}
+
+
+def rows_of(kind: str) -> set[str]:
+    """Everything that cases of a kind should hold."""
+    return KINDS[kind].rows()

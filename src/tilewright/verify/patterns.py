@@ -1,0 +1,121 @@
+"""Larger patterns for random programs: those that a derivation or a schedule treats in its own way.
+
+In: a `Maker`. Out: statements added to it. Invariants: as for the kinds of `statements.py`; sizes
+are those at which the pattern is treated so, and those just below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tilewright.ir import expr as E
+from tilewright.ir.dtypes import F16, F32, F64, I64
+from tilewright.ir.expr import Expr
+from tilewright.ir.program import Axis, Reduction
+from tilewright.verify.maker import Maker
+
+__all__ = ["PATTERNS"]
+
+
+def _attention(m: Maker) -> None:
+    """Scores of queries and keys, masked by place or by value, normalised, times values."""
+    rng = m.rng
+    dtype = rng.choice((F32, F32, F32, F64, F16))
+    heads = [E.const(rng.choice((1, 2, 3)))] if rng.random() < 0.6 else []
+    queries = E.const(rng.choice((1, 3, 8, 17, 33, 64)))
+    keys = E.const(rng.choice((1, 5, 16, 40, 113, 130, 260)))
+    width, out = E.const(rng.choice((1, 4, 8, 16))), E.const(rng.choice((1, 4, 8, 17)))
+    q = m.operand(dtype, [*heads, queries, width])
+    k = m.operand(dtype, [*heads, keys, width])
+    v = m.operand(dtype, [*heads, keys, out])
+    h = tuple(Axis("h", e) for e in heads)
+    i, j, d, o = Axis("i", queries), Axis("j", keys), Axis("d", width), Axis("o", out)
+    at = [a.index for a in h]
+
+    def read(name: str, *places: Axis) -> Expr:
+        return E.read(name, [*at, *(a.index for a in places)], dtype)
+
+    product = E.mul(read(q.name, i, d), read(k.name, j, d))
+    scores = m.add(dtype, (*h, i, j), product, Reduction("sum", (d,)))
+    x = E.mul(read(scores.name, i, j), E.const(rng.choice((0.125, 0.5, 1.0)), dtype))
+    style = rng.choice(("plain", "causal", "window", "added", "length"))
+    low = E.const(float("-inf"), dtype)
+    if style == "causal":
+        x = E.select(E.compare("le", j.index, i.index + rng.choice((0, 0, 3))), x, low)
+    elif style == "window":
+        near = E.logical(
+            "and",
+            E.compare("le", j.index, i.index + 4),
+            E.compare("le", i.index, j.index + 4),
+        )
+        x = E.select(near, x, low)
+    elif style == "added":
+        bias = m.operand(dtype, [queries, keys])
+        x = E.add(x, E.read(bias.name, [i.index, j.index], dtype))
+    elif style == "length":
+        many = m.operand(I64, [])
+        x = E.select(E.compare("lt", j.index, E.read(many.name, (), I64)), x, low)
+    if style != "plain":
+        x = read(m.add(dtype, (*h, i, j), x).name, i, j)
+    top = m.add(dtype, (*h, i), x, Reduction("max", (j,)))
+    level = E.read(top.name, [*at, i.index], dtype)
+    if style != "plain":  # a row without any score has weights of zero
+        level = E.select(E.compare("eq", level, low), E.const(0, dtype), level)
+    power = m.add(dtype, (*h, i, j), E.unary("exp", E.sub(x, level)))
+    total = m.add(dtype, (*h, i), read(power.name, i, j), Reduction("sum", (j,)))
+    floor = E.maximum(E.read(total.name, [*at, i.index], dtype), E.const(2.0**-14, dtype))
+    weight = m.add(dtype, (*h, i, j), E.binary("div", read(power.name, i, j), floor))
+    body = E.mul(read(weight.name, i, j), read(v.name, j, o))
+    m.add(dtype, (*h, i, o), body, Reduction("sum", (j,)))
+
+
+def _ragged(m: Maker) -> None:
+    """Rows of different lengths: bounds are read, in offsets or as first and last."""
+    rng = m.rng
+    rows, longest = m.extent(17), m.extent(40)
+    t = m.operand(m.float_type(), [longest])
+    first, last = m.operand(I64, [rows]), m.operand(I64, [rows])
+    i, j = Axis("i", rows), Axis("j", longest)
+    inside = E.compare("lt", j.index, E.read(last.name, [i.index], I64))
+    if rng.random() < 0.7:
+        begun = E.compare("le", E.read(first.name, [i.index], I64), j.index)
+        inside = E.logical("and", begun, inside)
+    body = E.read(t.name, [j.index], t.dtype)
+    monoid = rng.choice(("sum", "max", "min", "prod", "logsumexp"))
+    if monoid == "prod":
+        body = E.add(E.mul(body, E.const(0.0625, t.dtype)), E.const(1, t.dtype))
+    m.add(t.dtype, (i,), body, Reduction(monoid, (j,), inside))
+
+
+def _long(m: Maker) -> None:
+    """A long reduction with few results, or a prefix over many elements: split over threads, or
+    kept in strips.
+    """
+    rng = m.rng
+    dtype = rng.choice((F32, F32, F64))
+    long = rng.choice((511, 512, 1000, 2049, 8193, 33_000))
+    few = rng.choice([n for n in (1, 2, 3, 9, 33, 64) if n * long <= 1 << 17])
+    across = rng.random() < 0.5
+    shape = [E.const(long), E.const(few)] if across else [E.const(few), E.const(long)]
+    if rng.random() < 0.2:
+        shape = [E.const(long)]
+    t = m.operand(dtype, shape)
+    axes = m.axes(t.shape)
+    body = E.read(t.name, [a.index for a in axes], dtype)
+    along = next(a for a in axes if E.int_value(a.extent) == long)
+    if rng.random() < 0.3:
+        m.add(dtype, axes, body, None, (rng.choice(("sum", "max", "min")), along.name))
+        return
+    if rng.random() < 0.5:
+        body = m.expression(dtype, axes, 1, t)
+    monoid = rng.choice(("sum", "sum", "max", "min", "logsumexp", "argmax"))
+    outer = tuple(a for a in axes if a is not along)
+    result = I64 if monoid == "argmax" else dtype
+    m.add(result, outer, body, Reduction(monoid, (along,)))
+
+
+PATTERNS: dict[str, tuple[Callable[[Maker], None], int]] = {
+    "attention": (_attention, 1),
+    "ragged": (_ragged, 1),
+    "long": (_long, 1),
+}
