@@ -16,7 +16,7 @@ import numpy as np
 from tilewright.codegen import mathlib
 from tilewright.codegen.writer import Writer
 from tilewright.errors import InternalError
-from tilewright.ir.dtypes import BF16, BOOL, F16, F32, F64, DType
+from tilewright.ir.dtypes import BF16, BOOL, F16, F32, F64, I32, DType
 from tilewright.ir.expr import COMPARE
 from tilewright.machine.target import Target
 
@@ -381,8 +381,11 @@ class Operations:
             wide = self._widen(a, source, lanes)
             return self.cast(wide, F32, dtype, lanes)
         if dtype in _HALF:
-            narrow = a if source is F32 else self.cast(a, source, F32, lanes)
-            return self._narrow(narrow, dtype, lanes)
+            if source is F64:
+                a = self._to_odd(a, lanes)
+            elif source is not F32:
+                a = self.cast(a, source, F32, lanes)
+            return self._narrow(a, dtype, lanes)
         s, t = self.type(source, lanes), self.type(dtype, lanes)
         if dtype is BOOL:
             zero = self.literal(0, source, lanes)
@@ -443,6 +446,24 @@ class Operations:
         negative = self.op(f"and {i} {wide}, {self._int(0x8000, lanes)}")
         sign = self.op(f"shl {i} {negative}, {self._int(16, lanes)}")
         return self.op(f"bitcast {i} {self.op(f'or {i} {out}, {sign}')} to {f}")
+
+    def _to_odd(self, a: str, lanes: int) -> str:
+        """f64 to f32, to the odd neighbour where it is inexact: rounding that once more is rounding
+        once. LLVM would make one conversion of two plain ones, and call a library for it.
+        """
+        d, f, i = (self.type(t, lanes) for t in (F64, F32, I32))
+        m = self.type(BOOL, lanes)
+        near = self.op(f"fptrunc {d} {a} to {f}")
+        back = self.op(f"fpext {f} {near} to {d}")
+        inexact = self.op(f"fcmp one {d} {back}, {a}")
+        name = f"llvm.fabs.{f'v{lanes}' if lanes else ''}f64"
+        self.writer.module.declare(f"{d} @{name}({d})")
+        sizes = [self.op(f"call {d} @{name}({d} {x})") for x in (back, a)]
+        away = self.op(f"zext {m} {self.op(f'fcmp ogt {d} {sizes[0]}, {sizes[1]}')} to {i}")
+        bits = self.op(f"bitcast {f} {near} to {i}")
+        odd = self.op(f"or {i} {self.op(f'sub {i} {bits}, {away}')}, {self._int(1, lanes)}")
+        out = self.op(f"select {m} {inexact}, {i} {odd}, {i} {bits}")
+        return self.op(f"bitcast {i} {out} to {f}")
 
     def _narrow(self, a: str, dtype: DType, lanes: int) -> str:
         """f32 to f16 or bf16, to nearest even."""

@@ -112,7 +112,9 @@ def link_plan(
                 true = Argument("const", len(constants))
                 constants.append(np.ones(1, np.bool_))
             operands = tuple(argument(n) for n in s.buffers)
-            bytes_ = buffers[s.buffers[0]].bytes if s.buffers else 0
+            bytes_ = 0
+            if s.buffers and 0 not in buffers[s.buffers[0]].layout.shape:
+                bytes_ = buffers[s.buffers[0]].bytes  # an empty one still has a place of one element
             _link_control(s, operands, bytes_, steps, begun, true)
             continue
         if isinstance(s, ExternCall):
