@@ -14,7 +14,7 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,9 +29,10 @@ from tilewright.verify.oracle import compare_outputs
 from tilewright.verify.policy import FACTOR, Verdict
 from tilewright.verify.programs import Case, draw
 from tilewright.verify.reduce import reduce_case
-from tilewright.verify.witness import references, spreads
+from tilewright.verify.witness import References, references, spreads
 
 __all__ = ["Crash", "Failure", "FuzzReport", "Run", "fingerprint", "fuzz", "isolated", "judge"]
+__all__ += ["judge_on"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[Program, dict[str, Array]], Sequence[Array]]
@@ -93,21 +94,33 @@ def judge(run: Run, case: Case) -> tuple[str, str] | None:
     """
     inputs = random_inputs(case.program, case.sizes, case.seed)
     expected = references(case.program, inputs, dims=case.sizes)
+    return judge_on(run, case.program, inputs, expected, case.sizes, case.seed)
+
+
+def judge_on(
+    run: Run,
+    program: Program,
+    inputs: dict[str, Array],
+    expected: References,
+    sizes: Mapping[str, int],
+    seed: int = -1,
+) -> tuple[str, str] | None:
+    """`judge` for given inputs and what they should give."""
     try:
-        got = run(case.program, {n: a.copy() for n, a in inputs.items()})
+        got = run(program, {n: a.copy() for n, a in inputs.items()})
     except Crash as e:
         return "crash", str(e)
     except Exception as e:  # noqa: BLE001 - whatever it raises is a finding
         kind = fingerprint(e)
         return kind if kind.startswith("wrong") else f"error {kind}", f"{type(e).__name__}: {e}"
     moved: list[float] | None = None
-    for k, o in enumerate(compare_outputs(case.program, got, expected, case.seed)):
+    for k, o in enumerate(compare_outputs(program, got, expected, seed)):
         if o.verdict.ok:
             continue
         if not o.verdict.message.startswith("the ") and np.isfinite(o.verdict.max_err):
             # The policy's bound is tied to one evaluation, which may be lucky: a second opinion.
             if moved is None:
-                moved = spreads(case.program, inputs, dims=case.sizes)
+                moved = spreads(program, inputs, dims=sizes)
             if o.verdict.max_err <= FACTOR * moved[k]:
                 continue
         return _wrong(o.verdict), f"output {o.output}: {o.verdict}"

@@ -81,7 +81,7 @@ def result(
             "generated cases that the verifier and the oracle accept",
         ),
         "graphs_per_second": figure(
-            generation.get("rate"), "1/s", "generation alone, the slowest kind"
+            generation.get("rate"), "1/s", "generation alone, per second of CPU time, the slower of programs and ONNX models"
         ),
         "median_definitions": figure(
             generation.get("median"), "definitions", "of the graphs of graphs_per_second"

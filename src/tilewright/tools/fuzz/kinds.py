@@ -6,7 +6,10 @@ kind is one row of `KINDS`; campaign and child know nothing else of it.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +19,7 @@ import numpy as np
 
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
+from tilewright.ir.externs import EXTERNS
 from tilewright.ir.program import MONOIDS, Program
 from tilewright.machine.target import Target
 from tilewright.tools.fuzz.programs import Answer, Options, check_program, compiled_outputs
@@ -160,7 +164,62 @@ class Schedules(Kind):
         return str(replace(self._case(number), seed=number)).encode()
 
 
-KINDS: dict[str, Kind] = {"programs": Programs(), "schedules": Schedules()}
+class Models(Kind):
+    """Random ONNX models; the oracle, onnxruntime and ONNX's reference judge."""
+
+    suffix = ".onnx"
+
+    def is_available(self) -> bool:
+        return importlib.util.find_spec("onnx") is not None
+
+    def rows(self) -> set[str]:
+        from tilewright.frontend.onnx.table import ROWS
+
+        importlib.import_module("tilewright.frontend.onnx")
+        out = {f"row {n}" for (d, n), r in ROWS.items() if not d and r.kind != "refused"}
+        return out | {f"extern {n}" for n in EXTERNS}
+
+    def check(self, number: int, options: Options, careful: bool) -> Answer:
+        return self._check(self._model(number), options, careful)
+
+    def replay(self, data: bytes, options: Options, careful: bool) -> Answer:
+        from tilewright.tools.fuzz.models import model_of
+
+        return self._check(model_of(data), options, careful)
+
+    def _check(self, model: Any, options: Options, careful: bool) -> Answer:
+        from tilewright.tools.fuzz.models import check_model
+
+        return check_model(model, options, isolated if careful else None)
+
+    def _model(self, number: int) -> Any:
+        from tilewright.verify.models import draw_model
+
+        return draw_model(number)
+
+    def reduce(self, data: bytes, failure: str, options: Options, seconds: float) -> bytes:
+        from tilewright.tools.fuzz.models import model_of, reduce_model, text_of
+
+        deadline = time.monotonic() + seconds
+
+        def fails(model: Any) -> bool:
+            if time.monotonic() > deadline:
+                return False
+            found = self._check(model, options, failure == "crash").found
+            return found is not None and found[0] == failure
+
+        return text_of(reduce_model(model_of(data), fails))
+
+    def generate(self, number: int) -> int:
+        return int(self._model(number).nodes)
+
+    def text_of(self, number: int) -> bytes:
+        from tilewright.tools.fuzz.models import text_of
+
+        return text_of(self._model(number))
+
+
+KINDS: dict[str, Kind] = {"programs": Programs(), "onnx": Models(), "schedules": Schedules()}
 
 
 def rows_of(kind: str) -> set[str]:
