@@ -114,7 +114,7 @@ def link_plan(
             operands = tuple(argument(n) for n in s.buffers)
             bytes_ = 0
             if s.buffers and 0 not in buffers[s.buffers[0]].layout.shape:
-                bytes_ = buffers[s.buffers[0]].bytes  # an empty one still has a place of one element
+                bytes_ = buffers[s.buffers[0]].bytes  # an empty one has room for one element
             _link_control(s, operands, bytes_, steps, begun, true)
             continue
         if isinstance(s, ExternCall):

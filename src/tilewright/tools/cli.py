@@ -227,9 +227,7 @@ def run(
     """Run MODEL on the arrays of an .npz file; their names are the names of its inputs."""
     from tilewright.tools import models
 
-    result = models.run(
-        model, source, output, frozen=frozen, threads=threads, target=target, db=db
-    )
+    result = models.run(model, source, output, frozen=frozen, threads=threads, target=target, db=db)
     shown = _output()
     for name, facts in result["outputs"].items():
         shown.print(f"{name}: {facts['dtype']}{facts['shape']}", markup=False)

@@ -175,7 +175,12 @@ def bar(title: str) -> Iterator[Callable[[float | None, str], None]]:
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(title), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[facts]}"))
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[facts]}"),
+    )
     with Progress(*columns, console=output) as progress:
         task = progress.add_task(title, total=1.0, facts="")
 

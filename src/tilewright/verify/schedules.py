@@ -138,10 +138,10 @@ def schedules_of(space: Space, rng: np.random.Generator, count: int) -> Iterator
 
 
 # Every kind of parameter that a Space may have.
-PARAMETERS = frozenset(
-    "block border chunk lane nt order pack par parts prefetch reduce reg rows stream strip tail "
-    "tile".split()
-)
+_PARAMETERS = """
+    block border chunk lane nt order pack par parts prefetch reduce reg rows stream strip tail tile
+"""
+PARAMETERS = frozenset(_PARAMETERS.split())
 
 
 def parameter_kind(name: str) -> str:

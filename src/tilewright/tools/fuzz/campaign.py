@@ -188,7 +188,9 @@ def _generation(settings: Settings, table: Any) -> dict[str, float]:
         made = table.KINDS[kind]
         if kind not in ("programs", "onnx"):
             continue
-        made.generate((settings.seed << 32) + (1 << 31))  # what is imported on the way is not counted
+        made.generate(
+            (settings.seed << 32) + (1 << 31)
+        )  # what is imported on the way is not counted
         started, count = time.process_time(), 0
         while time.process_time() - started < 0.7 or count < 100:
             sizes.append(made.generate((settings.seed << 32) + (1 << 31) + count))
@@ -309,10 +311,9 @@ def _replay_failed(state: _Run, children: Children) -> None:
         data = state.corpus.data_of(failed)
         if failed.fixed or not data or failed.campaign not in state.settings.kinds:
             continue
-        header = _header(
-            failed.campaign, failed.number, failed.target, failed.threads, do="replay", rebuild=True,
-            careful=failed.failure in ("crash", "hang"),
-        )  # fmt: skip
+        careful = failed.failure in ("crash", "hang")
+        more = {"do": "replay", "rebuild": True, "careful": careful}
+        header = _header(failed.campaign, failed.number, failed.target, failed.threads, **more)
         try:
             answer, _ = children.ask("main", header, data, _CASE_S)
             failed.fixed = answer["found"] is None

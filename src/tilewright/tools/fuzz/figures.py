@@ -18,9 +18,7 @@ __all__ = ["lines", "missing_rows", "result", "table"]
 
 def _open(corpus: Corpus, *classes: str) -> int:
     """Cases that still fail, by the class of their failure."""
-    return sum(
-        f.count for f in corpus.failed if not f.fixed and f.failure.split()[0] in classes
-    )
+    return sum(f.count for f in corpus.failed if not f.fixed and f.failure.split()[0] in classes)
 
 
 def missing_rows(corpus: Corpus, kinds: Any) -> tuple[int, list[str]]:
@@ -81,7 +79,9 @@ def result(
             "generated cases that the verifier and the oracle accept",
         ),
         "graphs_per_second": figure(
-            generation.get("rate"), "1/s", "generation alone, per second of CPU time, the slower of programs and ONNX models"
+            generation.get("rate"),
+            "1/s",
+            "generation alone, per second of CPU time, the slower of programs and ONNX models",
         ),
         "median_definitions": figure(
             generation.get("median"), "definitions", "of the graphs of graphs_per_second"
@@ -96,7 +96,10 @@ def result(
         ),
     }
     return {
-        "machine": {"name": platform.processor() or platform.machine(), "version": wiring.version()},
+        "machine": {
+            "name": platform.processor() or platform.machine(),
+            "version": wiring.version(),
+        },
         "settings": {
             "kinds": list(settings.kinds),
             "seed": settings.seed,
@@ -120,9 +123,7 @@ def result(
             for kind, t in corpus.tallies.items()
         },
         "figures": figures,
-        "ok": not any(
-            figures[n]["value"] for n in ("wrong", "errors", "crashes", "out_of_bounds")
-        ),
+        "ok": not any(figures[n]["value"] for n in ("wrong", "errors", "crashes", "out_of_bounds")),
         "missing": missing,
         "failed": [vars(f) for f in corpus.failed],
     }

@@ -57,7 +57,7 @@ class Kind(ABC):
 
     @abstractmethod
     def check(self, number: int, options: Options, careful: bool) -> Answer:
-        """Make case `number` and run it. careful: whatever may crash runs in a process of its own."""
+        """Make case `number` and run it. careful: what may crash runs in a process of its own."""
 
     @abstractmethod
     def replay(self, data: bytes, options: Options, careful: bool) -> Answer:

@@ -1,4 +1,4 @@
-"""One generated ONNX model: imported, compiled, and compared with the oracle and with third parties.
+"""One generated ONNX model: imported, compiled, compared with the oracle and third parties.
 
 In: a `Model`. Out: an `Answer`. Invariants: what our compiler computes is judged by the oracle
 alone; where a third party differs from the oracle, ONNX's own reference evaluator decides whose
@@ -50,7 +50,9 @@ def model_of(data: bytes) -> Model:
     found = {e.key: e.value for e in proto.metadata_props}
     with np.load(io.BytesIO(base64.b64decode(found[_KEY]))) as held:
         inputs = {n: held[n] for n in held.files}
-    return Model(data, inputs, len(proto.graph.node), frozenset(n.op_type for n in proto.graph.node))
+    return Model(
+        data, inputs, len(proto.graph.node), frozenset(n.op_type for n in proto.graph.node)
+    )
 
 
 def check_model(
@@ -116,9 +118,15 @@ def _third(
     if ours is None:
         answer.others.append("onnxruntime wrong")
         return "third onnxruntime", f"onnxruntime differs, ONNX's reference agrees with us: {wrong}"
-    both = [np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(theirs, reference, strict=True)]
+    both = [
+        np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        for a, b in zip(theirs, reference, strict=True)
+    ]
     if all(both) or ours == wrong:
-        return "wrong importer", f"onnxruntime and ONNX's reference agree on something else: {wrong}"
+        return (
+            "wrong importer",
+            f"onnxruntime and ONNX's reference agree on something else: {wrong}",
+        )
     return "differs both", f"onnxruntime: {wrong}; ONNX's reference: {ours}"
 
 
@@ -240,9 +248,7 @@ def _by_output(proto: Any, inputs: Mapping[str, Array]) -> Iterator[Model]:
         found.append((len(nodes), o.name, nodes[::-1], wanted))
     for _, name, nodes, wanted in sorted(found, key=lambda f: f[0]):
         held = [t.name for t in proto.graph.initializer if t.name in wanted]
-        model = _model(
-            proto, nodes, {n: a for n, a in inputs.items() if n in wanted}, [name], held
-        )
+        model = _model(proto, nodes, {n: a for n, a in inputs.items() if n in wanted}, [name], held)
         if model is not None:
             yield model
 
@@ -251,9 +257,7 @@ def _model(
     proto: Any, nodes: list[Any], inputs: Mapping[str, Array], results: list[str], held: list[str]
 ) -> Model | None:
     infos = [
-        helper.make_tensor_value_info(
-            n, helper.np_dtype_to_tensor_dtype(a.dtype), list(a.shape)
-        )
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), list(a.shape))
         for n, a in inputs.items()
     ]
     initial = [t for t in proto.graph.initializer if t.name in held]
@@ -271,5 +275,3 @@ def _model(
         return None
     rows = frozenset(n.op_type for n in nodes)
     return Model(made.SerializeToString(), dict(inputs), len(nodes), rows)
-
-

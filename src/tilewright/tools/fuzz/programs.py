@@ -223,4 +223,3 @@ def _of_definitions(s: Any) -> set[str]:
                 elif node.op not in ("const", "index", "dim"):
                     out.add(f"op {node.op}")
     return out
-

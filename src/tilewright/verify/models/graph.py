@@ -31,6 +31,14 @@ OPSETS = (21, 22, 23, 24, 26, 28)
 OLD_OPSET = 9
 
 
+_REFUSALS = (
+    onnx.shape_inference.InferenceError,
+    onnx.defs.SchemaError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+)
+
+
 class Refused(Exception):
     """The shape rule of the operator does not take the node."""
 
@@ -183,17 +191,26 @@ class Graph:
     def fitting(self, t: Tensor) -> Tensor:
         """A tensor that broadcasts with `t`."""
         fits = [
-            o for o in self.tensors if o.dtype == t.dtype and _broadcast(o.shape, t.shape) is not None
+            o
+            for o in self.tensors
+            if o.dtype == t.dtype and _broadcast(o.shape, t.shape) is not None
         ]
         if fits and self.chance(0.6):
             return self.rng.choice(fits)
         shape = [1 if self.chance(0.25) else n for n in t.shape]
-        return self.new(t.dtype, shape[self.rng.randint(0, len(shape)) if self.chance(0.3) else 0 :])
+        return self.new(
+            t.dtype, shape[self.rng.randint(0, len(shape)) if self.chance(0.3) else 0 :]
+        )
 
     # ---- nodes ----
 
     def add(
-        self, op: str, inputs: Sequence[Tensor | None], outputs: int = 1, **attributes: Any
+        self,
+        op: str,
+        inputs: Sequence[Tensor | None],
+        outputs: int = 1,
+        /,
+        **attributes: Any,
     ) -> list[Tensor | None]:
         """Add a node; its outputs, None where the shape is not known. Errors: Refused."""
         names = ["" if t is None else t.name for t in inputs]
@@ -218,7 +235,7 @@ class Graph:
                 opset_imports=[helper.make_opsetid("", self.opset)],
                 ir_version=10,
             )
-        except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError) as e:
+        except _REFUSALS as e:
             raise Refused(str(e)) from None
         found = [self._tensor(n, types.get(n)) for n in made]
         if any(t is not None and (t.size > 4 * MOST or t.rank > 6) for t in found):
@@ -240,7 +257,7 @@ class Graph:
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(proto.tensor_type.elem_type))
         return Tensor(name, dtype, tuple(d.dim_value for d in dims))
 
-    def one(self, op: str, inputs: Sequence[Tensor | None], **attributes: Any) -> Tensor:
+    def one(self, op: str, inputs: Sequence[Tensor | None], /, **attributes: Any) -> Tensor:
         """`add` of one output whose shape is known. Errors: Refused."""
         (t,) = self.add(op, inputs, **attributes)
         if t is None:
@@ -259,11 +276,13 @@ class Graph:
             helper.make_tensor_value_info(n, _element(a.dtype), list(a.shape))
             for n, a in inputs.items()
         ]
-        constants = [
-            numpy_helper.from_array(a, n) for n, a in self.constants.items() if n in used
-        ]
+        constants = [numpy_helper.from_array(a, n) for n, a in self.constants.items() if n in used]
         graph = helper.make_graph(
-            self.nodes, "g", infos, [helper.make_empty_tensor_value_info(n) for n in results], constants
+            self.nodes,
+            "g",
+            infos,
+            [helper.make_empty_tensor_value_info(n) for n in results],
+            constants,
         )
         made = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", self.opset)],

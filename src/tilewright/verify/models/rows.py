@@ -81,5 +81,3 @@ def all_rows() -> set[str]:
     """Every operator that has a specification."""
     _load()
     return set(_ROWS)
-
-

@@ -86,6 +86,11 @@ def scan(g: Graph) -> None:
     )
     more = {"scan_input_directions": [1]} if g.chance(0.3) else {}
     node = helper.make_node(
-        "Scan", [start.name, t.name], [g.fresh("t"), g.fresh("t")], body=body, num_scan_inputs=1, **more
+        "Scan",
+        [start.name, t.name],
+        [g.fresh("t"), g.fresh("t")],
+        body=body,
+        num_scan_inputs=1,
+        **more,
     )
     g.attach(node, [start, t])

@@ -19,7 +19,8 @@ def reshape(g: Graph) -> None:
     t = g.any("fib")
     if t.size == 0:
         raise Refused("empty")
-    rest, shape = t.size, []
+    rest = t.size
+    shape: list[int] = []
     while rest > 1 and len(shape) < 4 and g.chance(0.8):
         n = g.rng.choice([k for k in range(1, rest + 1) if rest % k == 0])
         shape.append(n)
@@ -155,7 +156,10 @@ def dropout(g: Graph) -> None:
 
 @row("Range")
 def count_up(g: Graph) -> None:
-    g.add("Range", [g.const(v) for v in (g.rng.randint(-3, 3), g.rng.randint(4, 20), g.rng.randint(1, 3))])
+    g.add(
+        "Range",
+        [g.const(v) for v in (g.rng.randint(-3, 3), g.rng.randint(4, 20), g.rng.randint(1, 3))],
+    )
 
 
 @row("EyeLike")
@@ -250,7 +254,11 @@ def scatter_nd(g: Graph) -> None:
         raise Refused("empty")
     how = g.rng.choice(("none", "add", "mul", "max", "min"))
     count = g.rng.randint(1, t.shape[0]) if how == "none" else g.rng.randint(1, 6)
-    ids = g.values.permutation(t.shape[0])[:count] if how == "none" else g.values.integers(0, t.shape[0], count)
+    ids = (
+        g.values.permutation(t.shape[0])[:count]
+        if how == "none"
+        else g.values.integers(0, t.shape[0], count)
+    )
     places = g.put(ids.astype(I64).reshape(-1, 1))
     g.add("ScatterND", [t, places, g.like(t.dtype, (len(ids), *t.shape[1:]))], reduction=how)
 
@@ -338,7 +346,9 @@ def space_to_depth(g: Graph) -> None:
 def col2im(g: Graph) -> None:
     n, k = (g.size(9) + 2, g.size(9) + 2), (g.rng.choice((1, 2, 3)), g.rng.choice((1, 2)))
     blocks = prod(a - b + 1 for a, b in zip(n, k, strict=True))
-    t = g.like(g.float_type if g.float_type.itemsize > 2 else np.dtype(F32), (1, 2 * prod(k), blocks))
+    t = g.like(
+        g.float_type if g.float_type.itemsize > 2 else np.dtype(F32), (1, 2 * prod(k), blocks)
+    )
     g.add("Col2Im", [t, g.const(n), g.const(k)])
 
 
@@ -366,6 +376,6 @@ for _name in ("DFT", "STFT"):
 def mel(g: Graph) -> None:
     parts = [g.const(g.rng.choice((4, 8))), g.const(16), g.const(8000)]
     kind = helper.np_dtype_to_tensor_dtype(F32)
-    g.add("MelWeightMatrix", [*parts, g.const(0.0, F32), g.const(4000.0, F32)], output_datatype=kind)
-
-
+    g.add(
+        "MelWeightMatrix", [*parts, g.const(0.0, F32), g.const(4000.0, F32)], output_datatype=kind
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +37,11 @@ def _unary(g: Graph, op: str) -> None:
     g.add(op, [_tamed(g, op, g.any())])
 
 
-for _name in (
-    "Ceil Floor Round Exp Log Sqrt Sin Cos Tan Asin Acos Atan Sinh Cosh Tanh Asinh Acosh Atanh Erf "
-    "Sigmoid Reciprocal Softplus Softsign HardSwish Mish"
-).split():
+_FUNCTIONS = """
+    Ceil Floor Round Exp Log Sqrt Sin Cos Tan Asin Acos Atan Sinh Cosh Tanh Asinh Acosh Atanh Erf
+    Sigmoid Reciprocal Softplus Softsign HardSwish Mish
+"""
+for _name in _FUNCTIONS.split():
     row(_name)(partial(_unary, op=_name))
 
 
@@ -85,12 +87,16 @@ def celu(g: Graph) -> None:
 
 @row("Selu")
 def selu(g: Graph) -> None:
-    g.add("Selu", [g.any()], **({"alpha": g.real(), "gamma": g.real() + 0.1} if g.chance(0.5) else {}))
+    g.add(
+        "Selu", [g.any()], **({"alpha": g.real(), "gamma": g.real() + 0.1} if g.chance(0.5) else {})
+    )
 
 
 @row("HardSigmoid")
 def hard_sigmoid(g: Graph) -> None:
-    g.add("HardSigmoid", [g.any()], **({"alpha": g.real(), "beta": g.real()} if g.chance(0.6) else {}))
+    g.add(
+        "HardSigmoid", [g.any()], **({"alpha": g.real(), "beta": g.real()} if g.chance(0.6) else {})
+    )
 
 
 @row("Shrink")
@@ -224,7 +230,7 @@ def bit_cast(g: Graph) -> None:
     from onnx import helper
 
     t = g.any("fi")
-    to = {2: np.int16, 4: np.int32, 8: np.int64}[t.dtype.itemsize]
+    to: Any = {2: np.int16, 4: np.int32, 8: np.int64}[t.dtype.itemsize]
     if t.dtype.kind == "i":
         to = {4: np.float32, 8: np.float64}[t.dtype.itemsize]
     g.add("BitCast", [t], to=helper.np_dtype_to_tensor_dtype(np.dtype(to)))
@@ -270,7 +276,9 @@ def qlinear_matmul(g: Graph) -> None:
     a, b = g.like(U8, (m, k)), g.like(U8, (k, n))
     parts: list[Tensor] = []
     for t in (a, b):
-        parts += [t, g.const(round(g.rng.uniform(0.01, 0.1), 4), F32), g.const(g.rng.randrange(9), U8)]
+        parts += [
+            t,
+            g.const(round(g.rng.uniform(0.01, 0.1), 4), F32),
+            g.const(g.rng.randrange(9), U8),
+        ]
     g.add("QLinearMatMul", [*parts, g.const(0.7, F32), g.const(3, U8)])
-
-

@@ -25,10 +25,11 @@ def _reduce(g: Graph, op: str) -> None:
     g.add(op, [t, *axes], **more)
 
 
-for _name in (
-    "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare "
-    "ReduceLogSum ReduceLogSumExp"
-).split():
+_FOLDS = """
+    ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare
+    ReduceLogSum ReduceLogSumExp
+"""
+for _name in _FOLDS.split():
     row(_name)(partial(_reduce, op=_name))
 
 
@@ -121,7 +122,15 @@ def _spatial(g: Graph, rank: tuple[int, ...] = (3, 4, 4, 5)) -> Tensor:
     if fits and g.chance(0.7):
         return g.rng.choice(fits)
     r = g.rng.choice(rank)
-    return g.new(g.float_type, (g.rng.choice((1, 1, 2)), g.rng.choice((1, 2, 3, 4, 6)), *(g.size(13) for _ in range(r - 2))), 0.0)
+    return g.new(
+        g.float_type,
+        (
+            g.rng.choice((1, 1, 2)),
+            g.rng.choice((1, 2, 3, 4, 6)),
+            *(g.size(13) for _ in range(r - 2)),
+        ),
+        0.0,
+    )
 
 
 @row("BatchNormalization")
@@ -140,7 +149,11 @@ def layer_norm(g: Graph) -> None:
         t = g.new(F32, g.shape(3))
     axis = g.axis(t)
     shape = t.shape[axis % t.rank :]
-    op = g.rng.choice(("LayerNormalization", "RMSNormalization")) if g.opset >= 23 else "LayerNormalization"
+    op = (
+        g.rng.choice(("LayerNormalization", "RMSNormalization"))
+        if g.opset >= 23
+        else "LayerNormalization"
+    )
     parts = [g.like(t.dtype, shape)]
     if op == "LayerNormalization" and g.chance(0.6):
         parts.append(g.like(t.dtype, shape))
@@ -182,7 +195,14 @@ def lrn(g: Graph) -> None:
 
 @row("Attention")
 def attention(g: Graph) -> None:
-    b, kv, s, t, d, v = 1 + g.chance(0.3), g.rng.choice((1, 2)), g.size(17), g.size(33), g.rng.choice((4, 8)), g.rng.choice((4, 8))
+    b, kv, s, t, d, v = (
+        1 + g.chance(0.3),
+        g.rng.choice((1, 2)),
+        g.size(17),
+        g.size(33),
+        g.rng.choice((4, 8)),
+        g.rng.choice((4, 8)),
+    )
     h = kv * g.rng.choice((1, 1, 2))
     dtype = g.float_type if g.float_type != F64 else F32
     q, k = g.like(dtype, (b, h, s, d)), g.like(dtype, (b, kv, t, d))

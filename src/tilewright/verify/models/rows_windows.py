@@ -217,5 +217,3 @@ def max_roi_pool(g: Graph) -> None:
     n = g.rng.randint(1, 3)
     regions = np.concatenate([np.zeros((n, 1), F32), np.floor(_regions(g, n)).clip(0, 7)], 1)
     g.add("MaxRoiPool", [x, g.put(regions.astype(F32))], pooled_shape=[2, g.rng.choice((1, 3))])
-
-
