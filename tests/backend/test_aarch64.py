@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from native import build
 from oracles import CASES
-from random_nests import Generator
 
 from tilewright.codegen.llvm import chunk_count, emit_llvm, function_name, scratch_bytes
 from tilewright.ir.nest import LoopNest, parse_nest
 from tilewright.ir.nest_interpreter import run_nest
 from tilewright.machine.target import Target
+from tilewright.verify.nests import Generator
 
 Array = np.ndarray[Any, np.dtype[Any]]
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from native import run_native
-from random_nests import Generator
 
 from tilewright.ir.nest import parse_nest
 from tilewright.ir.nest_interpreter import run_nest
 from tilewright.ir.nest_verifier import verify_nest
 from tilewright.machine.target import Target
+from tilewright.verify.nests import Generator
 
 
 @pytest.mark.parametrize("seed", range(24))

@@ -36,7 +36,7 @@ from tilewright.ir.plan import KernelCall, Plan
 from tilewright.ir.program import Program
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
-from tilewright.runtime.build import emit_object
+from tilewright.runtime.build import DEFAULT, BuildOptions, emit_object
 from tilewright.runtime.jit import load_object
 from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.schedule import Schedule
@@ -47,7 +47,8 @@ from tilewright.verify.guards import guarded, poisoned
 from tilewright.verify.oracle import compare_outputs
 from tilewright.verify.witness import References, references
 
-__all__ = ["PARAMETERS", "Finding", "ScheduleReport", "fuzz_schedules", "replay", "schedules_of"]
+__all__ = ["PARAMETERS", "Finding", "ScheduleReport", "fuzz_schedules", "replay"]
+__all__ += ["parameter_kind", "run_native", "schedules_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Buffers = dict[str, Array]
@@ -60,7 +61,8 @@ _GUARDED_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class Finding:
-    """What went wrong: `stage` is lower, verify, text, interpreter, native or program."""
+    """What went wrong: `stage` is lower, verify, text, interpreter, emit, native or
+    program."""
 
     program: str
     stage: str
@@ -186,20 +188,31 @@ def _prepare(target: Target) -> None:
     load_object(emit_object(text, Target.native()))
 
 
-def _run_native(
-    nest: LoopNest, target: Target, buffers: Buffers, at_start: bool, at_once: int
+def run_native(
+    nest: LoopNest,
+    target: Target,
+    buffers: Buffers,
+    at_start: bool = False,
+    at_once: int = 1 << 40,
+    *,
+    backwards: bool = False,
+    dims: Mapping[str, int] | None = None,
+    options: BuildOptions = DEFAULT,
 ) -> Buffers:
-    """The buffers after a native run, `at_once` chunks a call, the last ones first."""
+    """The buffers after a native run, `at_once` chunks a call; backwards: the last ones first."""
+    dims = dims or {}
     placed = [b for b in nest.buffers if b.place != "scratch"]
     memory = {b.name: guarded(buffers[b.name], b.align, at_start) for b in placed}
-    slots = (ctypes.c_int64 * max(1, len(placed)))(*[memory[b.name][0] for b in placed])
-    scratch = guarded(np.full(scratch_bytes(nest, {}), 0xFF, np.uint8), 64, at_start)
-    library = load_object(emit_object(emit_llvm(nest, target), target))
+    values = [memory[b.name][0] for b in placed] + [dims[d] for d in nest.dims]
+    slots = (ctypes.c_int64 * max(1, len(values)))(*values)
+    scratch = guarded(np.full(scratch_bytes(nest, dims), 0xFF, np.uint8), 64, at_start)
+    library = load_object(emit_object(emit_llvm(nest, target), target, options))
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
     for phase in range(len(nest.phases)):
         function = kind(library.address(function_name(nest, phase)))
-        chunks = chunk_count(nest, phase, {})
-        for lo in reversed(range(0, chunks, at_once)):
+        chunks = chunk_count(nest, phase, dims)
+        begins = range(0, chunks, at_once)
+        for lo in reversed(begins) if backwards else begins:
             function(ctypes.addressof(slots), lo, min(chunks, lo + at_once), scratch[0])
     return {n: g[1].copy() for n, g in memory.items()}
 
@@ -239,6 +252,7 @@ def _check(
     at_start: bool = False,
     at_once: int = 1 << 40,
     isolate: bool = True,
+    options: BuildOptions = DEFAULT,
 ) -> Finding | None:
     """Lower, verify, print, run and compare one schedule; None where all is right or `seen` has the
     same nest.
@@ -275,7 +289,10 @@ def _check(
             wrong = _judge(task, buffers)
             if wrong:
                 return found(stage, wrong)
-        if native:
+        if not native:
+            stage = "emit"
+            emit_llvm(low.nest, target)
+        else:
             stage = "native"
             report.native += 1
             _prepare(target)
@@ -283,7 +300,9 @@ def _check(
             nest = low.nest
 
             def inside(_: Program, buffers: Buffers) -> list[Array]:
-                after = _run_native(nest, target, buffers, at_start, at_once)
+                after = run_native(
+                    nest, target, buffers, at_start, at_once, backwards=True, options=options
+                )
                 return [after[n] for n in names]
 
             run = isolated(inside) if isolate else inside
@@ -297,9 +316,19 @@ def _check(
 
 
 def replay(
-    kernel: Kernel, schedule: Schedule, target: Target, seed: int = 0, *, native: bool = True
+    kernel: Kernel,
+    schedule: Schedule,
+    target: Target,
+    seed: int = 0,
+    *,
+    native: bool = True,
+    interpret: bool = True,
+    isolate: bool = True,
+    options: BuildOptions = DEFAULT,
 ) -> Finding | None:
-    """Check one schedule of a kernel on random inputs; constants are random too."""
+    """Check one schedule of a kernel on random inputs; constants are random too. Without `native`
+    its code is emitted only.
+    """
     p = kernel.program
     inputs = replace(p, inputs=p.inputs + tuple(t for t, _ in p.constants), constants=())
     given = random_inputs(inputs, {}, seed)
@@ -310,7 +339,16 @@ def replay(
         else:
             buffers[n] = _empty(layout, p.tensors[n].dtype.np)
     task = _Task(p.name, kernel, buffers, references(inputs, given))
-    return _check(task, schedule, target, ScheduleReport(), native=native)
+    return _check(
+        task,
+        schedule,
+        target,
+        ScheduleReport(),
+        native=native,
+        interpret=interpret,
+        isolate=isolate,
+        options=options,
+    )
 
 
 # ---- a whole program -----------------------------------------------------------------------------

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,13 @@ __all__ = ["ALL_KINDS", "ALL_TARGETS", "Settings", "available_kinds", "run"]
 # Kind -> its share of the cases where none is named.
 ALL_KINDS = {"programs": 12, "onnx": 6, "schedules": 2, "nests": 1}
 ALL_TARGETS = ("x86-avx512", "x86-avx2", "x86-sse42")
-_CASE_S = 120.0
-_DEFINITION_S = 0.5
+# A thousand definitions take half a minute to build on an idle machine; this one may be busy.
+_CASE_S = 300.0
 _REDUCE_S = 30.0
 _SAVE_EVERY_S = 20.0
 _TWIN_EVERY = 25  # one case in so many is built in a second process, too
 _MOST_REDUCED = 12
+_RATE_FROM = 50  # cases from which on a run is worth measuring the generation
 
 
 @dataclass(frozen=True)
@@ -80,19 +83,27 @@ class _Run:
 
 
 class Children:
-    """A child for cases and a twin that repeats some; both are replaced when they die."""
+    """A child for cases, one for nests (its branches are watched), a twin that repeats cases, and a
+    reducer; each is replaced when it dies.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, arcs: Path) -> None:
+        """arcs: the file where the child of nests keeps which branches were taken."""
+        self.arcs = arcs
         self._workers: dict[str, Worker] = {}
 
     def ask(self, name: str, header: Header, body: bytes, timeout_s: float) -> tuple[Header, bytes]:
-        """Errors: WorkerDied; OSError where none can be started."""
+        """Errors: WorkerDied, also where none can be started."""
         worker = self._workers.get(name)
         if worker is None:
-            worker = self._workers[name] = Worker("tilewright.tools.fuzz.child")
+            arguments = (str(self.arcs),) if name == "nests" else ()
+            worker = self._workers[name] = _started(arguments)
         try:
             worker.send(header, body)
             return worker.receive(timeout_s)
+        except OSError as error:  # it never came up
+            del self._workers[name]
+            raise WorkerDied(str(error)) from None
         except (WorkerDied, KeyboardInterrupt):
             del self._workers[name]
             worker.kill()
@@ -102,6 +113,19 @@ class Children:
         for worker in self._workers.values():
             worker.kill()
         self._workers.clear()
+
+
+def _started(arguments: tuple[str, ...]) -> Worker:
+    """A new child; a machine that is out of processes or memory is given time.
+
+    Errors: WorkerDied.
+    """
+    for wait_s in (1.0, 5.0, 20.0):
+        try:
+            return Worker("tilewright.tools.fuzz.child", arguments)
+        except OSError:
+            time.sleep(wait_s)
+    raise WorkerDied("no child can be started")
 
 
 def available_kinds() -> tuple[str, ...]:
@@ -134,7 +158,7 @@ def _order(kinds: Sequence[str]) -> Iterator[str]:
     for place in range(most):
         for k in kinds:
             share = ALL_KINDS[k]
-            if (place + 1) * share // most > place * share // most:
+            if place * share % most < share:
                 line.append(k)
     return itertools.cycle(line)
 
@@ -156,8 +180,9 @@ def run(settings: Settings, on_progress: Callable[[float | None, str], None]) ->
                 hint="pip install 'tilewright[onnx]'",
             )  # fmt: skip
     generation = _generation(settings, table)
-    children = Children()
     saved = time.monotonic()
+    scratch = tempfile.TemporaryDirectory()
+    children = Children(Path(settings.corpus or scratch.name).resolve() / "arcs")
     try:
         _replay_failed(state, children)
         for kind in _order(settings.kinds):
@@ -174,8 +199,11 @@ def run(settings: Settings, on_progress: Callable[[float | None, str], None]) ->
     except KeyboardInterrupt:
         state.interrupted = True
     finally:
+        with suppress(WorkerDied, KeyboardInterrupt):
+            _coverage(state, children)
         children.close()
         corpus.save()
+        scratch.cleanup()
     from tilewright.tools.fuzz.figures import result
 
     return result(state.settings, corpus, generation, state.elapsed_s, state.interrupted, table)
@@ -184,6 +212,8 @@ def run(settings: Settings, on_progress: Callable[[float | None, str], None]) ->
 def _generation(settings: Settings, table: Any) -> dict[str, float]:
     """Graphs a second and median definitions of generation alone, over a second or so."""
     rates, sizes = [], []
+    if settings.count is not None and settings.count < _RATE_FROM:
+        return {}
     for kind in settings.kinds:
         made = table.KINDS[kind]
         if kind not in ("programs", "onnx"):
@@ -221,7 +251,8 @@ def _one(state: _Run, children: Children, kind: str, targets: Sequence[str]) -> 
     started = time.monotonic()
     answer: Header
     try:
-        answer, data = children.ask("main", header, b"", _CASE_S)
+        name = "nests" if kind == "nests" else "main"
+        answer, data = children.ask(name, header, b"", _CASE_S)
     except WorkerDied as died:
         answer, data = _again(children, header, died)
     tally.next[str(seed)] = index + 1
@@ -303,6 +334,20 @@ def _keep(
     except WorkerDied:
         return
     state.corpus.rewrite(failed, smaller)
+
+
+def _coverage(state: _Run, children: Children) -> None:
+    """Ask the child of nests which branches were taken, in all runs of the corpus."""
+    tally = state.corpus.tallies.get("nests")
+    if tally is None or "nests" not in state.settings.kinds:
+        return
+    facts = children.ask("nests", {"do": "coverage"}, b"", _CASE_S)[0]["coverage"]
+    if facts is not None:
+        how = (
+            f"{facts['taken']} of {facts['all']} branches of lower/ and codegen/ "
+            f"in {tally.generated} cases and {tally.seconds:.0f} s"
+        )
+        state.corpus.coverage = {**facts, "how": how}
 
 
 def _replay_failed(state: _Run, children: Children) -> None:

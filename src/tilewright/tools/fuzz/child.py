@@ -4,18 +4,22 @@ In: frames of `runtime.wire`. Out: frames. Invariants: the same number gives the
 child; limits on memory and core dumps are set before anything is run.
 
 Requests: `case` (kind, number, options), `reduce` (kind, text or number, what it fails with,
-seconds), `replay` (kind, text).
+seconds), `replay` (kind, text), `coverage`.
 """
 
 from __future__ import annotations
 
 import resource
 import time
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tilewright.runtime.wire import Header, serve
-from tilewright.tools.fuzz import kinds
-from tilewright.tools.fuzz.programs import Answer
+from tilewright.tools.fuzz import coverage
+
+if TYPE_CHECKING:
+    from tilewright.tools.fuzz.programs import Answer
 
 __all__ = ["main"]
 
@@ -30,6 +34,11 @@ def _limit() -> None:
 
 
 def _answer(header: Header, body: bytes) -> tuple[Header, bytes]:
+    from tilewright.tools.fuzz import kinds  # imports what `coverage` measures
+
+    if header["do"] == "coverage":
+        branches = coverage.current()
+        return {"coverage": None if branches is None else branches.facts()}, b""
     kind = kinds.KINDS[header["kind"]]
     started = time.perf_counter()
     match header["do"]:
@@ -59,6 +68,9 @@ def _header(answer: Answer, seconds: float) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve until standard input closes."""
+    """Serve until standard input closes. arguments: a file for the arcs of branches, or none."""
     _limit()
+    if arguments:
+        with suppress(ModuleNotFoundError):  # without the package no case is preferred
+            coverage.start(Path(arguments[0]))
     serve(_answer)

@@ -104,7 +104,7 @@ class Corpus:
             return
         data = {
             "format": _FORMAT,
-            "kinds": {kind: asdict(t) for kind, t in self.tallies.items()},
+            "kinds": {kind: vars(t) for kind, t in self.tallies.items()},
             "failed": [asdict(f) for f in self.failed],
             "coverage": self.coverage,
         }

@@ -92,7 +92,9 @@ def result(
             "programs and ONNX models built, run and compared, per 10 minutes of all runs",
         ),
         "branch_coverage": figure(
-            corpus.coverage.get("share"), "", corpus.coverage.get("how", "run --kind nests")
+            corpus.coverage.get("share"),
+            "",
+            corpus.coverage.get("how", "not measured: --kind nests with the package coverage"),
         ),
     }
     return {
@@ -124,6 +126,7 @@ def result(
         },
         "figures": figures,
         "ok": not any(figures[n]["value"] for n in ("wrong", "errors", "crashes", "out_of_bounds")),
+        "branches": corpus.coverage.get("files", {}),
         "missing": missing,
         "failed": [vars(f) for f in corpus.failed],
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import random
 import time
 from abc import ABC, abstractmethod
@@ -22,6 +23,8 @@ from tilewright.ir import expr as E
 from tilewright.ir.externs import EXTERNS
 from tilewright.ir.program import MONOIDS, Program
 from tilewright.machine.target import Target
+from tilewright.tools.fuzz import coverage
+from tilewright.tools.fuzz.nests import NestFuzzer
 from tilewright.tools.fuzz.programs import Answer, Options, check_program, compiled_outputs
 from tilewright.verify.fuzz import isolated, judge
 from tilewright.verify.programs import BLOCK_KINDS, Case, draw, generate
@@ -219,7 +222,43 @@ class Models(Kind):
         return text_of(self._model(number))
 
 
+class Nests(Kind):
+    """Loop nests, schedules and passes, guided by the branches that they reach."""
+
+    suffix = ".json"
+
+    def __init__(self) -> None:
+        self._fuzzer: NestFuzzer | None = None
+
+    @property
+    def fuzzer(self) -> NestFuzzer:
+        if self._fuzzer is None:
+            self._fuzzer = NestFuzzer()
+            self._fuzzer.branches = coverage.current()
+        return self._fuzzer
+
+    def rows(self) -> set[str]:
+        return {f"passes {k}" for k in range(4)} | {"random nest", "scheduled kernel"}
+
+    def check(self, number: int, options: Options, careful: bool) -> Answer:
+        return self.fuzzer.check(number, options, careful)
+
+    def replay(self, data: bytes, options: Options, careful: bool) -> Answer:
+        return self.fuzzer.run(json.loads(data), careful)
+
+    def reduce(self, data: bytes, failure: str, options: Options, seconds: float) -> bytes:
+        return json.dumps(self.fuzzer.reduce(json.loads(data), failure, seconds)).encode()
+
+    def generate(self, number: int) -> int:
+        self.fuzzer.draw(number, Options("x86-avx512"))
+        return 1
+
+    def text_of(self, number: int) -> bytes:
+        return b""
+
+
 KINDS: dict[str, Kind] = {"programs": Programs(), "onnx": Models(), "schedules": Schedules()}
+KINDS["nests"] = Nests()
 
 
 def rows_of(kind: str) -> set[str]:

@@ -103,6 +103,7 @@ class Graph:
     tensors: list[Tensor] = field(default_factory=list)
     outputs: dict[str, Tensor | None] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
+    told: dict[str, Any] = field(default_factory=dict)  # types that no rule gives
     number: int = 0
 
     def __post_init__(self) -> None:
@@ -218,8 +219,12 @@ class Graph:
         node = helper.make_node(op, names, made, **attributes)
         return self.attach(node, [t for t in inputs if t is not None])
 
-    def attach(self, node: Any, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-        """Add a node that is made already. Errors: Refused."""
+    def attach(
+        self, node: Any, inputs: Sequence[Tensor], like: Sequence[Tensor | None] = ()
+    ) -> list[Tensor | None]:
+        """Add a node that is made already. like: tensors of the types of its outputs, where the
+        operator's rule says nothing. Errors: Refused.
+        """
         made = list(node.output)
         data = {
             t.name: numpy_helper.from_array(self.constants[t.name])
@@ -238,6 +243,14 @@ class Graph:
         except _REFUSALS as e:
             raise Refused(str(e)) from None
         found = [self._tensor(n, types.get(n)) for n in made]
+        for k, t in enumerate(like):
+            if t is not None and found[k] is None:
+                found[k] = Tensor(made[k], t.dtype, t.shape)
+                self.told[made[k]] = found[k]
+        for name, t in zip(made, found, strict=True):
+            proto = types.get(name)
+            if t is None and (proto is None or not proto.tensor_type.HasField("shape")):
+                raise Refused("no shape")
         if any(t is not None and (t.size > 4 * MOST or t.rank > 6) for t in found):
             raise Refused("too large")
         self.nodes.append(node)
@@ -277,26 +290,33 @@ class Graph:
             for n, a in inputs.items()
         ]
         constants = [numpy_helper.from_array(a, n) for n, a in self.constants.items() if n in used]
-        graph = helper.make_graph(
-            self.nodes,
-            "g",
-            infos,
-            [helper.make_empty_tensor_value_info(n) for n in results],
-            constants,
-        )
-        made = helper.make_model(
+        shown = [
+            helper.make_empty_tensor_value_info(n)
+            if t is None
+            else helper.make_tensor_value_info(n, _element(t.dtype), list(t.shape))
+            for n in results
+            for t in [self.outputs[n]]
+        ]
+        made = {n for node in self.nodes for n in node.output} - set(results)
+        told = [
+            helper.make_tensor_value_info(n, _element(t.dtype), list(t.shape))
+            for n, t in self.told.items()
+            if n in made
+        ]
+        graph = helper.make_graph(self.nodes, "g", infos, shown, constants, value_info=told)
+        whole = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", self.opset)],
             ir_version=3 if self.opset == OLD_OPSET else 10,
         )  # fmt: skip
         if self.opset == OLD_OPSET:  # constants are inputs, too, in files of that age
             for n, a in self.constants.items():
                 if n in used:
-                    made.graph.input.append(
+                    whole.graph.input.append(
                         helper.make_tensor_value_info(n, _element(a.dtype), list(a.shape))
                     )
-        made = onnx.shape_inference.infer_shapes(made, strict_mode=True)
+        whole = onnx.shape_inference.infer_shapes(whole, strict_mode=True)
         rows = frozenset(node.op_type for node in self.nodes)
-        return Model(made.SerializeToString(), inputs, len(self.nodes), rows)
+        return Model(whole.SerializeToString(), inputs, len(self.nodes), rows)
 
 
 def _inner_names(nodes: Sequence[Any]) -> set[str]:

@@ -64,7 +64,7 @@ def loop(g: Graph) -> None:
     node = helper.make_node(
         "Loop", [count.name, "", t.name], [g.fresh("t"), g.fresh("t")], body=body
     )
-    g.attach(node, [count, t])
+    g.attach(node, [count, t], [t])
 
 
 @row("Scan")

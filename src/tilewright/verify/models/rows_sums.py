@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+from onnx import helper
 
 from tilewright.verify.models.graph import BOOL, F16, F32, F64, I32, I64, Graph, Tensor
 from tilewright.verify.models.rows import row
@@ -173,7 +174,11 @@ def group_norm(g: Graph) -> None:
     c = t.shape[1]
     groups = g.rng.choice([k for k in range(1, c + 1) if c % k == 0])
     parts = [g.like(t.dtype, (c,)) for _ in range(2)]
-    g.add("GroupNormalization", [t, *parts], num_groups=groups, epsilon=1e-2)
+    names = [x.name for x in (t, *parts)]
+    node = helper.make_node(
+        "GroupNormalization", names, [g.fresh("t")], num_groups=groups, epsilon=1e-2
+    )
+    g.attach(node, [t, *parts], [t])
 
 
 @row("MeanVarianceNormalization")

@@ -1,16 +1,20 @@
-"""Random valid nests over small windows of two-dimensional arrays.
+"""Random valid nests over small windows of two-dimensional arrays, and mutations of them.
 
-In: a seeded generator. Out: nest, buffers, dims. Invariants: every access is within its limits, and every value is exact
-(small multiples of 1/4), so that any order of evaluation gives the same bits.
+In: a seeded generator. Out: nest, buffers, dims. Invariants: every access is within its limits, and
+every value is exact (small multiples of 1/4), so that any order of evaluation gives the same bits;
+several chunks may write one element, so chunks run in order.
 """
 
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from tilewright.errors import TilewrightError
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, DTYPES, I64, DType
 from tilewright.ir.nest import (
@@ -33,7 +37,11 @@ from tilewright.ir.nest import (
     Scatter,
     Store,
     TileType,
+    parse_nest,
 )
+from tilewright.ir.nest_verifier import verify_nest
+
+__all__ = ["Generator", "mutated"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _ANY = ("add", "mul", "min", "max")
@@ -362,14 +370,16 @@ class Generator:
         self.depth -= 1
         hi = self.random.choice([E.const(3), E.const(0), E.const(1), rows, E.index("i") % 4])
         result = self.name()
-        loop = For("t", E.const(0), hi, self.random.choice([1, 2]), inner, ((carried, start.result),),
-                   (total.result,), (result,))  # fmt: skip
+        carry = ((carried, start.result),)
+        step = self.random.choice([1, 2])
+        loop = For("t", E.const(0), hi, step, inner, carry, (total.result,), (result,))
         self.body.append(loop)
         self.tiles.append((result, start.type))
 
     def statement(self) -> None:
-        choices = [self.load, self.load, self.map, self.map, self.map, self.map, self.contract, self.fold, self.relayout,
-                   self.iota, self.gather, self.scatter, self.store, self.branch, self.accumulate]  # fmt: skip
+        choices = [self.load] * 2 + [self.map] * 4
+        choices += [self.contract, self.fold, self.relayout, self.iota, self.gather]
+        choices += [self.scatter, self.store, self.branch, self.accumulate]
         self.random.choice(choices)()
 
     def nest(self) -> tuple[LoopNest, dict[str, Array], dict[str, int]]:
@@ -385,3 +395,45 @@ class Generator:
         dims = ("R", "C") if self.symbolic else ()
         nest = LoopNest("random", tuple(self.buffers.values()), dims, (Phase((i,)),))
         return nest, self.data, {"R": self.R, "C": self.C} if self.symbolic else {}
+
+
+# Words of a printed nest, each with what may take its place: another operation, monoid or bound.
+_SWAPS: tuple[tuple[str, ...], ...] = (
+    ("add", "max", "min", "sub"),
+    ("lt", "le", "eq", "ne"),
+    ("floor", "ceil", "round", "trunc", "neg", "abs", "sign"),
+    ("and", "or", "xor"),
+    ("store nt", "store"),
+    ("step 1", "step 2", "step 3"),
+    ("0 .. 3", "0 .. 0", "0 .. 1", "0 .. 2"),
+    ("else 0.5", "else 0", "else 1"),
+    ("else 3", "else 0"),
+    ("fill 0", "fill 1", "fill 2"),
+)
+
+
+def mutated(nest: LoopNest, edits: Sequence[tuple[int, int]]) -> LoopNest | None:
+    """The nest with words of its text replaced: (place among those that can be, which of its
+    substitutes), both counted around. None where the result is no valid nest.
+    """
+    text = str(nest)
+    for place, choice in edits:
+        spots = [
+            (m.start(), word, swap)
+            for swap in _SWAPS
+            for word in swap
+            for m in re.finditer(rf"(?<![\w.]){re.escape(word)}(?![\w.])", text)
+        ]
+        if not spots:
+            return None
+        at, word, swap = sorted(spots)[place % len(spots)]
+        line = text[text.rfind("\n", 0, at) + 1 : at]
+        inexact = ("add", "sub") if ": f16[" in line or ": bf16[" in line else ()
+        others = [w for w in swap if w != word and w not in inexact]
+        text = text[:at] + others[choice % len(others)] + text[at + len(word) :]
+    try:
+        found = parse_nest(text)
+        verify_nest(found)
+    except TilewrightError:
+        return None
+    return found

@@ -1,0 +1,157 @@
+"""`tilewright fuzz`: counts, resumption, failing cases, children that die; and the model generator."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from tilewright.errors import TilewrightError, UserError
+from tilewright.frontend.onnx import import_onnx
+from tilewright.runtime.wire import WorkerDied
+from tilewright.tools.fuzz import campaign
+from tilewright.tools.fuzz.corpus import Corpus, FailedCase
+from tilewright.tools.fuzz.kinds import KINDS
+from tilewright.tools.fuzz.models import _onnxruntime, check_model, model_of, reduce_model, text_of
+from tilewright.tools.fuzz.nests import NestFuzzer
+from tilewright.tools.fuzz.programs import Options
+from tilewright.verify.models import draw_model
+from tilewright.verify.models.rows import all_rows
+from tilewright.verify.programs import Case
+
+AVX2 = Options("x86-avx2", 1)
+
+
+def run(**more: Any) -> dict[str, Any]:
+    settings = campaign.Settings(targets=("x86-avx2",), **more)
+    return campaign.run(settings, lambda share, facts: None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "corpus"
+
+
+def test_a_campaign_is_carried_on(folder: Path) -> None:
+    first = run(kinds=("programs", "schedules"), count=2, corpus=folder, seed=3)
+    assert first["ok"] and first["figures"]["programs"]["value"] == 2
+    second = run(kinds=("programs",), count=2, corpus=folder, seed=3)
+    assert second["figures"]["programs"]["value"] == 4
+    assert second["counts"]["programs"]["cases"] == {"3": first["counts"]["programs"]["programs"] + 2}
+    assert second["figures"]["valid_share"]["value"] == 1.0
+    assert json.loads((folder / "state.json").read_text())["kinds"]["schedules"]["pairs"] > 0
+    (folder / "state.json").write_text("{}")
+    with pytest.raises(UserError) as error:
+        run(kinds=("programs",), count=1, corpus=folder)
+    assert error.value.code == "U003"
+
+
+def test_kept_failures_are_tried_again(folder: Path) -> None:
+    """A case that passes by now is noted as fixed; a text that no stage takes still fails."""
+    corpus = Corpus(folder)
+    case = KINDS["programs"].text_of(5)
+    passing = FailedCase("programs", 5, "wrong", "it was wrong", "x86-avx2", 1)
+    assert corpus.add(passing, case, ".txt") and corpus.data_of(passing) == case
+    errors = FailedCase("programs", 6, "error X", "m", "x86-avx2", 1)
+    assert corpus.add(errors, case + b"\n", ".txt") and not corpus.add(errors, case, ".txt")
+    assert errors.count == 2
+    corpus.save()
+    result = run(kinds=("programs",), count=1, corpus=folder)
+    assert [f["fixed"] for f in result["failed"]] == [True, True]
+    assert result["figures"]["wrong"]["value"] == 0 and result["ok"]
+
+
+def test_a_child_that_dies_is_a_finding(tmp_path: Path) -> None:
+    """Killed in the middle of a case, hung, and out of memory; the next case has a new child."""
+    children = campaign.Children(tmp_path / "arcs")
+    request = campaign._header("programs", 7, "x86-avx2", 1)
+    try:
+        assert children.ask("main", request, b"", 100)[0]["found"] is None
+
+        def kill(number: int) -> None:
+            time.sleep(0.05)
+            os.kill(children._workers["main"].pid, number)
+
+        for number in (signal.SIGSEGV, signal.SIGKILL):
+            children.ask("main", request, b"", 100)
+            thread = threading.Thread(target=kill, args=(number,))
+            thread.start()
+            with pytest.raises(WorkerDied) as died:
+                children.ask("main", {**request, "number": 77, "do": "case"}, b"", 100)
+            thread.join()
+            assert died.value.signal_name == number.name
+        with pytest.raises(WorkerDied) as hung:
+            children.ask("main", {**request, "number": 78}, b"", 0.0)
+        assert hung.value.timed_out
+        assert children.ask("main", request, b"", 100)[0]["found"] is None
+    finally:
+        children.close()
+
+
+def test_every_kind_of_case_is_the_same_in_every_process() -> None:
+    for kind in ("programs", "onnx", "schedules"):
+        assert KINDS[kind].text_of(11) == KINDS[kind].text_of(11)
+
+
+def test_generated_models_are_valid_and_every_row_is_drawn() -> None:
+    seen: set[str] = set()
+    for number in range(120):
+        model = draw_model(number)
+        onnx.checker.check_model(onnx.load_model_from_string(model.data), full_check=True)
+        assert model.nodes == len(onnx.load_model_from_string(model.data).graph.node)
+        seen |= model.rows
+        imported = import_onnx(model.data)
+        assert set(imported.inputs.values()) == set(model.inputs)
+    wanted = {r.removeprefix("row ") for r in KINDS["onnx"].rows() if r.startswith("row ")}
+    assert wanted <= all_rows()
+    assert len(seen) > 0.9 * len(wanted)
+
+
+def test_a_model_and_its_text() -> None:
+    model = draw_model(4)
+    again = model_of(text_of(model))
+    assert set(again.inputs) == set(model.inputs)
+    for name, array in model.inputs.items():
+        np.testing.assert_array_equal(again.inputs[name], array)
+    assert check_model(again, AVX2).found is None
+
+
+def test_a_failing_model_is_reduced_to_the_node() -> None:
+    """`fails` stands for a compiler that is wrong about one operator."""
+    number = next(n for n in range(200) if "Concat" in draw_model(n).rows and draw_model(n).nodes > 8)
+    model = draw_model(number)
+
+    def fails(part: Any) -> bool:
+        return "Concat" in part.rows and _onnxruntime(part) is not None
+
+    small = reduce_model(model, fails)
+    assert small.rows == {"Concat"} and small.nodes == 1
+
+
+def test_nests_of_a_case_are_mutations_that_run() -> None:
+    fuzzer = NestFuzzer()
+    kinds = set()
+    for number in range(12):
+        case = fuzzer.draw(number, AVX2)
+        fuzzer.pool.append(case)
+        assert json.loads(json.dumps(case)) == case
+        answer = fuzzer.run({**case, "target": "x86-avx2"}, careful=False)
+        assert answer.found is None, answer.found
+        kinds |= answer.drawn
+    assert {"random nest", "scheduled kernel"} <= kinds
+
+
+def test_reducing_a_program_keeps_its_failure() -> None:
+    """A case that the compiler takes has no failure to keep: it stays as it is."""
+    text = KINDS["programs"].text_of(12)
+    assert Case.parse(KINDS["programs"].reduce(text, "wrong", AVX2, 5.0).decode()) == Case.parse(text.decode())
+    with pytest.raises(TilewrightError):
+        KINDS["programs"].replay(b"no case", AVX2, False)
