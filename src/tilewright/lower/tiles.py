@@ -177,13 +177,14 @@ class TileScope:
         orelse = e.args[-1] if has_else else None
         if orelse is not None and orelse.op != "const":
             return self._read_or(e, place, local, orelse)
+        flat = local
         if any(s.reads() for s in local):
             known = [self.flat(s) for s in local]
             if orelse is not None or None in known:
                 return self._gather(place, local, orelse, e.dtype)
-            local = tuple(s for s in known if s is not None)
-        split = self.split(place.layout.address(local))
-        limits = self._limits(place, local, orelse, self._provenance.get(e, ()))
+            flat = tuple(s for s in known if s is not None)
+        split = self.split(place.layout.address(flat))
+        limits = self._limits(place, flat, orelse, self._provenance.get(e, ()))
         if split is None or limits is None:
             return self._gather(place, local, orelse, e.dtype)
         coefficients, base = split
