@@ -80,7 +80,7 @@ def test_every_command_has_help_and_json() -> None:
     walk(commands.cli, ())
     assert set(commands.cli.commands) == {
         "tune", "run", "bench", "dump", "explain", "check", "coverage", "doctor", "calibrate", "db",
-        "tune", "run", "bench", "dump", "explain", "check", "doctor", "calibrate", "db", "fuzz",
+        "fuzz",
     }  # fmt: skip
 
 
