@@ -20,6 +20,7 @@ from typing import Any, overload
 import numpy as np
 
 import tilewright.config as config
+from tilewright.derive.bilinear import faster_convolutions
 from tilewright.errors import UserError
 from tilewright.group.bounded import bounded, with_shapes
 from tilewright.group.fuse import Decision
@@ -199,9 +200,12 @@ class _Variant:
         self.sizes = dict(sizes)
         bound = model.program.bind(sizes) if sizes else model.program
         self.program = own_results(bounded(bound))
+        strict = config.current().numerics == "strict"
+        # The same, with other algorithms where those are faster; what the plan is made of.
+        self.derived, self.derivations = faster_convolutions(self.program, model.target, strict)
         self.plan: Plan
         self.decisions: list[Decision]
-        self.plan, self.decisions = plan_program(self.program, model.target)
+        self.plan, self.decisions = plan_program(self.derived, model.target)
         self.threads = model.threads or num_threads()
         self.inputs = tuple(_array_type(t) for t in self.program.inputs)
         tensors = self.program.tensors
@@ -216,7 +220,7 @@ class _Variant:
             at = time.perf_counter()
             self.tuning = tune_plan(
                 self.plan,
-                self.program.values,
+                self.derived.values,
                 model.target,
                 self.threads,
                 budget_s=model.tune_s,
@@ -230,11 +234,11 @@ class _Variant:
         self.linked: Linked = link_plan(
             self.plan,
             choose,
-            self.program.values,
+            self.derived.values,
             model.target,
             self.inputs,
             self.outputs,
-            strict=config.current().numerics == "strict",
+            strict=strict,
         )
         self.binding = bind_artifact(self.linked.artifact)
         constants = sum(c.nbytes for c in self.linked.artifact.constants)

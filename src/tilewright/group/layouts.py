@@ -28,6 +28,7 @@ from tilewright.ir.scalar import evaluate
 
 __all__ = ["choose_layouts"]
 
+LINE = 64  # bytes
 VIEW_LIMIT = 1 << 22  # elements up to which a view is searched for
 
 
@@ -97,7 +98,8 @@ def _order(
     if is_contraction(anchor):
         inner = _constant_axes(anchor, constants)
         inner = [a for a in inner if a in axes]
-        if inner:
+        # They are worth being innermost where they fill a cache line.
+        if prod(_extent(d, a) for a in inner) * d.dtype.bytes >= LINE:
             return [axes.index(a) for a in axes if a not in inner] + [axes.index(a) for a in inner]
         if not any(r.attr[0] in constants for r in anchor.body.reads()):
             return list(range(len(axes)))

@@ -89,6 +89,7 @@ def _summary(model: Any, variant: Any, rates: Any, times: Mapping[int, float]) -
         f"{work.flops:.3g} operations, {_size(work.bytes)} in and out; bound by {which}: "
         f"{format_time_us(bound)} ({source} rates of this machine)",
     ]
+    lines += [f"{d.name} as {d.reason}" for d in variant.derivations]
     lines += [
         f"step {number}: extern {s.function} -> {', '.join(s.results)}"
         for number, s in enumerate(plan.steps)

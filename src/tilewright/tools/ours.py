@@ -163,6 +163,7 @@ class Oracle:
         self.workload = workload
         self.model = model_of(workload)
         self.expected: dict[int, Any] = {}
+        self.bilinear = wiring.is_bilinear(self.model, dims_of(workload, self.model))
 
     def judge(self, seed: int, candidates: dict[str, str]) -> dict[str, Any]:
         """Compare output files (`.npz` by position) of each candidate with the oracle.
@@ -176,7 +177,8 @@ class Oracle:
         verdicts: dict[str, Any] = {}
         for name, path in candidates.items():
             outputs = load_arrays(path)
-            found = wiring.compare(self.model, outputs, self.expected[seed])
+            expected = self.expected[seed]
+            found = wiring.compare(self.model, outputs, expected, bilinear=self.bilinear)
             worst = max(found, key=_badness)
             verdicts[name] = {
                 "ok": all(verdict.ok for verdict in found),

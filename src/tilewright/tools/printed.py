@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.config import current
+from tilewright.derive.bilinear import faster_convolutions
 from tilewright.errors import UserError
 from tilewright.ir.kernel import Kernel
 from tilewright.ir.layout import Layout
@@ -83,7 +84,10 @@ class Printed:
         out.threads = threads or self.threads
         if self.program is not None and (dims or not self.program.dims):
             sizes = check_sizes(self.program.dims, (), dims or {})
-            out.bound = own_results(self.program.bind(sizes))
+            bound = replace(own_results(self.program.bind(sizes)), values=self.values)
+            strict = current().numerics == "strict"
+            out.bound, _ = faster_convolutions(bound, out.target, strict)
+            out.values = {**out.values, **out.bound.values}
             out.plan = plan_program(out.bound, out.target)[0]
             out.kernels = dict(enumerate(out.plan.kernels))
             out.computes = computes_of(out.plan)

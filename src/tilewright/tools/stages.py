@@ -93,14 +93,14 @@ def _of_variant(model: Any, variant: Any) -> Printed:
         model.target,
         variant.threads,
         program=model.program,
-        bound=variant.program,
+        bound=variant.derived,
         plan=variant.plan,
         kernels=dict(enumerate(variant.plan.kernels)),
         computes=computes_of(variant.plan),
         schedules=dict(enumerate(linked.schedules)),
         nests={number: low.nest for number, low in enumerate(linked.lowered)},
         llvm=dict(enumerate(linked.texts)),
-        values=variant.program.values,
+        values=variant.derived.values,
     )
 
 

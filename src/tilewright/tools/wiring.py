@@ -31,6 +31,7 @@ __all__ = [
     "check_model",
     "compare",
     "compile_model",
+    "is_bilinear",
     "load_model",
     "machine_facts",
     "oracle",
@@ -245,10 +246,25 @@ def oracle(model: Any, inputs: Mapping[str, Array]) -> Any:
     return witness.references(program_of(model), inputs)
 
 
-def compare(model: Any, outputs: Sequence[Array], expected: Any) -> list[Verdict]:
+def is_bilinear(model: Any, sizes: Mapping[str, int] | None) -> bool:
+    """Does the model hold convolutions that are computed in a form with fewer multiplications?"""
+    config = importlib.import_module("tilewright.config")
+    derive = importlib.import_module("tilewright.derive.bilinear")
+    target = importlib.import_module("tilewright.machine.target").Target.native()
+    program = program_of(model)
+    if sizes:
+        program = program.bind(sizes)
+    blind = dataclasses.replace(program, values={})  # the form does not depend on values
+    strict = config.current().numerics == "strict"
+    return bool(derive.faster_convolutions(blind, target, strict)[1])
+
+
+def compare(
+    model: Any, outputs: Sequence[Array], expected: Any, *, bilinear: bool = False
+) -> list[Verdict]:
     """Apply the numeric policy to every output."""
     verify = importlib.import_module("tilewright.verify.oracle")
-    found = verify.compare_outputs(program_of(model), outputs, expected)
+    found = verify.compare_outputs(program_of(model), outputs, expected, bilinear=bilinear)
     return [_verdict(outcome) for outcome in found]
 
 
@@ -280,7 +296,8 @@ def check_model(
     program = program_of(model)
     sizes = {**generate.default_sizes(program), **(dims or {})}
     compiled = compile_model(model, dims=sizes, tune=0.0, threads=threads, target=target, db=db)
-    report = verify.check(compiled, program, seeds, sizes=sizes)
+    bilinear = is_bilinear(model, sizes if program.dims else None)
+    report = verify.check(compiled, program, seeds, sizes=sizes, bilinear=bilinear)
     return [_verdict(outcome) for outcome in report.outcomes]
 
 
