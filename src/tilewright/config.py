@@ -223,7 +223,8 @@ SETTINGS: Mapping[str, Setting] = _table(
     ("frozen", "boolean", False, "0", _boolean,
      "Time nothing: use the records of the database, else the default schedule."),
     ("numerics", "name", "default", "default", _one_of("default", "strict"),
-     "`strict` switches off variants that change rounding beyond the order of a sum."),
+     "`strict` switches off what changes rounding beyond the order of a sum: convolutions in fewer "
+     "multiplications, dropped denormal weights."),
     ("budget", "duration", 60.0, "60s", parse_duration_s,
      "Wall-clock time that `tune` may spend when none is given; 0 means no tuning."),
     ("seed", "integer", 0, "0", _integer(0, 2**63 - 1),
