@@ -12,6 +12,7 @@ from tilewright.errors import TargetError
 from tilewright.ir.program import parse_program
 from tilewright.machine.target import Target
 from tilewright.tools.fuzz.programs import Options, check_program
+from tilewright.verify.fuzz import isolated
 from tilewright.verify.programs import Case
 
 FILES = sorted((Path(__file__).parent / "programs").glob("*.txt"))
@@ -26,7 +27,7 @@ def test_case(path: Path, target: str) -> None:
         pytest.skip("this machine does not run the target")
     case = Case.parse(path.read_text(encoding="utf-8"))
     for threads in (1, 2):
-        answer = check_program(case, Options(target, threads, rebuild=True))
+        answer = check_program(case, Options(target, threads, rebuild=True), isolated)
         assert answer.found is None, answer.found
 
 

@@ -16,7 +16,7 @@ from tilewright.codegen.tiles import LazyRows, Tile, row_axes, row_index, rows
 from tilewright.codegen.writer import Writer
 from tilewright.errors import InternalError
 from tilewright.ir.dtypes import BOOL, DType
-from tilewright.ir.expr import Expr, Polynomial, polynomial
+from tilewright.ir.expr import Expr, Polynomial, int_value, polynomial
 from tilewright.ir.nest import Gather, Limits, Load, Prefetch, Scatter, Store, Strides, TileType
 
 __all__ = ["Memory"]
@@ -121,6 +121,17 @@ class _Access:
 
     def valid(self, chunk: int) -> int:
         return min(self.width, self.extent - chunk * self.width)
+
+    def only_lane(self, chunk: int) -> int | None:
+        """The one lane of a chunk that constant limits leave, None where there are more or none."""
+        if self.lane_limit is None:
+            return None
+        lo, hi = (int_value(e) for e in self.lane_limit)
+        if lo is None or hi is None:
+            return None
+        first = chunk * self.width
+        low, high = max(lo - first, 0), min(hi - first, self.valid(chunk))
+        return low if high - low == 1 else None
 
     def mask(self, chunk: int) -> str | None:
         """Dynamic mask of a chunk, or None where all its valid lanes are in."""
@@ -377,6 +388,8 @@ class Memory:
                     pointer = self.addresses.at(at)
                     with self.when(inside):
                         self._store_line(pointer, stored, dtype, width)
+                elif (lane := access.only_lane(c)) is not None:
+                    self._store_one(at, v, dtype, width, lane, inside)
                 else:
                     self._store_part(at, v, dtype, width, valid, mask, inside)
         self._store_plain(plain, dtype, width, n.nontemporal)
@@ -418,6 +431,20 @@ class Memory:
         for body in bodies:
             w.region.lines += [f"{body.label}:", *body.lines, f"  br label %{after}"]
         w.start_block(after)
+
+    def _store_one(
+        self, at: Pointer, value: str, dtype: DType, width: int, lane: int, inside: str
+    ) -> None:
+        """One lane of a vector. LLVM makes a scalar store of a masked one with a constant mask,
+        too, but of as many bytes as the value had before it was narrowed.
+        """
+        ops = self.operations
+        raw = ops.to_memory(value, dtype, width)
+        t, e = ops.memory_type(dtype, width), ops.memory_type(dtype, 0)
+        pointer = self.addresses.at((at[0], at[1] + lane * dtype.bytes))
+        with self.when(inside):
+            one = self.writer.op(f"extractelement {t} {raw}, i64 {lane}")
+            self.writer.line(f"store {e} {one}, ptr {pointer}, align {dtype.bytes}")
 
     def _store_part(
         self,

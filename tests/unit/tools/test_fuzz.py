@@ -64,6 +64,10 @@ def test_kept_failures_are_tried_again(folder: Path) -> None:
     assert corpus.add(errors, case + b"\n", ".txt") and not corpus.add(errors, case, ".txt")
     assert errors.count == 2
     corpus.save()
+    with pytest.raises(UserError) as error:
+        run(kinds=("programs",), count=1, corpus=folder)
+    assert "another campaign" in str(error.value)
+    corpus.close()
     result = run(kinds=("programs",), count=1, corpus=folder)
     assert [f["fixed"] for f in result["failed"]] == [True, True]
     assert result["figures"]["wrong"]["value"] == 0 and result["ok"]

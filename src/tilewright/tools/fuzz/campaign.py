@@ -203,6 +203,7 @@ def run(settings: Settings, on_progress: Callable[[float | None, str], None]) ->
             _coverage(state, children)
         children.close()
         corpus.save()
+        corpus.close()
         scratch.cleanup()
     from tilewright.tools.fuzz.figures import result
 

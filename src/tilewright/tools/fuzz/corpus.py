@@ -6,6 +6,7 @@ never lost; a failing case stays, with a note whether it still fails.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections import Counter
@@ -59,7 +60,7 @@ class Corpus:
     """What is kept between runs; without a folder it lives in memory only."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Errors: U003 where the folder holds something else, or another format."""
+        """Errors: U003 where the folder holds something else, another format, or is in use."""
         self.folder = folder
         self.tallies: dict[str, Tally] = {}
         self.failed: list[FailedCase] = []
@@ -72,6 +73,14 @@ class Corpus:
             raise UserError(
                 "U003", f"the folder {folder} cannot be made: {error.strerror}", where="--corpus",
                 hint="name a folder that you may write",
+            ) from None  # fmt: skip
+        self._lock = open(folder / "lock", "w")  # noqa: SIM115 - held as long as the corpus
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                "U003", f"another campaign runs in {folder}", where="--corpus",
+                hint="wait until it ends, or name another folder",
             ) from None  # fmt: skip
         if self._state.is_file():
             self._load()
@@ -109,6 +118,11 @@ class Corpus:
             "coverage": self.coverage,
         }
         outcome.write_json(data, str(self._state))
+
+    def close(self) -> None:
+        """Let others use the folder."""
+        if self.folder is not None:
+            self._lock.close()
 
     def tally(self, kind: str) -> Tally:
         return self.tallies.setdefault(kind, Tally())
