@@ -44,23 +44,31 @@ class Case:
 
 
 def generate(
-    seed: int, statements: int | None = None, zero_sizes: bool = True, blocks: bool = False
+    seed: int,
+    statements: int | None = None,
+    zero_sizes: bool = True,
+    blocks: bool = False,
+    kind: str = "",
 ) -> Case:
     """A random case; about `statements` definitions (default: log-uniform, 1 to 16). blocks: with
-    branches, loops and sizes that values define.
+    branches, loops and sizes that values define. kind: statements of this kind come first.
     """
     rng = random.Random(seed)
     maker = Maker(rng, zero_sizes)
     wanted = statements or int(2 ** rng.uniform(0, 4))
     # A third of the statements have blocks then.
     made = {**KINDS, **{k: (f, 6 * w) for k, (f, w) in BLOCK_KINDS.items()}} if blocks else KINDS
-    kinds = []
+    kinds: list[str] = []
+    tries = 0
     while len(maker.body) < wanted:
-        kind = rng.choices(list(made), [w for _, w in made.values()])[0]
+        tries += 1
+        name = rng.choices(list(made), [w for _, w in made.values()])[0]
+        if kind and not kinds and tries < 20:
+            name = kind
         before = len(maker.body)
-        made[kind][0](maker)
+        made[name][0](maker)
         if len(maker.body) > before:
-            kinds.append(kind)
+            kinds.append(name)
     return Case(maker.program(), maker.sizes, rng.randrange(1 << 30), tuple(kinds))
 
 

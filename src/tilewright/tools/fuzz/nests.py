@@ -32,7 +32,7 @@ from tilewright.tools.fuzz.coverage import Branches
 from tilewright.tools.fuzz.programs import Answer, Options
 from tilewright.verify.fuzz import isolated
 from tilewright.verify.nests import Generator, mutated
-from tilewright.verify.programs import generate
+from tilewright.verify.programs import KINDS, generate
 from tilewright.verify.schedules import replay, run_native, schedules_of
 
 __all__ = ["NestFuzzer"]
@@ -44,7 +44,8 @@ _NOT_HERE = ("aarch64",)  # emitted, not run
 @lru_cache(maxsize=512)
 def _kernels(number: int) -> tuple[Kernel, ...]:
     """Kernels of a small random Program, planned for the first target."""
-    case = generate(number, random.Random(number).choice((1, 1, 2)), zero_sizes=False)
+    rng = random.Random(number)
+    case = generate(number, rng.choice((1, 1, 2)), zero_sizes=False, kind=rng.choice(list(KINDS)))
     program = case.program.bind(case.sizes) if case.sizes else case.program
     plan, _ = plan_program(program, Target.named("x86-avx512"))
     return tuple(plan.kernels[s.kernel] for s in plan.steps if isinstance(s, KernelCall))
