@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -25,14 +26,16 @@ from tilewright.errors import UserError
 from tilewright.group.bounded import bounded, with_shapes
 from tilewright.group.fuse import Decision
 from tilewright.group.plan import own_results, plan_program
+from tilewright.group.symbolic import Scope, scope_of_sizes
 from tilewright.ir import expr as E
+from tilewright.ir.extent import hint_of
 from tilewright.ir.kernel import Kernel
 from tilewright.ir.plan import Plan
 from tilewright.ir.program import Program, Tensor
 from tilewright.machine.target import Target
-from tilewright.runtime.artifact import bind_artifact
+from tilewright.runtime.artifact import Parts, bind_artifact, load_parts
 from tilewright.runtime.context import ArrayType, Binding
-from tilewright.runtime.link import Linked, link_plan
+from tilewright.runtime.link import Built, Linked, build_plan, link_at
 from tilewright.runtime.model import CallableModel, nearest
 from tilewright.runtime.pool import num_threads
 from tilewright.schedule.kernel_space import space_of
@@ -90,7 +93,9 @@ class CompiledModel(CallableModel):
         reuse_outputs: bool = False,
         on_event: Callable[[Any], None] | None = None,
         origins: Mapping[str, str] | None = None,
+        symbolic: bool | None = None,
     ) -> None:
+        symbolic = config.current().symbolic if symbolic is None else symbolic
         self.program, shapes = with_shapes(program)
         self.target = target
         self.threads = threads
@@ -101,6 +106,8 @@ class CompiledModel(CallableModel):
         self.origins = dict(origins or {})
         self._variants: dict[tuple[tuple[str, int], ...], _Variant] = {}
         self._latest: _Variant | None = None
+        self._builds: list[_Build] = []
+        self.symbolic = symbolic
         self.values: Mapping[str, Array] = {}  # of inputs that the model was imported for
         self._compiling = threading.Lock()
         self.given: Mapping[str, int] = {}  # sizes that were told before any call
@@ -128,9 +135,22 @@ class CompiledModel(CallableModel):
         ):  # a variant that lost a race would take its code away from a call that uses it
             found = self._variants.get(key)
             if found is None:
-                found = self._variants[key] = _Variant(self, sizes)
+                found = self._variants[key] = self._new_variant(sizes)
         self._latest = found
         return found
+
+    def _new_variant(self, sizes: Mapping[str, int]) -> _Variant:
+        scope = scope_of_sizes(self.program, sizes, self.symbolic)
+        build = next((b for b in self._builds if _serves(b.scope, sizes)), None)
+        if build is None:
+            build = _Build(self, scope)
+            self._builds.append(build)
+        variant = _Variant(build, sizes)
+        if config.current().dump:
+            from tilewright.tools.stages import dump_by_setting
+
+            dump_by_setting(self, variant)
+        return variant
 
     # -- looking inside
     @property
@@ -192,34 +212,38 @@ class CompiledModel(CallableModel):
         save_model(path, self, tests)
 
 
-class _Variant:
-    """The program at fixed sizes: plan, schedules, artifact, binding."""
+class _Build:
+    """Kernels and constants for every size of the dims that stay symbolic: plan, schedules,
+    code."""
 
-    def __init__(self, model: CompiledModel, sizes: Mapping[str, int]) -> None:
+    def __init__(self, model: CompiledModel, scope: Scope) -> None:
         started = time.perf_counter()
-        self.sizes = dict(sizes)
-        bound = model.program.bind(sizes) if sizes else model.program
-        self.program = own_results(bounded(bound))
+        self.scope = scope
+        program = scope.program(model.program)
+        program = program if scope.dims else bounded(program)
+        self.program = own_results(program)
         strict = config.current().numerics == "strict"
-        # The same, with other algorithms where those are faster; what the plan is made of.
-        self.derived, self.derivations = faster_convolutions(self.program, model.target, strict)
+        # The same, with other algorithms where those are faster; what the plan is made of. They
+        # need fixed sizes.
+        self.derived, self.derivations = self.program, ()
+        if not scope.dims:
+            self.derived, self.derivations = faster_convolutions(
+                self.program, model.target, strict
+            )
         self.plan: Plan
         self.decisions: list[Decision]
         self.plan, self.decisions = plan_program(self.derived, model.target)
+        self.hints = {d.name: hint_of(d) for d in scope.dims}
         self.threads = model.threads or num_threads()
-        self.inputs = tuple(_array_type(t) for t in self.program.inputs)
-        tensors = self.program.tensors
-        self.outputs = tuple(_array_type(tensors[n]) for n in dict.fromkeys(self.program.results))
         self.tuning: Any = None
         choose: Choose = self._default(model.target)
-        tune_s = 0.0
-        kernels_tuned = 0
+        self.tune_s = 0.0
         if model.tune_s > 0 or model.frozen or model.db is not None:
             from tilewright.tune.session import tune_plan
 
             at = time.perf_counter()
             self.tuning = tune_plan(
-                self.plan,
+                self.plan.bind(self.hints),
                 self.derived.values,
                 model.target,
                 self.threads,
@@ -229,23 +253,47 @@ class _Variant:
                 on_event=model.on_event,
             )
             choose = self.tuning.choose
-            kernels_tuned = self.tuning.kernels_tuned
-            tune_s = time.perf_counter() - at
-        self.linked: Linked = link_plan(
+            self.tune_s = time.perf_counter() - at
+        self.built: Built = build_plan(
             self.plan,
-            choose,
+            lambda kernel: choose(kernel.bind(self.hints)),  # a schedule fits every size
             self.derived.values,
             model.target,
-            self.inputs,
-            self.outputs,
             strict=strict,
         )
-        self.binding = bind_artifact(self.linked.artifact)
-        constants = sum(c.nbytes for c in self.linked.artifact.constants)
+        self.parts: Parts | None = None
+        self.compile_s = time.perf_counter() - started - self.tune_s
+
+    def _default(self, target: Target) -> Choose:
+        return lambda kernel: space_of(kernel, target, self.threads).default()
+
+
+class _Variant:
+    """A build at fixed sizes: offsets, chunks, binding."""
+
+    def __init__(self, build: _Build, sizes: Mapping[str, int]) -> None:
+        started = time.perf_counter()
+        self.sizes = dict(sizes)
+        self.build = build
+        self.decisions, self.threads, self.tuning = build.decisions, build.threads, build.tuning
+        left = {d.name: sizes[d.name] for d in build.scope.dims}
+        self.program = build.program.bind(left) if left else build.program
+        self.derived = self.program if left else build.derived
+        self.derivations = build.derivations
+        self.inputs = tuple(_array_type(t) for t in self.program.inputs)
+        tensors = self.program.tensors
+        self.outputs = tuple(_array_type(tensors[n]) for n in dict.fromkeys(self.program.results))
+        self.linked: Linked = link_at(build.built, (self.inputs, self.outputs), left)
+        artifact = self.linked.artifact
+        if build.parts is None:
+            build.parts = load_parts(artifact)
+        self.binding = bind_artifact(artifact, parts=build.parts)
+        constants = sum(c.nbytes for c in artifact.constants)
+        kernels_tuned = 0 if build.tuning is None else build.tuning.kernels_tuned
         self.stats: dict[str, Any] = {
-            "compile_s": time.perf_counter() - started - tune_s,
-            "tune_s": tune_s,
-            "kernels": len(self.plan.kernels),
+            "compile_s": build.compile_s + time.perf_counter() - started,
+            "tune_s": build.tune_s,
+            "kernels": len(build.plan.kernels),
             "kernels_compiled": self.linked.kernels_compiled,
             "kernels_tuned": kernels_tuned,
             "peak_bytes": self.binding.arena_bytes
@@ -255,13 +303,20 @@ class _Variant:
             "constant_bytes": constants,
             "seconds": dict(self.linked.seconds),
         }
-        if config.current().dump:
-            from tilewright.tools.stages import dump_by_setting
 
-            dump_by_setting(model, self)
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan at these sizes."""
+        return self.build.plan.bind({d.name: self.sizes[d.name] for d in self.build.scope.dims})
 
-    def _default(self, target: Target) -> Choose:
-        return lambda kernel: space_of(kernel, target, self.threads).default()
+
+def _serves(scope: Scope, sizes: Mapping[str, int]) -> bool:
+    """Does a build serve these sizes?"""
+    if any(sizes[n] != v for n, v in scope.fixed):
+        return False
+    return all(
+        d.lo <= sizes[d.name] and (d.hi is None or sizes[d.name] <= d.hi) for d in scope.dims
+    )
 
 
 def _array_type(t: Tensor) -> ArrayType:
@@ -474,9 +529,7 @@ def compile(
             {"tune": tune, "threads": threads, "target": target, "db": db, "frozen": frozen,
              "on_event": on_event}
         )  # fmt: skip
-        return compile_module(
-            model, example_inputs, options=chosen, dynamic_shapes=dynamic_shapes
-        )
+        return compile_module(model, example_inputs, options=chosen, dynamic_shapes=dynamic_shapes)
     model, values = _specialised(model, example_inputs, dims)
     p, origins = _program_of(model)
     if values:

@@ -51,6 +51,7 @@ class Sizes:
     dims: dict[str, Dim] = field(default_factory=dict)
     equal: dict[str, Expr] = field(default_factory=dict)
     at_least: dict[str, int] = field(default_factory=dict)
+    at_most: dict[str, int] = field(default_factory=dict)
     multiple: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)  # fact -> the node that asked for it
     where: str = ""
@@ -74,7 +75,8 @@ class Sizes:
         """The expression of a dim, with the facts known about it."""
         if name in self.equal:
             return self.equal[name]
-        self.dims[name] = Dim(name, self.at_least.get(name, 0), None, self.multiple.get(name, 1))
+        low, high = self.at_least.get(name, 0), self.at_most.get(name)
+        self.dims[name] = Dim(name, low, high, self.multiple.get(name, 1))
         return E.dim(name)
 
     def define(self, name: str, bound: Expr) -> Expr:
@@ -237,6 +239,8 @@ class Sizes:
             return False
         if self.locked and names:
             raise SizesNeeded(names)
+        for x, y in ((a, b), (b, a)):
+            self._learn_most(x, y)
         a, b = _without_common_factors(a, b)
         for x, y in ((a, b), (b, a)):
             solved = self._solve(x, y) if y.op == "const" or x.op == "dim" else None
@@ -257,6 +261,16 @@ class Sizes:
                         self.stale = True
                         return True
         return False
+
+    def _learn_most(self, x: Expr, y: Expr) -> None:
+        """x == min(x, n) says that the dim x is n at most."""
+        if y.op != "min" or x.op != "dim" or x not in y.args:
+            return
+        most = E.int_value(y.args[1] if y.args[0] is x else y.args[0])
+        if most is not None and most >= self.dims[x.attr].lo:
+            self.at_most[x.attr] = most
+            self._note(f"{x} <= {most}")
+            raise LearnedFact
 
     def _learn_equal(self, name: str, value: Expr) -> None:
         self.equal = {n: E.substitute(e, {E.dim(name): value}) for n, e in self.equal.items()}

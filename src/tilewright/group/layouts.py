@@ -13,17 +13,20 @@ follows the order of its largest operand.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
 
 from tilewright.group.fuse import Group, is_contraction
 from tilewright.group.normalize import axis_ranges, statement_reads
+from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
+from tilewright.ir.extent import is_symbolic
 from tilewright.ir.kernel import int_extent
-from tilewright.ir.layout import Layout, dense, ordered
+from tilewright.ir.layout import Layout, Term, dense, ordered
 from tilewright.ir.program import Definition, Extern, If, Program, While
-from tilewright.ir.ranges import interval
+from tilewright.ir.ranges import interval, is_inside
 from tilewright.ir.scalar import evaluate
 
 __all__ = ["choose_layouts"]
@@ -206,6 +209,8 @@ def _inverse(d: Definition, layout: Layout, shape: tuple[int, ...]) -> Layout | 
     """The strided layout of the read tensor under which writing it is writing `d` in `layout`."""
     if layout.halo or prod(shape) == 0:
         return None
+    if layout.is_symbolic or any(map(is_symbolic, shape)):
+        return _permuted(d, layout, shape)
     grids = np.meshgrid(
         *[np.arange(int_extent(a.extent)) for a in d.axes], indexing="ij", sparse=True
     )
@@ -225,8 +230,6 @@ def _inverse(d: Definition, layout: Layout, shape: tuple[int, ...]) -> Layout | 
     where[tuple(subs)] = layout.addresses() if subs else layout.addresses().reshape(())
     if where.min() < 0:
         return None
-    from tilewright.ir.layout import Term
-
     origin = int(where[(0,) * len(shape)])
     terms = []
     for axis, n in enumerate(shape):
@@ -236,6 +239,24 @@ def _inverse(d: Definition, layout: Layout, shape: tuple[int, ...]) -> Layout | 
             terms.append(Term(axis, 1, 0, int(where[tuple(at)]) - origin))
     found = Layout(shape, tuple(terms), layout.size, origin)
     return found if np.array_equal(found.addresses(), where) else None
+
+
+def _permuted(d: Definition, layout: Layout, shape: tuple[int, ...]) -> Layout | None:
+    """`_inverse` for any size: the axes of `d` are those of what it reads, in another order."""
+    names = [a.name for a in d.axes]
+    extents = {a.name: int_extent(a.extent) for a in d.axes}
+    terms: list[Term] = []
+    used: set[str] = set()
+    for axis, (s, n) in enumerate(zip(d.body.args, shape, strict=True)):
+        if s.op == "index" and extents.get(s.attr) == n and s.attr not in used:
+            used.add(s.attr)
+            mine = [t for t in layout.terms if t.axis == names.index(s.attr)]
+            terms += [replace(t, axis=axis) for t in mine]
+        elif not (n == 1 and s is E.const(0)):
+            return None
+    if used != {a for a, n in extents.items() if n != 1}:
+        return None
+    return Layout(shape, tuple(terms), layout.size, layout.offset)
 
 
 def d_shape(d: Definition) -> tuple[int, ...]:
@@ -268,6 +289,10 @@ def _halo(
                 reach = found.setdefault(fill, [(0, 0)] * len(shape))
                 for k, s in enumerate(r.args[:-1]):
                     lo, hi = interval(s, ranges)
+                    if is_symbolic(shape[k]):
+                        if is_inside(s, 0, shape[k], ranges):
+                            continue
+                        return None
                     if lo is None or hi is None:
                         return None
                     before, after = reach[k]

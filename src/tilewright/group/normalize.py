@@ -1,7 +1,7 @@
 """Bring a bound Program into the form that grouping works on.
 
-In: a Program whose dims are all bound. Out: an equal Program. Invariants afterwards: extents are
-constants; no read has an `else` that interval arithmetic shows to be dead; a log-sum-exp is its
+In: a Program whose dims are bound, or assumed (ir/extent.py). Out: an equal Program. Invariants
+afterwards: no read has an `else` that interval arithmetic shows to be dead; a log-sum-exp is its
 three definitions; definitions that nothing needs are gone; definitions that only move elements are
 inlined into their readers where the subscripts stay quasi-affine.
 """
@@ -14,6 +14,8 @@ from dataclasses import replace
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.expr import Expr
+from tilewright.ir.extent import is_symbolic
+from tilewright.ir.kernel import int_extent
 from tilewright.ir.program import (
     Axis,
     Definition,
@@ -25,14 +27,14 @@ from tilewright.ir.program import (
     defined_by,
     statement_reads,
 )
-from tilewright.ir.ranges import Ranges, interval, simplify
+from tilewright.ir.ranges import Ranges, interval, is_inside, simplify
 
 __all__ = ["axis_ranges", "inline_reads", "is_plain_read", "normalize", "statement_reads", "tidy"]
 
 
 def axis_ranges(axes: Iterable[Axis]) -> dict[str, tuple[int, int]]:
     """Inclusive ranges of axes; an empty axis counts as one point, so intervals are defined."""
-    return {a.name: (0, max(0, (E.int_value(a.extent) or 1) - 1)) for a in axes}
+    return {a.name: (0, max(0, (int_extent(a.extent) or 1) - 1)) for a in axes}
 
 
 def tidy(e: Expr, ranges: Ranges, shapes: dict[str, tuple[int, ...]]) -> Expr:
@@ -45,14 +47,17 @@ def tidy(e: Expr, ranges: Ranges, shapes: dict[str, tuple[int, ...]]) -> Expr:
             inside = True
             for s, n in zip(r.args, shape, strict=False):
                 lo, hi = interval(s, ranges)
-                inside = inside and lo is not None and hi is not None and lo >= 0 and hi < n
+                if lo is None or hi is None or is_symbolic(n):
+                    inside = inside and is_inside(s, 0, n, ranges)
+                else:
+                    inside = inside and lo >= 0 and hi < n
             if inside:
                 swap[r] = E.read(r.attr[0], r.args[:-1], r.dtype)
     return E.substitute(e, swap) if swap else e
 
 
 def _shapes(p: Program) -> dict[str, tuple[int, ...]]:
-    return {t.name: tuple(E.int_value(n) or 0 for n in t.shape) for t in p.tensors.values()}
+    return {t.name: tuple(int_extent(n) for n in t.shape) for t in p.tensors.values()}
 
 
 def _tidy_definition(d: Definition, shapes: dict[str, tuple[int, ...]]) -> Definition:
@@ -147,7 +152,7 @@ def inline_reads(e: Expr, d: Definition, shape: tuple[int, ...]) -> Expr | None:
         body = E.substitute(d.body, {a.index: s for a, s in zip(d.axes, subs, strict=True)})
         if r.attr[1]:
             inner = d.body
-            extents = {a.name: E.int_value(a.extent) or 0 for a in d.axes}
+            extents = {a.name: int_extent(a.extent) for a in d.axes}
             checked = {s.attr for s in inner.args if s.op == "index"}
             if (
                 inner.op != "read"

@@ -1,8 +1,8 @@
 """From a bound Program to a Plan: normalized, grouped, laid out, each group a canonical Kernel.
 
-In: a Program without symbolic dims, a Target. Out: the `Plan` and the grouping decisions.
-Invariants: equal kernels are one kernel in the Plan; axes that every access walks as one are one
-axis.
+In: a Program, a Target. Out: the `Plan` and the grouping decisions. Invariants: decisions are taken
+for the hints of the dims, what must hold is proved for their ranges (ir/extent.py); equal kernels
+are one kernel in the Plan; axes that every access walks as one are one axis.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from tilewright.group.normalize import normalize
 from tilewright.group.padding import pad_inputs
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
+from tilewright.ir.extent import assuming
 from tilewright.ir.kernel import Kernel, Stage
 from tilewright.ir.layout import Layout
 from tilewright.ir.plan import ExternCall, KernelCall, Plan, PlanBuffer, PlanStep
 from tilewright.ir.program import (
     Axis,
     Definition,
+    Dim,
     Extern,
     If,
     Program,
@@ -37,6 +39,7 @@ from tilewright.ir.program import (
     Tensor,
     While,
     map_statement,
+    statement_dims,
     statement_reads,
 )
 from tilewright.machine.target import Target
@@ -50,7 +53,13 @@ def prepare(program: Program) -> Program:
 
 
 def plan_program(program: Program, target: Target) -> tuple[Plan, list[Decision]]:
-    """The Plan of a bound Program. Errors: P001 where a dim is still symbolic."""
+    """The Plan of a Program; its dims stay symbolic in it (group/symbolic.py says where they
+    may)."""
+    with assuming(program.dims):
+        return _planned(program, target)
+
+
+def _planned(program: Program, target: Target) -> tuple[Plan, list[Decision]]:
     p = prepare(program)
     groups, definitions, decisions = group_program(p, target)
     layouts, alias = choose_layouts(p, groups, definitions)
@@ -86,7 +95,8 @@ def plan_program(program: Program, target: Target) -> tuple[Plan, list[Decision]
     buffers = [*blocks.buffers.values(), *_buffers(p, used, layouts, alias)]
     found = [kernel for _, kernel in kernels.values()]
     steps = [_aliased(s, alias) for s in steps]
-    return Plan(program.name, tuple(buffers), tuple(found), tuple(steps)), decisions
+    plan = Plan(program.name, tuple(buffers), tuple(found), tuple(steps), program.dims)
+    return plan, decisions
 
 
 def _is_view(g: Group, definitions: dict[str, Definition], alias: dict[str, str]) -> bool:
@@ -169,7 +179,7 @@ def _kernel(
     inputs = tuple(p.tensors[n] for n in reads if n not in constants)
     consts = tuple((p.tensors[n], constants[n]) for n in reads if n in constants)
     results = tuple(n for s in body for n in _defined(s) if n in crossing)
-    program = Program("k", inputs, tuple(body), results, (), consts)
+    program = Program("k", inputs, tuple(body), results, p.dims, consts)
     border = [t.name for t in inputs] + [t.name for t, _ in consts] + list(results)
     border_layouts = tuple((n, layouts[n]) for n in border)
     kernel = Kernel(program, stages, border_layouts, g.shared, sequence, g.stream)
@@ -275,6 +285,8 @@ def canonical(kernel: Kernel) -> Kernel:
         (),
         tuple((tensor(t), key) for t, key in p.constants),
     )
+    if p.dims:
+        program = replace(program, dims=_used_dims(p.dims, program, kernel.layouts))
     return Kernel(
         program,
         tuple(
@@ -285,6 +297,17 @@ def canonical(kernel: Kernel) -> Kernel:
         axes[kernel.sequence] if kernel.sequence else "",
         axes[kernel.stream] if kernel.stream else "",
     )
+
+
+def _used_dims(
+    dims: tuple[Dim, ...], p: Program, layouts: tuple[tuple[str, Layout], ...]
+) -> tuple[Dim, ...]:
+    """Those of the dims that occur in a kernel."""
+    numbers = [n for _, x in layouts for n in (*x.shape, x.size, *(t.stride for t in x.terms))]
+    used = {name for n in numbers for name in E.const(n).names("dim")}
+    used |= {name for t in p.tensors.values() for n in t.shape for name in n.names("dim")}
+    used |= {name for s in p.body for name in statement_dims(s)}
+    return tuple(d for d in dims if d.name in used)
 
 
 def _axes(s: Statement | Definition) -> tuple[Axis, ...]:

@@ -256,6 +256,9 @@ def const(value: float | int | bool | np.generic, dtype: DType | None = None) ->
             if len(_INTEGERS) < _MOST_INTEGERS:
                 _INTEGERS[value] = known
         return known
+    symbolic = getattr(value, "expr", None)  # an extent that depends on dims (ir/extent.py)
+    if symbolic is not None:
+        return symbolic  # type: ignore[no-any-return]
     if dtype is None:
         kind = type(value)
         dtype = BOOL if kind is bool else I64 if kind is int else F32

@@ -1,9 +1,10 @@
 """Kernel: the unit that is scheduled, lowered, built and timed.
 
-In: nothing. Out: `Stage`, `Kernel`, its printer and parser. Invariants: all extents are constants;
-names are canonical (t0, t1, ... for tensors in order of use, a0, a1, ... for axes), so equal work
-has equal text; every stage's definitions share their output axes' names; the `shared` axes are
-output axes of every stage, with one meaning in all of them.
+In: nothing. Out: `Stage`, `Kernel`, its printer and parser. Invariants: extents are constants or
+expressions over the dims of the kernel's program; names are canonical (t0, t1, ... for tensors in
+order of use, a0, a1, ... for axes), so equal work has equal text; every stage's definitions share
+their output axes' names; the `shared` axes are output axes of every stage, with one meaning in all
+of them.
 
 A kernel runs its stages in order, for each point (or block) of the shared axes. A stage is one loop
 nest: its anchor is the reduction (or the first definition where there is none), `members` are
@@ -19,12 +20,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
+from tilewright.ir.extent import assuming, extent_of
 from tilewright.ir.layout import Layout
 from tilewright.ir.program import Definition, Program, Scatter, Statement, parse_program
 
@@ -107,10 +109,18 @@ class Kernel:
     def extents(self) -> Mapping[str, int]:
         """Axis name -> extent, over all definitions."""
         out: dict[str, int] = {}
-        for d in self.definitions.values():
-            for a in d.all_axes:
-                out[a.name] = int_extent(a.extent)
+        with assuming(self.program.dims):
+            for d in self.definitions.values():
+                for a in d.all_axes:
+                    out[a.name] = int_extent(a.extent)
         return out
+
+    def bind(self, sizes: Mapping[str, int]) -> Kernel:
+        """The kernel at these sizes of all its dims."""
+        if not self.program.dims:
+            return self
+        layouts = tuple((n, x.bind(sizes)) for n, x in self.layouts)
+        return replace(self, program=self.program.bind(sizes), layouts=layouts)
 
     def stage_of(self, name: str) -> int:
         """The number of the stage that computes a tensor, -1 for an input."""
@@ -137,11 +147,11 @@ class Kernel:
 
 
 def int_extent(e: Expr) -> int:
-    """The value of a constant extent. Errors: P001 where it is symbolic."""
+    """The value of an extent; an `Extent` where it is symbolic. Errors: P001 for a dim of which
+    nothing is assumed.
+    """
     v = E.int_value(e)
-    if v is None:
-        raise UserError("P001", f"extent {e} is not a constant; bind the program's dims first")
-    return v
+    return extent_of(e) if v is None else v
 
 
 def parse_kernel(text: str) -> Kernel:
@@ -155,6 +165,7 @@ def parse_kernel(text: str) -> Kernel:
     shared: tuple[str, ...] = ()
     sequence = stream = ""
     stages, layouts = [], []
+    program = parse_program("program " + rest)
     for line in lines[1:]:
         word, _, tail = line.partition(" ")
         if word == "shared":
@@ -168,8 +179,8 @@ def parse_kernel(text: str) -> Kernel:
             stages.append(Stage(anchor, tuple(members.split(", "))))
         elif word == "layout":
             name, _, layout = tail.partition(": ")
-            layouts.append((name, Layout.parse(layout)))
+            with assuming(program.dims):
+                layouts.append((name, Layout.parse(layout)))
         else:
             raise UserError("F010", f"unknown line in kernel text: {line!r}")
-    program = parse_program("program " + rest)
     return Kernel(program, tuple(stages), tuple(layouts), shared, sequence, stream)

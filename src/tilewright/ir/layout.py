@@ -1,14 +1,16 @@
 """Layouts: from a tensor's logical index to an element offset in a flat buffer.
 
-In: logical shapes. Out: `Layout`, its address expressions, packing of NumPy arrays, text.
+In: logical shapes. Out: `Layout`, its address expressions, packing of NumPy arrays, text. Numbers
+may be symbolic extents (ir/extent.py), printed in brackets; arrays need a layout without them.
 Invariants: a layout is an injection over the tensor's index box widened by its halo; the addresses
 lie in 0 .. size-1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
+from tilewright.ir.extent import ceil_div, extent_of, is_symbolic
 
 __all__ = ["Layout", "Term", "dense", "ordered", "panels"]
 
@@ -114,13 +117,34 @@ class Layout:
                 + (f"//{t.divisor}" if t.divisor != 1 else "")
                 + (f"%{t.modulus}" if t.modulus else "")
             )
-            terms.append(f"{s}*{t.stride}")
-        text = f"[{','.join(map(str, self.shape))}] {'+'.join(terms) or '0'} size {self.size}"
+            terms.append(f"{s}*{_text(t.stride)}")
+        shape = ",".join(map(_text, self.shape))
+        text = f"[{shape}] {'+'.join(terms) or '0'} size {_text(self.size)}"
         if self.offset:
-            text += f" offset {self.offset}"
+            text += f" offset {_text(self.offset)}"
         if any(lo or hi for lo, hi in self.halo):
             text += f" halo {','.join(f'{lo}:{hi}' for lo, hi in self.halo)} fill {self.fill!r}"
         return text
+
+    @cached_property
+    def is_symbolic(self) -> bool:
+        """Does a number of it depend on dims?"""
+        return any(map(is_symbolic, (*self.shape, self.size, *(t.stride for t in self.terms))))
+
+    def bind(self, sizes: Mapping[str, int]) -> Layout:
+        """The layout at these sizes of all dims."""
+        if not self.is_symbolic:
+            return self
+        swap = {E.dim(n): E.const(v) for n, v in sizes.items()}
+
+        def known(n: int) -> int:
+            return extent_of(E.substitute(E.const(n), swap)) if is_symbolic(n) else n
+
+        terms = tuple(replace(t, stride=known(t.stride)) for t in self.terms)
+        shape = tuple(map(known, self.shape))
+        return replace(
+            self, shape=shape, terms=terms, size=known(self.size), offset=known(self.offset)
+        )
 
     @staticmethod
     def parse(text: str) -> Layout:
@@ -136,15 +160,15 @@ class Layout:
 
     @staticmethod
     def _parse(text: str) -> Layout:
-        head, rest = text.strip().split("]", 1)
-        shape = tuple(int(x) for x in head[1:].split(",") if x)
-        words = rest.split()
+        head, rest = _parts(text.strip(), "]")
+        shape = tuple(_number(x) for x in _parts(head[1:], ",") if x)
+        words = [w for w in _parts(rest, " ") if w]
         terms = []
-        for part in words[0].split("+") if words[0] != "0" else []:
-            s, stride = part.rsplit("*", 1)
+        for part in _parts(words[0], "+") if words[0] != "0" else []:
+            s, stride = _parts(part, "*")
             s, _, modulus = s.partition("%")
             axis, _, divisor = s.partition("//")
-            terms.append(Term(int(axis[1:]), int(divisor or 1), int(modulus or 0), int(stride)))
+            terms.append(Term(int(axis[1:]), int(divisor or 1), int(modulus or 0), _number(stride)))
         fields = dict(zip(words[1::2], words[2::2], strict=True))
         halo: tuple[tuple[int, int], ...] = ()
         if "halo" in fields:
@@ -154,9 +178,34 @@ class Layout:
         fill: float | int | bool = word == "True"
         if word not in ("True", "False"):
             fill = float(word) if any(c in word for c in ".ein") else int(word)
-        return Layout(
-            shape, tuple(terms), int(fields["size"]), int(fields.get("offset", "0")), halo, fill
-        )
+        size, offset = _number(fields["size"]), _number(fields.get("offset", "0"))
+        return Layout(shape, tuple(terms), size, offset, halo, fill)
+
+
+def _text(n: int) -> str:
+    return f"({n})" if is_symbolic(n) else str(n)
+
+
+def _number(text: str) -> int:
+    """A number, or a symbolic one in brackets."""
+    if not text.startswith("("):
+        return int(text)
+    from tilewright.ir.text import Parser, Scope
+
+    names = set(re.findall(r"[A-Za-z_]\w*", text)) - {"min", "max"}
+    return extent_of(Parser(text).expression(Scope({}, {n: E.dim(n) for n in names})))
+
+
+def _parts(text: str, separator: str) -> list[str]:
+    """`text` cut at separators outside of brackets."""
+    out, depth = [""], 0
+    for c in text:
+        depth += (c == "(") - (c == ")")
+        if c == separator and not depth:
+            out.append("")
+        else:
+            out[-1] += c
+    return out
 
 
 def dense(shape: Sequence[int]) -> Layout:
@@ -181,11 +230,13 @@ def ordered(
         if shape[axis] != 1 or lo or hi:
             terms.append(Term(axis, 1, 0, stride))
         offset += lo * stride
-        stride *= max(0, shape[axis] + lo + hi)
+        wide = shape[axis] + lo + hi
+        stride *= wide if is_symbolic(wide) else max(0, wide)
     keep = tuple(pads) if any(lo or hi for lo, hi in pads) else ()
+    stride = stride if is_symbolic(stride) else max(stride, 1)
     fill = fill if keep else 0  # without a halo nothing holds it
     return Layout(
-        tuple(shape), tuple(sorted(terms, key=lambda t: t.axis)), max(stride, 1), offset, keep, fill
+        tuple(shape), tuple(sorted(terms, key=lambda t: t.axis)), stride, offset, keep, fill
     )
 
 
@@ -201,11 +252,10 @@ def panels(shape: Sequence[int], axis: int, width: int, inner: Sequence[int]) ->
         terms.append(Term(a, 1, 0, stride))
         stride *= shape[a]
     terms.append(Term(axis, width, 0, stride))
-    stride *= -(-shape[axis] // width)
+    stride *= ceil_div(shape[axis], width)
     for a in reversed(range(len(shape))):
         if a != axis and a not in inner:
             terms.append(Term(a, 1, 0, stride))
             stride *= shape[a]
-    return Layout(
-        tuple(shape), tuple(sorted(terms, key=lambda t: (t.axis, t.divisor))), max(stride, 1)
-    )
+    stride = stride if is_symbolic(stride) else max(stride, 1)
+    return Layout(tuple(shape), tuple(sorted(terms, key=lambda t: (t.axis, t.divisor))), stride)

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tilewright.errors import UserError
 from tilewright.ir.dtypes import BOOL, DTYPES, I64, DType
+from tilewright.ir.extent import assuming
 from tilewright.ir.kernel import Kernel, parse_kernel
 from tilewright.ir.layout import Layout
-from tilewright.ir.program import Attribute, _attribute
+from tilewright.ir.program import Attribute, Dim, _attribute, parse_dim
 
 __all__ = [
     "PLAN_FORMAT",
@@ -141,9 +142,11 @@ class Plan:
     buffers: tuple[PlanBuffer, ...]
     kernels: tuple[Kernel, ...]
     steps: tuple[PlanStep, ...]
+    dims: tuple[Dim, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"plan {self.name} format {PLAN_FORMAT}"]
+        lines += [f"  {d}" for d in self.dims]
         lines += [f"  {b}" for b in self.buffers]
         lines += [f"  {'  ' * depth}{s}" for depth, s in nested(self.steps)]
         text = "\n".join(lines) + "\n"
@@ -158,6 +161,14 @@ class Plan:
     @cached_property
     def buffer_of(self) -> dict[str, PlanBuffer]:
         return {b.name: b for b in self.buffers}
+
+    def bind(self, sizes: Mapping[str, int]) -> Plan:
+        """The Plan at these sizes of all its dims."""
+        if not self.dims:
+            return self
+        buffers = tuple(replace(b, layout=b.layout.bind(sizes)) for b in self.buffers)
+        kernels = tuple(k.bind(sizes) for k in self.kernels)
+        return replace(self, buffers=buffers, kernels=kernels, dims=())
 
 
 def nested(steps: Iterable[PlanStep]) -> Iterator[tuple[int, PlanStep]]:
@@ -200,7 +211,21 @@ def parse_plan(text: str) -> Plan:
         raise UserError("S002", f"this is not plan text of format {PLAN_FORMAT}", where=lines[0])
     buffers: list[PlanBuffer] = []
     steps: list[PlanStep] = []
-    for line in (x.strip() for x in lines[1:]):
+    stated = [x.strip() for x in lines[1:]]
+    dims = tuple(parse_dim(x) for x in stated if x.startswith("dim "))
+    with assuming(dims):
+        return _plan_of(m.group(1), stated[len(dims) :], rest, dims, buffers, steps)
+
+
+def _plan_of(
+    name: str,
+    lines: list[str],
+    rest: list[str],
+    dims: tuple[Dim, ...],
+    buffers: list[PlanBuffer],
+    steps: list[PlanStep],
+) -> Plan:
+    for line in lines:
         if (b := _BUFFER.match(line)) and b.group(3) in DTYPES:
             buffers.append(
                 PlanBuffer(
@@ -231,7 +256,7 @@ def parse_plan(text: str) -> Plan:
         else:
             raise UserError("F010", f"unknown line in plan text: {line!r}")
     kernels = tuple(parse_kernel(k) for k in rest)
-    plan = Plan(m.group(1), tuple(buffers), kernels, tuple(steps))
+    plan = Plan(name, tuple(buffers), kernels, tuple(steps), dims)
     verify_plan(plan)
     return plan
 

@@ -62,6 +62,7 @@ __all__ = [
     "identity_of",
     "map_program",
     "map_statement",
+    "parse_dim",
     "parse_program",
     "statement_dims",
     "statement_reads",
@@ -111,6 +112,11 @@ class Dim:
     hi: int | None = None
     multiple: int = 1
     hint: int | None = None
+
+    def __str__(self) -> str:
+        text = f"dim {self.name} in {self.lo} .. {'inf' if self.hi is None else self.hi}"
+        text += f" multiple {self.multiple}" if self.multiple != 1 else ""
+        return text + (f" hint {self.hint}" if self.hint is not None else "")
 
 
 @dataclass(frozen=True)
@@ -395,10 +401,7 @@ class Program:
         lines = [
             f"program {self.name} format {PROGRAM_FORMAT}({', '.join(map(str, self.inputs))}):"
         ]
-        for d in self.dims:
-            text = f"  dim {d.name} in {d.lo} .. {'inf' if d.hi is None else d.hi}"
-            text += f" multiple {d.multiple}" if d.multiple != 1 else ""
-            lines.append(text + (f" hint {d.hint}" if d.hint is not None else ""))
+        lines += [f"  {d}" for d in self.dims]
         lines += [f"  const {t} @{key}" for t, key in self.constants]
         lines += [f"  {s}" for s in self.body]
         lines.append(f"  return {', '.join(self.results)}")
@@ -999,6 +1002,11 @@ class _ProgramParser(Parser):
         e = self.expression(Scope({}, {}))
         value: Attribute = self.exact.get(e, e.attr)
         return value
+
+
+def parse_dim(text: str) -> Dim:
+    """The dim of its line. Errors: F010."""
+    return _ProgramParser(text).dim_line()
 
 
 def parse_program(text: str) -> Program:

@@ -1,8 +1,10 @@
 """Intervals of integer expressions, and simplification that needs them.
 
-In: an i64 (or bool, over i64) expression and the inclusive range of each index variable. Out: its
-interval, or a simpler equal expression. Invariants: the interval contains every value the
-expression takes; the simplified expression has the same value at every point of the ranges.
+In: an i64 (or bool, over i64) expression and the inclusive range of each index variable, whose end
+may be a symbolic extent. Out: its interval, a simpler equal expression, or a proof that it is not
+negative. Invariants: the interval contains every value the expression takes, the simplified
+expression has the same value at every point of the ranges, and a proof holds at every point, for
+every size within the ranges of the dims.
 """
 
 from __future__ import annotations
@@ -12,9 +14,19 @@ from math import gcd
 
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import I64
-from tilewright.ir.expr import Expr
+from tilewright.ir.expr import Expr, Polynomial
+from tilewright.ir.extent import Extent, dim_range, extent_of, is_symbolic
 
-__all__ = ["Interval", "Ranges", "coefficient", "interval", "simplify", "split_linear"]
+__all__ = [
+    "Interval",
+    "Ranges",
+    "coefficient",
+    "interval",
+    "is_inside",
+    "nonnegative",
+    "simplify",
+    "split_linear",
+]
 
 Interval = tuple[int | None, int | None]  # inclusive; None is unbounded
 Ranges = Mapping[str, tuple[int, int]]  # index variable -> inclusive range
@@ -23,14 +35,18 @@ _ANY: Interval = (None, None)
 
 
 def interval(e: Expr, ranges: Ranges) -> Interval:
-    """Inclusive bounds of an i64 expression; dims count as 0 and more."""
+    """Inclusive bounds of an i64 expression, for every size of the dims."""
     op = e.op
     if op == "const":
         return (int(e.attr), int(e.attr))
     if op == "index":
-        return ranges.get(e.attr, _ANY)
+        lo, hi = ranges.get(e.attr, _ANY)
+        if is_symbolic(lo) or is_symbolic(hi):  # type: ignore[arg-type]
+            lo = interval(lo.expr, ranges)[0] if isinstance(lo, Extent) else lo
+            hi = interval(hi.expr, ranges)[1] if isinstance(hi, Extent) else hi
+        return lo, hi
     if op == "dim":
-        return (0, None)
+        return dim_range(e.attr)
     if op == "add":
         (a, b), (c, d) = interval(e.args[0], ranges), interval(e.args[1], ranges)
         return (
@@ -111,7 +127,9 @@ def simplify(e: Expr, ranges: Ranges) -> Expr:
 def _divide(e: Expr, ranges: Ranges) -> Expr:
     """(g*A + r) // (g*q) is A // q, and (g*A + r) % (g*q) is g*(A % q) + r, where 0 <= r < g."""
     c = E.int_value(e.args[1])
-    if c is None or c <= 0:
+    if c is None:
+        return _divide_by_dims(e, ranges)
+    if c <= 0:
         return e
     a = e.args[0]
     lo, hi = interval(a, ranges)
@@ -137,12 +155,49 @@ def _divide(e: Expr, ranges: Ranges) -> Expr:
     return e
 
 
+def _divide_by_dims(e: Expr, ranges: Ranges) -> Expr:
+    """(A*c + r) // c is A, and (A*c + r) % c is r, where 0 <= r < c, for a product c of dims."""
+    a, divisor = e.args
+    whole, rest = _multiples(E.polynomial(a), divisor)
+    r = E.from_polynomial(rest)
+    if whole is None or not (nonnegative(r, ranges) and nonnegative(divisor - 1 - r, ranges)):
+        return e
+    return E.from_polynomial(whole) if e.op == "floordiv" else r
+
+
+def _multiples(p: Polynomial, divisor: Expr) -> tuple[Polynomial | None, Polynomial]:
+    """p as (first * divisor + second), where the divisor is one product of dims; else (None, p)."""
+    d = E.polynomial(divisor)
+    if len(d) != 1:
+        return None, p
+    ((atoms, c),) = d.items()
+    if c <= 0 or any(x.op != "dim" for x in atoms):
+        return None, p
+    first: Polynomial = {}
+    second: Polynomial = {}
+    for k, v in p.items():
+        left = list(k)
+        for x in atoms:
+            if x in left:
+                left.remove(x)
+            else:
+                break
+        else:
+            if v % c == 0:
+                first[tuple(left)] = v // c
+                continue
+        second[k] = v
+    return first, second
+
+
 def _recombine(e: Expr) -> Expr:
     """k*c*(x // c) + k*(x % c) is k*x."""
     p = E.polynomial(e)
+    if any(a.op == "mod" and a.args[1].op != "const" for k in p for a in k):
+        p = _recombine_dims(p)
     mods = [k[0] for k in p if len(k) == 1 and k[0].op == "mod"]
     if not mods:
-        return e
+        return E.from_polynomial(p)
     out = dict(p)
     for m in mods:
         x, c = m.args[0], E.int_value(m.args[1])
@@ -157,8 +212,33 @@ def _recombine(e: Expr) -> Expr:
     return E.from_polynomial({k: v for k, v in out.items() if v})
 
 
+def _recombine_dims(p: Polynomial) -> Polynomial:
+    """`_recombine` for remainders by dims, with further factors."""
+    out = dict(p)
+    for atoms in list(p):
+        for m in (x for x in atoms if x.op == "mod" and x.args[1].op != "const"):
+            x, c = m.args
+            others = list(atoms)
+            others.remove(m)
+            rest = E.from_polynomial({tuple(others): p[atoms]})
+            partner = E.polynomial(E.mul(E.mul(rest, c), E.binary("floordiv", x, c)))
+            if all(out.get(k) == v for k, v in partner.items()) and atoms in out:
+                for k in (*partner, atoms):
+                    del out[k]
+                for k, v in E.polynomial(E.mul(rest, x)).items():
+                    out[k] = out.get(k, 0) + v
+                break
+    return {k: v for k, v in out.items() if v}
+
+
 def _decide(e: Expr, ranges: Ranges) -> Expr:
     lo, hi = interval(e.args[0] - e.args[1], ranges)
+    if e.op in ("lt", "le") and (lo is None or hi is None):
+        a, b = e.args
+        if nonnegative(b - a - int(e.op == "lt"), ranges):
+            return E.const(True)
+        if nonnegative(a - b - int(e.op == "le"), ranges):
+            return E.const(False)
     if e.op == "lt":
         known = True if hi is not None and hi < 0 else False if lo is not None and lo >= 0 else None
     elif e.op == "le":
@@ -173,21 +253,27 @@ def _decide(e: Expr, ranges: Ranges) -> Expr:
 def _pick(e: Expr, ranges: Ranges) -> Expr:
     lo, hi = interval(e.args[0] - e.args[1], ranges)
     a, b = e.args if e.op == "min" else (e.args[1], e.args[0])
+    if lo is None or hi is None:
+        if nonnegative(e.args[1] - e.args[0], ranges):
+            return a
+        if nonnegative(e.args[0] - e.args[1], ranges):
+            return b
     if hi is not None and hi <= 0:
         return a
     return b if lo is not None and lo >= 0 else e
 
 
 def coefficient(e: Expr, var: Expr) -> int | None:
-    """c where e = c*var + (terms without var); None where e is not linear in `var` with a constant
-    factor.
+    """c where e = c*var + (terms without var); None where e is not linear in `var` with a factor
+    that is a constant or a product of dims.
     """
     c = 0
     for atoms, v in E.polynomial(e).items():
         if var in atoms:
-            if len(atoms) != 1:
+            factor = _factor(atoms, var, v)
+            if factor is None:
                 return None
-            c = v
+            c = c + factor
         elif any(var.attr in a.indices() for a in atoms if a.args):
             return None
     return c
@@ -203,9 +289,267 @@ def split_linear(e: Expr, variables: list[Expr]) -> tuple[dict[Expr, int], Expr]
     rest = {}
     for atoms, v in E.polynomial(e).items():
         if len(atoms) == 1 and atoms[0] in wanted:
-            out[atoms[0]] = v
+            out[atoms[0]] = v + out[atoms[0]] if atoms[0] in out else v
+        elif (hit := next((x for x in atoms if x in wanted), None)) is not None:
+            factor = _factor(atoms, hit, v)
+            if factor is None:
+                return None
+            out[hit] = factor + out.get(hit, 0)
         elif any(names & a.indices() for a in atoms):
             return None
         else:
             rest[atoms] = v
     return out, E.from_polynomial(rest)
+
+
+def _factor(atoms: tuple[Expr, ...], var: Expr, v: int) -> int | None:
+    """What multiplies `var` in a term: a number, or a product of dims; None for anything else."""
+    if len(atoms) == 1:
+        return v
+    left = list(atoms)
+    left.remove(var)
+    if any(x.indices() or x.reads() for x in left):
+        return None
+    return extent_of(E.from_polynomial({tuple(left): v}))
+
+
+# ---- proofs --------------------------------------------------------------------------------------
+
+_STEPS = 120  # eliminations after which a proof is given up
+
+
+def is_inside(e: Expr, lo: int, hi: int, ranges: Ranges) -> bool:
+    """Is `lo <= e < hi` at every point, for every size of the dims?"""
+    return nonnegative(e - lo, ranges) and nonnegative(E.const(hi) - e - 1, ranges)
+
+
+def nonnegative(e: Expr, ranges: Ranges) -> bool:
+    """Is it proved that the expression is never negative?"""
+    low = interval(e, ranges)[0]
+    if low is not None and low >= 0:
+        return True
+    if not e.names("dim") and not any(is_symbolic(ranges.get(a, _ANY)[1]) for a in e.indices()):  # type: ignore[arg-type]
+        return False
+    if any(_value_at(e, ranges, dims, at) < 0 for dims in range(len(_SAMPLES)) for at in (0, 1, 2)):
+        return False
+    return _Proof(ranges).holds(E.polynomial(e))
+
+
+_SAMPLES = ((0, 0, 0), (1, 4, 9), (300, 35, 2), (3, 510, 77))  # above the least size of each dim
+
+
+def _value_at(e: Expr, ranges: Ranges, sample: int, at: int) -> int:
+    """The value at one point: dims near or far from their least sizes, index variables at the first
+    (0), last (1) or alternating (2) ends of their ranges; 0 where it is not known.
+    """
+    known: dict[Expr, int | None] = {}
+    names = sorted(e.names("dim"))
+
+    def dim(name: str) -> int:
+        if name not in names:
+            names.append(name)
+        lo, hi = dim_range(name)
+        value = lo + _SAMPLES[sample][names.index(name) % 3]
+        return value if hi is None else min(value, hi)
+
+    def go(x: Expr) -> int | None:
+        if x not in known:
+            known[x] = None
+            known[x] = compute(x)
+        return known[x]
+
+    def end(n: int | None) -> int | None:
+        return go(n.expr) if isinstance(n, Extent) else n
+
+    def compute(x: Expr) -> int | None:
+        if x.op == "const":
+            return int(x.attr)
+        if x.op == "dim":
+            return dim(x.attr)
+        if x.op == "index":
+            first, last = ranges.get(x.attr, _ANY)
+            low, high = end(first), end(last)
+            if low is None or high is None or high < low:
+                return low if high is None else None
+            return high if at == 1 or (at == 2 and len(known) % 2) else low
+        args = [go(a) for a in x.args]
+        if x.dtype is not I64 or len(args) != 2 or args[0] is None or args[1] is None:
+            return None
+        a, b = args[0], args[1]
+        match x.op:
+            case "add":
+                return a + b
+            case "mul":
+                return a * b
+            case "min":
+                return min(a, b)
+            case "max":
+                return max(a, b)
+            case "floordiv":
+                return a // b if b else 0
+            case "mod":
+                return a % b if b else 0
+        return None
+
+    return go(e) or 0
+
+
+class _Proof:
+    """The attempt to prove that polynomials are not negative."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self.ranges = ranges
+        self.left = _STEPS
+        self.known: dict[Expr, bool] = {}
+
+    def holds(self, p: Polynomial) -> bool:
+        e = E.from_polynomial(p)
+        found = self.known.get(e)
+        if found is None:
+            self.known[e] = False  # while it is tried: nothing follows from itself
+            found = self.known[e] = _proved(p, self.ranges, self)
+        return found
+
+
+def _proved(p: Polynomial, ranges: Ranges, proof: _Proof) -> bool:
+    """Eliminate one atom after the other at the end of its range where the value is least."""
+    if all(v >= 0 for v in p.values()) and all(_is_low(a, ranges) for k in p for a in k):
+        return True
+    low = interval(E.from_polynomial(p), ranges)[0]
+    if low is not None and low >= 0:
+        return True
+    if proof.left <= 0:
+        return False
+    proof.left -= 1
+    atoms = sorted({a for k in p for a in k if a.op != "dim"}, key=_height)
+    if not atoms:
+        return _proved_dims(p, proof)
+    atom = atoms[-1]
+    without: Polynomial = {}
+    slope: Polynomial = {}
+    for k, v in p.items():
+        n = k.count(atom)
+        if n > 1:
+            return False
+        if n:
+            left = list(k)
+            left.remove(atom)
+            slope[tuple(left)] = slope.get(tuple(left), 0) + v
+        else:
+            without[k] = v
+    rest, factor = E.from_polynomial(without), E.from_polynomial(slope)
+
+    def at(value: Expr) -> bool:
+        return proof.holds(E.polynomial(rest + factor * value))
+
+    if atom.op == "floordiv":  # c * (x // c) is x - x % c
+        x, c = atom.args
+        whole, left_over = _quotient(slope, c)
+        if whole is not None and not left_over and _positive(c, ranges):
+            swapped = rest + E.from_polynomial(whole) * (x - E.binary("mod", x, c))
+            if proof.holds(E.polynomial(swapped)):
+                return True
+    rises = proof.holds(slope)
+    falls = not rises and proof.holds({k: -v for k, v in slope.items()})
+    if not rises and not falls:
+        return False
+    lows, highs = _ends(atom, ranges)
+    # Any one of the bounds that hold is enough; the true value of min and max is one of two.
+    if (atom.op == "min" and rises) or (atom.op == "max" and falls):
+        return all(at(x) for x in atom.args)
+    return any(at(x) for x in (lows if rises else highs))
+
+
+def _is_low(a: Expr, ranges: Ranges) -> bool:
+    low = interval(a, ranges)[0]
+    return low is not None and low >= 0
+
+
+def _height(a: Expr) -> tuple[int, str]:
+    """Atoms that hold others go first."""
+    return (sum(1 for _ in a.walk()), str(a))
+
+
+def _quotient(p: Polynomial, c: Expr) -> tuple[Polynomial | None, Polynomial]:
+    n = E.int_value(c)
+    if n is None:
+        return _multiples(p, c)
+    if n <= 0:
+        return None, p
+    return (
+        {k: v // n for k, v in p.items() if v % n == 0},
+        {k: v for k, v in p.items() if v % n},
+    )
+
+
+def _ends(a: Expr, ranges: Ranges) -> tuple[list[Expr], list[Expr]]:
+    """Lower and upper bounds of an atom."""
+    lo, hi = interval(a, ranges)
+    lows = [E.const(lo)] if lo is not None else []
+    highs = [E.const(hi)] if hi is not None else []
+    if a.op == "index":
+        first, last = ranges.get(a.attr, _ANY)
+        lows += [first.expr] if isinstance(first, Extent) else []
+        highs += [last.expr] if isinstance(last, Extent) else []
+    elif a.op in ("min", "max"):
+        (highs if a.op == "min" else lows).extend(a.args)
+    elif a.op == "mod" and _positive(a.args[1], ranges):
+        lows.append(E.const(0))
+        highs.append(a.args[1] - 1)
+        if nonnegative(a.args[0], ranges):
+            highs.append(a.args[0])
+    elif a.op == "floordiv" and _positive(a.args[1], ranges):
+        x, c = a.args
+        if nonnegative(x, ranges):
+            lows.append(E.const(0))
+            highs.append(x)
+        top = _upper(x, ranges)
+        if top is not None:
+            # (A*c + r) // c with r below c is A and what r adds
+            whole, rest = _quotient(E.polynomial(top), c)
+            if whole is not None:
+                r = E.from_polynomial(rest)
+                if nonnegative(c - 1 - r, ranges):
+                    less = -1 if nonnegative(-r - 1, ranges) else 0
+                    highs.append(E.from_polynomial(whole) + less)
+            highs.append(E.floordiv(top, c))
+    return lows, highs
+
+
+def _positive(e: Expr, ranges: Ranges) -> bool:
+    low = interval(e, ranges)[0]
+    return low is not None and low > 0
+
+
+def _upper(e: Expr, ranges: Ranges) -> Expr | None:
+    """A bound over dims of an expression that is linear in index variables, with plain factors."""
+    out = E.const(0)
+    for atoms, v in E.polynomial(e).items():
+        names = [a for a in atoms if a.op != "dim"]
+        if not names:
+            out = out + E.from_polynomial({atoms: v})
+            continue
+        if len(names) > 1 or names[0].op != "index":
+            return None
+        first, last = ranges.get(names[0].attr, _ANY)
+        end = last if v > 0 else first
+        if end is None:
+            return None
+        left = list(atoms)
+        left.remove(names[0])
+        out = out + E.from_polynomial({tuple(left): v}) * end
+    return out
+
+
+def _proved_dims(p: Polynomial, proof: _Proof) -> bool:
+    """Over dims alone: at the ends of a dim that is bounded, and by counting from the least size of
+    the others.
+    """
+    e = E.from_polynomial(p)
+    for a in {a for k in p for a in k}:
+        lo, hi = dim_range(a.attr)
+        if hi is not None and all(k.count(a) <= 1 for k in p):
+            ends = (E.substitute(e, {a: E.const(n)}) for n in (lo, hi))
+            return all(proof.holds(E.polynomial(x)) for x in ends)
+    shifted = E.substitute(e, {a: a + dim_range(a.attr)[0] for k in p for a in k})
+    return all(v >= 0 for v in E.polynomial(shifted).values())

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from itertools import count
 
+from tilewright.ir import expr as E
 from tilewright.ir import nest as N
-from tilewright.ir.dtypes import BOOL
+from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.expr import Expr
+from tilewright.ir.extent import is_symbolic
 from tilewright.ir.nest import Node, TileType
 
 __all__ = ["Body", "Builder", "Tile"]
@@ -110,6 +112,12 @@ class Builder:
 
     def position(self, type: TileType, value: Expr) -> Tile:
         return self.pure(value, N.Position, type, (), (value,), value)
+
+    def number(self, value: int) -> Tile:
+        """A scalar that is known now, or from the dims."""
+        if is_symbolic(value):
+            return self.position(TileType(I64), E.const(value))
+        return self.fill(TileType(I64), value)
 
     def iota(self, type: TileType) -> Tile:
         return self.pure(None, N.Iota, type, (), ())

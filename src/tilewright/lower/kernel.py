@@ -18,6 +18,7 @@ from tilewright.errors import Rejected
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.expr import Expr
+from tilewright.ir.extent import assuming, ceil_div, is_symbolic, smaller
 from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.layout import Layout, ordered, panels
 from tilewright.ir.nest import Buffer, For, LoopNest, Phase
@@ -29,6 +30,7 @@ from tilewright.lower.loops import (
     StageSpec,
     emit_levels,
     emit_stage,
+    least,
     trips,
     working_type,
 )
@@ -175,10 +177,10 @@ class _Lowering:
             return spec
         inner = [x for x in spec.levels if x.axis == spec.lane][-1:]
         others = {x.axis: x for x in spec.levels if x.axis not in (spec.lane, scanned)}
-        width = max(1, min(width, roles.extents[spec.lane]))
+        width = max(1, least(width, roles.extents[spec.lane]))
         name = f"f{k}"
         monoid = d.scan[0] if d.scan is not None else d.reduction.monoid if d.reduction else ""
-        size = width * prod(min(x.block, roles.extents[a]) for a, x in others.items())
+        size = width * prod(least(x.block, roles.extents[a]) for a, x in others.items())
         dtype = working_type(monoid, d.dtype)
         if monoid.startswith("arg"):
             dtype = d.body.dtype
@@ -199,6 +201,8 @@ class _Lowering:
             return False
         sizes = {a.name: int_extent(a.extent) for a in d.reduction.axes}
         axis = max(sizes, key=lambda a: sizes[a])
+        if is_symbolic(sizes[axis]):
+            return False  # the parts would have no fixed number of positions
         step = max([1, *(x.block for x in spec.reduce if x.axis == axis)])
         block = ceil(ceil(sizes[axis] / parts) / step) * step
         count = ceil(sizes[axis] / max(1, block))
@@ -332,7 +336,8 @@ class _Lowering:
         levels = [Level(f"p{lane}", width, "mask")]
         for i, n in enumerate(shape):
             if i != lane and n > 1:
-                step = next(k for k in (4, 3, 2, 1) if n % k == 0)  # one code, no remainder
+                # One code, no remainder.
+                step = next((k for k in (4, 3, 2, 1) if n % k == 0 or is_symbolic(n)), 1)
                 levels.append(Level(f"p{i}", self.lanes if turn and i == unit[0] else step))
         places = {name: source, "pack": target}
         spec = StageSpec(
@@ -377,8 +382,8 @@ class _Lowering:
         most = block[0].block if len(block) > 1 else roles.extents[m]
         shape = [1] * len(read.args)
         # Copied in whole tiles, with zeros past the ends: one body, whatever the extents.
-        deep = -(-roles.extents[kk] // self.lanes) * self.lanes
-        shape[row], shape[column] = -(-most // height) * height, deep
+        deep = ceil_div(roles.extents[kk], self.lanes) * self.lanes
+        shape[row], shape[column] = ceil_div(most, height) * height, deep
         layout = panels(shape, row, height, [column])
         buffer = Buffer(f"a{k}", source.dtype, E.const(layout.size), "scratch")
         self.scratch.append(buffer)
@@ -395,7 +400,7 @@ class _Lowering:
             ]
             origin[column] = E.const(0)
             valid = region.valid.get(m, region.lengths[m])
-            tall = -(-min(valid, most) // height) * height
+            tall = ceil_div(smaller(valid, most), height) * height
             lengths = {f"q{i}": (tall if i == row else shape[i]) for i in range(len(shape))}
             starts = {f"q{i}": o for i, o in enumerate(origin)}
             nothing = E.const(False if source.dtype is BOOL else 0, source.dtype)
@@ -492,11 +497,9 @@ class _Lowering:
         b.enter(var)
         region = region.with_range(var, total)
         given: list[Expr] = []
-        left = total
         at = E.index(var)
-        for n in loops:
-            left //= n
-            i: Expr = at // left
+        for k, n in enumerate(loops):
+            i: Expr = at // prod(loops[k + 1 :])
             given.append(i % n if given else i)
         if shared:
             emit_levels(b, shared, region, self.lanes, given, lambda r: inner(r, []))
@@ -521,7 +524,7 @@ class _Lowering:
     def run(self) -> Lowered:
         kernel, s = self.kernel, self.schedule
         shared = tuple(
-            Level(a, max(1, s.integer(f"block.{i}", 1)), "peel")
+            Level(a, max(1, s.integer(f"block.{i}", 1)), "block")
             for i, a in enumerate(kernel.shared)
         )
         fixed = set(kernel.shared)
@@ -587,14 +590,22 @@ class _Lowering:
         nest = LoopNest(
             "k",
             tuple(buffers) + tuple(self.workspace) + tuple(self.scratch),
-            (),
+            tuple(d.name for d in self.kernel.program.dims),
             tuple(self.phases),
         )
         return Lowered(nest, tuple(tensors), self.layouts, tuple(self.workspace))
 
 
 def lower(kernel: Kernel, schedule: Schedule, target: Target) -> Lowered | Rejected:
-    """The nest of a kernel under a schedule. A schedule of the kernel's Space is never rejected."""
+    """The nest of a kernel under a schedule. A schedule of the kernel's Space is never rejected.
+
+    A schedule of the kernel's Space at some sizes serves the kernel with symbolic dims.
+    """
+    with assuming(kernel.program.dims):
+        return _lowered(kernel, schedule, target)
+
+
+def _lowered(kernel: Kernel, schedule: Schedule, target: Target) -> Lowered | Rejected:
     known = {"s", "block", "par", "chunk", "stream", "border"}
     strange = [n for n, _ in schedule.items if n.split(".")[0].rstrip("0123456789") not in known]
     if strange:

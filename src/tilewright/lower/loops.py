@@ -14,9 +14,12 @@ from dataclasses import dataclass, field, replace
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, F32, I32, I64, DType
 from tilewright.ir.expr import Expr
+from tilewright.ir.extent import Extent, ceil_div, is_symbolic, smaller
+from tilewright.ir.kernel import int_extent
 from tilewright.ir.nest import For, If, TileType
 from tilewright.ir.program import MONOIDS, Definition, identity_of
 from tilewright.ir.ranges import simplify
+from tilewright.lower import symbolic
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.prefetch import fetch_ahead, fetch_tile
 from tilewright.lower.tiles import Place, TileScope
@@ -32,6 +35,7 @@ __all__ = [
     "emit_levels",
     "emit_reduction",
     "emit_stage",
+    "least",
     "scope_of",
     "trips",
     "working_type",
@@ -40,7 +44,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Level:
-    """One loop: `axis` in blocks of `block` positions. tail: peel, mask (lane axis) or overlap."""
+    """One loop: `axis` in blocks of `block` positions. tail: peel, mask (lane axis) or overlap; or
+    block: what is inside counts the positions of the last block itself.
+    """
 
     axis: str
     block: int
@@ -99,9 +105,10 @@ class StageSpec:
 @dataclass(frozen=True)
 class Region:
     """Per axis where it starts, how many positions it has in the code, and how many of them are
-    valid. `ragged`: axes of which the region is one of many blocks: the number of the block, how
-    many blocks are whole, and the length of the one after them.
-    """
+    valid; lengths of loops and what is valid may be known at run time only (ir/extent.py).
+    `ragged`: axes of which the region is one of many blocks: the number of the block, how many
+    blocks are whole, and the length of the one after them.
+"""
 
     starts: dict[str, Expr]
     lengths: dict[str, int]
@@ -112,7 +119,7 @@ class Region:
     def narrowed(self, axis: str, start: Expr, length: int, valid: int | None = None) -> Region:
         v = dict(self.valid)
         v.pop(axis, None)
-        if valid is not None and valid < length:
+        if valid is not None and (is_symbolic(valid) or valid < length):
             v[axis] = valid
         return replace(
             self,
@@ -130,12 +137,14 @@ class Region:
         return replace(one, ragged={**one.ragged, axis: (i, full, rest)})
 
     def with_range(self, var: str, hi: int) -> Region:
-        return replace(self, ranges={**self.ranges, var: (0, max(0, hi - 1))})
+        last = hi - 1
+        last = last if is_symbolic(last) else max(0, last)
+        return replace(self, ranges={**self.ranges, var: (0, last)})
 
 
 def trips(level: Level, length: int) -> int:
     """How many blocks cover `length`, the tail included."""
-    return -(-length // level.block)
+    return ceil_div(length, level.block)
 
 
 def _masked_size(level: Level, rest: int, lanes: int) -> int:
@@ -164,10 +173,15 @@ def emit_levels(
     level, rest_levels = levels[0], levels[1:]
     counter = given[0] if given else None
     start, length = region.starts[level.axis], region.lengths[level.axis]
-    full, rest = divmod(length, level.block)
 
     def descend(r: Region) -> None:
         emit_levels(b, rest_levels, r, lanes, given[1:], inner, staging, opened + 1)
+
+    if isinstance(length, Extent):
+        is_block = level.tail == "block" or any(x.axis == level.axis for x in rest_levels)
+        symbolic.emit_level(b, level, region, lanes, counter, is_block, descend)
+        return
+    full, rest = divmod(length, level.block)
 
     def body_at(i: Expr) -> Callable[[], None]:
         return lambda: descend(region.narrowed(level.axis, start + i * level.block, level.block))
@@ -275,7 +289,7 @@ def emit_stage(b: Builder, spec: StageSpec, region: Region, lanes: int, given: l
         for a in d.reduction.axes:
             if a.name in ((spec.fold and spec.fold.axis), (spec.part and spec.part[0])):
                 continue  # the region is one block of it
-            whole = whole.narrowed(a.name, E.const(0), E.int_value(a.extent) or 0)
+            whole = whole.narrowed(a.name, E.const(0), int_extent(a.extent))
 
     def tile(r: Region) -> None:
         if spec.part is not None:
@@ -314,7 +328,7 @@ def scope_of(b: Builder, spec: StageSpec, r: Region, sizes: dict[str, int]) -> T
         spec.lane if sizes.get(spec.lane or "", 1) > 1 else None,
         r.ranges,
         {a: v for a, v in r.valid.items() if sizes.get(a, 1) > 1},
-        {a.name: E.int_value(a.extent) or 0 for a in spec.anchor.all_axes},
+        {a.name: int_extent(a.extent) for a in spec.anchor.all_axes},
     )
 
 
@@ -401,10 +415,12 @@ def emit_reduction(
     op = MONOIDS[monoid]
     identity = identity_of(monoid, d.dtype)
     work = working_type(monoid, d.dtype)
-    extents = {a.name: E.int_value(a.extent) or 0 for a in d.reduction.axes}
+    extents = {a.name: int_extent(a.extent) for a in d.reduction.axes}
     # Axes that keep their own accumulators, with their register extents.
-    kept = {x.axis: min(x.block, r.lengths[x.axis]) for x in spec.reduce if x.axis in spec.partial}
-    if spec.lane in kept:
+    kept = {
+        x.axis: least(x.block, r.lengths[x.axis]) for x in spec.reduce if x.axis in spec.partial
+    }
+    if spec.lane in kept and not is_symbolic(r.lengths[spec.lane]):
         length = r.lengths[spec.lane]
         kept[spec.lane] = min(-(-length // lanes) * lanes, _block(spec, spec.lane))
     acc_sizes = {**scope.sizes, **kept}
@@ -464,6 +480,11 @@ def converted(b: Builder, value: Tile, dtype: DType) -> Tile:
     return b.map("cast", TileType(dtype, value.type.axes, value.type.lane), (value,))
 
 
+def least(block: int, length: int) -> int:
+    """Positions in the code of a block of an axis."""
+    return block if is_symbolic(length) else min(block, length)
+
+
 def _block(spec: StageSpec, axis: str) -> int:
     return next(x.block for x in spec.reduce if x.axis == axis)
 
@@ -483,7 +504,7 @@ def _guarded(
         conditions.append(scope.value(d.reduction.guard))
     for a, v in masked.items():
         t = scope.type(BOOL, {a})
-        conditions.append(b.map("lt", t, (b.iota(scope.type(I64, {a})), b.fill(TileType(I64), v))))
+        conditions.append(b.map("lt", t, (b.iota(scope.type(I64, {a})), b.number(v))))
     for a, n in scope.sizes.items():
         if n > 1 and a not in value.type.names and a in {x.name for x in d.reduction.axes}:  # type: ignore[union-attr]
             # The body does not depend on this reduce axis: spread it, so that each position
@@ -511,11 +532,14 @@ def _reduce_levels(
         return body(region, acc)
     level, rest_levels = levels[0], levels[1:]
     start, length = region.starts[level.axis], region.lengths[level.axis]
-    full, rest = divmod(length, level.block)
 
     def descend(r: Region, acc: Tile) -> Tile:
         return _reduce_levels(b, rest_levels, r, acc, acc_type, lanes, body)
 
+    if isinstance(length, Extent):
+        is_block = any(x.axis == level.axis for x in rest_levels)
+        return symbolic.reduce_level(b, level, region, acc, is_block, descend)
+    full, rest = divmod(length, level.block)
     if full == 1:
         acc = descend(region.narrowed(level.axis, start, level.block), acc)
     elif full > 1:
@@ -558,12 +582,15 @@ def _emit_arg_lanes(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
     d = spec.anchor
     assert d.reduction is not None and spec.lane is not None
     lane, monoid, axes = spec.lane, d.reduction.monoid, d.reduction.axes
-    width = min(-(-r.lengths[lane] // lanes) * lanes, _block(spec, lane))
+    width = _block(spec, lane)
+    if not is_symbolic(r.lengths[lane]):
+        width = min(-(-r.lengths[lane] // lanes) * lanes, width)
     total, steps = 1, {}
     for a in reversed(axes):
         steps[a.name] = total
-        total *= E.int_value(a.extent) or 0
-    number = I32 if total + width * steps[lane] < 1 << 31 else I64
+        total *= int_extent(a.extent)
+    is_small = not is_symbolic(total) and total + width * steps[lane] < 1 << 31
+    number = I32 if is_small else I64
     others = scope.tiled
     sizes = {**scope.sizes, **{a.name: 1 for a in axes}, lane: width}
     names = {*others, lane}
@@ -574,7 +601,7 @@ def _emit_arg_lanes(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
     line = whole.type(I64, {lane})
     place = b.iota(line)
     if steps[lane] != 1:
-        place = b.map("mul", line, (place, b.fill(TileType(I64), steps[lane])))
+        place = b.map("mul", line, (place, b.number(steps[lane])))
     place = converted(b, place, number)
     best = b.fill(value_type, identity_of(monoid, d.body.dtype))
     yes = b.fill(flag, True)
@@ -589,7 +616,7 @@ def _emit_arg_lanes(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
         valid = inner.valid.get(lane)
         if valid is not None:
             count = b.iota(inner.type(I64, {lane}))
-            end = b.fill(TileType(I64), valid)
+            end = b.number(valid)
             inside = b.map("lt", inner.type(BOOL, {lane}), (count, end))
             value = b.map("select", value_type, (inside, value, identity))
         linear = E.const(0)
@@ -614,20 +641,30 @@ def _emit_arg_lanes(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: T
         axis, block = left[0], width if left[0] == lane else 1
         start, length = region.starts[axis], region.lengths[axis]
         full, rest = divmod(length, block)
-        if full:
+
+        def run(
+            count: int, part: Callable[[Expr], Region], state: tuple[Tile, Tile]
+        ) -> tuple[Tile, Tile]:
             var = b.counter()
             b.enter(var)
             inside = b.carried(value_type), b.carried(index_type)
-            at = start + E.index(var) * block
-            new = loops(region.with_range(var, full).narrowed(axis, at, block), left[1:], inside)
+            new = loops(part(E.index(var)).with_range(var, count), left[1:], inside)
             nodes = b.leave()
             out = b.result(value_type), b.result(index_type)
             carries = tuple((i.name, o.name) for i, o in zip(inside, state, strict=True))
             results = tuple(t.name for t in out)
             yields = tuple(t.name for t in new)
-            b.effect(For(var, E.const(0), E.const(full), 1, nodes, carries, yields, results))
-            state = out
-        if rest:
+            b.effect(For(var, E.const(0), E.const(count), 1, nodes, carries, yields, results))
+            return out
+
+        if full:
+            state = run(full, lambda i: region.narrowed(axis, start + i * block, block), state)
+        if is_symbolic(rest):
+            at = start + full * block
+            state = run(
+                smaller(rest, 1), lambda i: region.narrowed(axis, at + i, width, rest), state
+            )
+        elif rest:
             state = loops(region.narrowed(axis, start + full * block, width, rest), left[1:], state)
         return state
 
@@ -682,7 +719,7 @@ def emit_arg(
     value = inner.value(d.body)
     linear = E.const(0)
     for a in axes:
-        linear = linear * (E.int_value(a.extent) or 0) + region.starts[a.name]
+        linear = linear * int_extent(a.extent) + region.starts[a.name]
     position = b.position(TileType(I64), linear)
     flag = scope.type(BOOL, set(scope.tiled))
     args = (best, value) if d.reduction.monoid == "argmax" else (value, best)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32, I64, DType
 from tilewright.ir.expr import Expr
+from tilewright.ir.extent import is_symbolic
 from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.layout import dense
 from tilewright.ir.nest import Buffer, For, If, Phase, TileType
@@ -172,6 +173,8 @@ def _scatter_runs(lowering: _Lowering, s: Scatter, target: Place) -> bool:
         for k, sub in enumerate(s.subscripts)
         if sub.op == "index"
         and target.layout.stride(k) == 1
+        and not is_symbolic(extents.get(sub.attr, 0))
+        and not is_symbolic(target.layout.shape[k])
         and 1 < extents.get(sub.attr, 0) <= target.layout.shape[k]
     ]
     if not straight or uses.count(straight[0]) != 1:

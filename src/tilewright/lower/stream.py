@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from tilewright.derive.stream import StreamPlan, stream_plan
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
+from tilewright.ir.extent import is_symbolic
 from tilewright.ir.nest import Buffer, For, If
 from tilewright.ir.program import Definition, identity_of
 from tilewright.ir.ranges import coefficient, simplify
+from tilewright.lower import symbolic
 from tilewright.lower.loops import Fold, Level, Region, StageSpec, emit_stage
 from tilewright.lower.tiles import Place
 
@@ -44,7 +46,9 @@ class Stream:
         kernel, s = lowering.kernel, lowering.schedule
         self.plan: StreamPlan = stream_plan(kernel)
         self.length = kernel.extents[kernel.stream]
-        self.block = max(1, min(self.length, s.integer("stream", 128)))
+        self.block = max(1, s.integer("stream", 128))
+        if not is_symbolic(self.length):
+            self.block = max(1, min(self.length, self.block))
         # Blocks of the smaller size begin where those of the larger one may end.
         border = max(1, min(self.block, s.integer("border", 32)))
         self.border = next(x for x in range(border, 0, -1) if self.block % x == 0)
@@ -143,7 +147,10 @@ class Stream:
         if not bounds:
             whole, rest = divmod(n, self.block)
             self._loop(r, E.const(0), E.const(whole), self.block, [], body)
-            if rest:
+            if is_symbolic(rest):
+                at = E.const(whole * self.block)
+                symbolic.emit_rest(self.lowering.b, r, axis, at, rest, lambda x: body(x, []))
+            elif rest:
                 body(r.narrowed(axis, E.const(whole * self.block), rest), [])
             return
         known = [x.condition for x in bounds]
@@ -184,7 +191,8 @@ class Stream:
         b = self.lowering.b
         var = b.counter()
         b.enter(var, is_root=True)
-        inner = r.with_range(var, max(1, self.length // block))
+        count = self.length // block
+        inner = r.with_range(var, count if is_symbolic(count) else max(1, count))
         body(inner.narrowed(self.plan.axis, E.index(var) * block, block), known)
         nodes = b.leave()
         b.effect(For(var, lo, hi, 1, nodes))

@@ -15,9 +15,11 @@ from dataclasses import replace
 
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, I64
+from tilewright.ir.extent import is_symbolic
 from tilewright.ir.layout import dense
-from tilewright.ir.nest import For, TileType
+from tilewright.ir.nest import For, If, TileType
 from tilewright.ir.program import MONOIDS, Definition, identity_of
+from tilewright.lower import symbolic
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.loops import (
     Level,
@@ -42,14 +44,16 @@ def _loop(b: Builder, r: Region, axis: str, block: int, body: Callable[[Region],
     full, rest = divmod(length, block)
     if full == 1:
         body(r.narrowed(axis, start, block))
-    elif full > 1:
+    elif full > 1 or is_symbolic(full):
         var = b.counter()
         b.enter(var)
         inner = r.with_range(var, full)
         body(inner.narrowed(axis, start + E.index(var) * block, block))
         nodes = b.leave()
         b.effect(For(var, E.const(0), E.const(full), 1, nodes))
-    if rest:
+    if is_symbolic(rest):
+        symbolic.emit_rest(b, r, axis, start + full * block, rest, body)
+    elif rest:
         body(r.narrowed(axis, start + full * block, rest))
 
 
@@ -198,7 +202,12 @@ def emit_lane_scan(b: Builder, spec: StageSpec, r: Region, block: int, lanes: in
             For(var, E.const(0), E.const(full), 1, nodes, carries, (out.name,), (result.name,))
         )
         carry = result
-    if rest == 1:
+    if is_symbolic(rest):
+        at = r.starts[axis] + full * block
+        b.enter()
+        tile(r.narrowed(axis, at, block, rest), carry, False)
+        b.effect(If(E.compare("lt", E.const(0), E.const(rest)), b.leave()))
+    elif rest == 1:
         single = r.narrowed(axis, r.starts[axis] + full * block, 1)
         scope = scope_of(b, replace(spec, lane=None), single, sizes)
         for m in spec.before:

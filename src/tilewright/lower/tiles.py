@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, I64, DType
 from tilewright.ir.expr import Expr
+from tilewright.ir.extent import is_symbolic
 from tilewright.ir.layout import Layout
 from tilewright.ir.nest import Limits, Strides, TileType
-from tilewright.ir.ranges import interval, simplify, split_linear
+from tilewright.ir.ranges import Ranges, interval, nonnegative, simplify, split_linear
 from tilewright.lower.builder import Builder, Tile
 
 __all__ = ["Place", "TileScope", "position_of"]
@@ -43,6 +44,16 @@ class Place:
 def position_of(axis: str) -> Expr:
     """The variable that counts an axis's positions inside the tile."""
     return E.index(f"{axis}'")
+
+
+def _leaves(s: Expr, lo: int, hi: int, ranges: Ranges) -> tuple[bool, bool]:
+    """May a subscript be below `lo`, and may it be `hi` or above?"""
+    low, high = interval(s, ranges)
+    below, above = low is None or low < lo, high is None or is_symbolic(hi) or high >= hi
+    if low is None or high is None or is_symbolic(hi):
+        below = below and not nonnegative(s - lo, ranges)
+        above = above and not nonnegative(E.const(hi) - s - 1, ranges)
+    return below, above
 
 
 @dataclass
@@ -88,7 +99,8 @@ class TileScope:
         for a in self.bases:
             if a in self.extents:
                 length = self.valid.get(a, self.sizes.get(a, 1))
-                self._loose_ranges[f"{a}@"] = (0, max(0, self.extents[a] - length))
+                last = self.extents[a] - length
+                self._loose_ranges[f"{a}@"] = (0, last if is_symbolic(last) else max(0, last))
         self._provenance: dict[Expr, tuple[Expr, ...]] = {}
 
     # -- types
@@ -151,7 +163,7 @@ class TileScope:
             t = self.type(I64, {axis})
             term = b.iota(t)
             if c != 1:
-                term = b.map("mul", t, (term, b.fill(TileType(I64), c)))
+                term = b.map("mul", t, (term, b.number(c)))
             total = b.map("add", self._joined(I64, (total, term)), (total, term))
         return total
 
@@ -254,12 +266,10 @@ class TileScope:
         always: list[Expr] = []
         for k, s in enumerate(subscripts):
             lo, hi = layout.valid(k) if use_halo else (0, layout.shape[k])
-            low, high = interval(s, self._ranges)
-            below, above = low is None or low < lo, high is None or high >= hi
+            below, above = _leaves(s, lo, hi, self._ranges)
             if (below or above) and loose and place.origin is None:
-                low, high = interval(loose[k], self._loose_ranges)
-                below = below and (low is None or low < lo)
-                above = above and (high is None or high >= hi)
+                again = _leaves(loose[k], lo, hi, self._loose_ranges)
+                below, above = below and again[0], above and again[1]
             if not below and not above:
                 continue
             split = split_linear(s, list(self._positions))
@@ -320,9 +330,7 @@ class TileScope:
         axes = set(offset.type.names) | (set(mask.type.names) if mask is not None else set())
         for a in axes & set(self.valid):
             t = self.type(I64, {a})
-            inside = b.map(
-                "lt", self.type(BOOL, {a}), (b.iota(t), b.fill(TileType(I64), self.valid[a]))
-            )
+            inside = b.map("lt", self.type(BOOL, {a}), (b.iota(t), b.number(self.valid[a])))
             mask = (
                 inside
                 if mask is None
@@ -423,9 +431,7 @@ class TileScope:
         mask: Tile | None = None
         for a in set(wanted.names) & set(self.valid):
             t = self.type(I64, {a})
-            inside = b.map(
-                "lt", self.type(BOOL, {a}), (b.iota(t), b.fill(TileType(I64), self.valid[a]))
-            )
+            inside = b.map("lt", self.type(BOOL, {a}), (b.iota(t), b.number(self.valid[a])))
             mask = (
                 inside
                 if mask is None

@@ -20,14 +20,23 @@ from tilewright.runtime.context import ArrayType, Binding, PhaseCall, Slot
 from tilewright.runtime.jit import LoadedObject, load_object
 from tilewright.runtime.pages import Memory
 
-__all__ = ["Argument", "Artifact", "ArtifactStep", "CallBack", "Fill", "bind_artifact"]
+__all__ = [
+    "Argument",
+    "Artifact",
+    "ArtifactStep",
+    "CallBack",
+    "Fill",
+    "Parts",
+    "bind_artifact",
+    "load_parts",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One slot: kind input, output, const (number), arena (byte offset)."""
+    """One slot: kind input, output, const (number), arena (byte offset), value (the number)."""
 
     kind: str
     value: int
@@ -99,13 +108,30 @@ class Placed(Protocol):
     def address(self) -> int: ...
 
 
-def bind_artifact(a: Artifact, constants: Sequence[Placed] | None = None) -> Binding:
+@dataclass(frozen=True)
+class Parts:
+    """Objects and constants in memory, which artifacts of one model at several sizes share."""
+
+    objects: Sequence[LoadedObject]
+    constants: Sequence[Placed]
+
+
+def load_parts(a: Artifact) -> Parts:
+    """Load the objects and constants of an artifact."""
+    return Parts([load_object(o) for o in a.objects], [_place_constant(c) for c in a.constants])
+
+
+def bind_artifact(
+    a: Artifact, constants: Sequence[Placed] | None = None, parts: Parts | None = None
+) -> Binding:
     """Load the objects and constants. Errors: X001 for bad slots.
 
-    constants: they are in memory already, which the caller keeps alive.
+    constants, parts: they are in memory already, which the caller keeps alive.
     """
-    loaded: list[LoadedObject] = [load_object(o) for o in a.objects]
-    places: Sequence[Placed] = constants or [_place_constant(c) for c in a.constants]
+    loaded = parts.objects if parts is not None else [load_object(o) for o in a.objects]
+    places: Sequence[Placed] = constants or (
+        parts.constants if parts is not None else [_place_constant(c) for c in a.constants]
+    )
     a.kept.extend([loaded, places])
     phases = []
     for s in a.steps:
@@ -113,7 +139,7 @@ def bind_artifact(a: Artifact, constants: Sequence[Placed] | None = None) -> Bin
         for x in s.arguments:
             if x.kind == "const":
                 slots.append(Slot("address", places[x.value].address))
-            elif x.kind in ("input", "output", "arena"):
+            elif x.kind in ("input", "output", "arena", "value"):
                 slots.append(Slot(x.kind, x.value))  # type: ignore[arg-type]
             else:
                 raise InternalError("X001", f"unknown slot kind {x.kind!r}")

@@ -1,8 +1,9 @@
 """From a Plan and a schedule per kernel to an Artifact.
 
 In: a Plan, a function that names each kernel's Schedule, constant values, a Target. Out: the
-`Artifact` and what it took. Invariants: each distinct nest is emitted and built once; a constant is
-packed once per layout; buffers share one arena by lifetime.
+`Artifact` (at sizes of the Plan's dims, where it has some) and what it took. Invariants: each
+distinct nest is emitted and built once; a constant is packed once per layout; buffers share one
+arena by lifetime.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.codegen.llvm import chunk_count, emit_llvm, function_name, scratch_bytes
+from tilewright.codegen.llvm import (
+    chunk_count,
+    emit_llvm,
+    function_name,
+    scratch_bytes,
+    size_value,
+)
 from tilewright.errors import InternalError, Rejected
-from tilewright.ir import expr as E
 from tilewright.ir.kernel import Kernel
 from tilewright.ir.layout import Layout
 from tilewright.ir.plan import Control, ExternCall, KernelCall, Plan
@@ -29,9 +35,28 @@ from tilewright.runtime.cache import default_cache
 from tilewright.runtime.context import ArrayType
 from tilewright.schedule.schedule import Schedule
 
-__all__ = ["Linked", "link_plan", "lower_kernel"]
+__all__ = ["Built", "Linked", "build_plan", "link_at", "link_plan", "lower_kernel"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+Types = tuple[tuple[ArrayType, ...], tuple[ArrayType, ...]]  # of the inputs and the outputs
+
+
+@dataclass
+class Built:
+    """Kernels and constants of a Plan, for all sizes of its dims."""
+
+    plan: Plan
+    lowered: list[Lowered]
+    schedules: list[Schedule]
+    texts: list[str]
+    objects: tuple[bytes, ...]
+    number_of: list[int]  # the object of each kernel
+    constants: list[Array]
+    const_of: dict[tuple[str, str], int]
+    kernels_compiled: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -67,12 +92,38 @@ def link_plan(
     jobs: int | None = None,
     strict: bool = False,
 ) -> Linked:
-    """Lower, emit, build and link. Errors: InternalError C001 where LLVM refuses a kernel."""
+    """Lower, emit, build and link a Plan without dims. Errors: InternalError C001 where LLVM
+    refuses a kernel.
+    """
+    built = build_plan(plan, choose, values, target, jobs=jobs, strict=strict)
+    return link_at(built, (inputs, outputs), {})
+
+
+def build_plan(
+    plan: Plan,
+    choose: Callable[[Kernel], Schedule],
+    values: Mapping[str, Array],
+    target: Target,
+    *,
+    jobs: int | None = None,
+    strict: bool = False,
+) -> Built:
+    """Lower, emit and build the kernels of a Plan, and pack its constants.
+
+    Errors: InternalError C001 where LLVM refuses a kernel.
+    """
     started = time.perf_counter()
     schedules = [choose(k) for k in plan.kernels]
-    lowered = [lower_kernel(k, s, target) for k, s in zip(plan.kernels, schedules, strict=True)]
+    known: dict[tuple[str, Schedule], Lowered] = {}  # layers with other constants are equal work
+    lowered = []
+    for kernel, schedule in zip(plan.kernels, schedules, strict=True):
+        work = (kernel.task_key, schedule)
+        if work not in known:
+            known[work] = lower_kernel(kernel, schedule, target)
+        lowered.append(known[work])
     at_lower = time.perf_counter()
-    texts = [emit_llvm(x.nest, target) for x in lowered]
+    emitted = {id(x): emit_llvm(x.nest, target) for x in known.values()}
+    texts = [emitted[id(x)] for x in lowered]
     at_emit = time.perf_counter()
     cache = default_cache()
     compiled = len({key for t in texts if cache.get(key := object_key(t, target)) is None})
@@ -84,9 +135,37 @@ def link_plan(
     ready = [o for o in objects if isinstance(o, bytes)]
     distinct: dict[bytes, int] = {}
     numbers = [distinct.setdefault(o, len(distinct)) for o in ready]
-    placement, workspace = _place(plan, lowered)
     relaxed = set() if strict else _summands(plan)
     constants, const_of = _constants(plan, lowered, values, relaxed)
+    if any(
+        isinstance(s, Control) and s.kind == "while" and len(s.buffers) == 1 for s in plan.steps
+    ):
+        const_of["", "true"] = len(constants)
+        constants.append(np.ones(1, np.bool_))
+    seconds = {
+        "lower": at_lower - started,
+        "emit": at_emit - at_lower,
+        "build": at_build - at_emit,
+        "link": time.perf_counter() - at_build,
+    }
+    return Built(
+        plan, lowered, schedules, texts, tuple(distinct), numbers, constants, const_of, compiled,
+        seconds,
+    )  # fmt: skip
+
+
+def link_at(built: Built, types: Types, sizes: Mapping[str, int]) -> Linked:
+    """The Artifact at these sizes of the dims: offsets, chunks and arguments; nothing is compiled.
+
+    types: of the inputs and outputs at these sizes.
+    """
+    started = time.perf_counter()
+    inputs, outputs = types
+    plan, lowered = built.plan, built.lowered
+    constants, const_of = built.constants, built.const_of
+    layouts = {b.name: b.layout.bind(sizes) for b in plan.buffers}
+    bytes_of = {b.name: layouts[b.name].size * b.dtype.bytes for b in plan.buffers}
+    placement, workspace = _place(plan, lowered, layouts, sizes)
     input_of = {a.name: k for k, a in enumerate(inputs)}
     output_of = {a.name: k for k, a in enumerate(outputs)}
     buffers = plan.buffer_of
@@ -104,23 +183,19 @@ def link_plan(
     steps: list[ArtifactStep] = []
     owners: list[int] = []
     begun: list[tuple[str, int]] = []  # branches and loops: kind, and the step that is to be told
-    true = None
+    at_true = const_of.get(("", "true"))
+    true = None if at_true is None else Argument("const", at_true)
     for number, s in enumerate(plan.steps):
         owners += [number - 1] * (len(steps) - len(owners))
         if isinstance(s, Control):
-            if s.kind == "while" and len(s.buffers) == 1 and true is None:
-                true = Argument("const", len(constants))
-                constants.append(np.ones(1, np.bool_))
             operands = tuple(argument(n) for n in s.buffers)
             bytes_ = 0
-            if s.buffers and 0 not in buffers[s.buffers[0]].layout.shape:
-                bytes_ = buffers[s.buffers[0]].bytes  # an empty one has room for one element
+            if s.buffers and 0 not in layouts[s.buffers[0]].shape:
+                bytes_ = bytes_of[s.buffers[0]]  # an empty one has room for one element
             _link_control(s, operands, bytes_, steps, begun, true)
             continue
         if isinstance(s, ExternCall):
-            args = tuple(
-                (buffers[n].dtype.name, buffers[n].layout.shape) for n in (*s.args, *s.results)
-            )
+            args = tuple((buffers[n].dtype.name, layouts[n].shape) for n in (*s.args, *s.results))
             callback = CallBack(s.function, s.attributes, args, len(s.results))
             slots = tuple(argument(n) for n in (*s.args, *s.results))
             steps.append(ArtifactStep(-1, "", slots, 1, callback))
@@ -134,36 +209,35 @@ def link_plan(
             for b in low.nest.buffers
             if b.place != "scratch"
         )
+        slots += tuple(Argument("value", sizes[d]) for d in low.nest.dims)
         for p in range(len(low.nest.phases)):
-            chunks = chunk_count(low.nest, p, {})
+            chunks = chunk_count(low.nest, p, sizes)
             if chunks:
-                steps.append(
-                    ArtifactStep(numbers[s.kernel], function_name(low.nest, p), slots, chunks)
-                )
+                symbol = function_name(low.nest, p)
+                steps.append(ArtifactStep(built.number_of[s.kernel], symbol, slots, chunks))
     owners += [len(plan.steps) - 1] * (len(steps) - len(owners))
-    scratch = max([scratch_bytes(x.nest, {}) for x in lowered], default=0)
+    scratch = max([scratch_bytes(x.nest, sizes) for x in lowered], default=0)
     fills = tuple(
-        Fill(placement.offsets[b.name], b.dtype.np.name, b.layout.size, b.layout.fill)
+        Fill(placement.offsets[b.name], b.dtype.np.name, layouts[b.name].size, b.layout.fill)
         for b in plan.buffers
         if b.place == "arena" and b.layout.halo and b.layout.fill != 0
     )
     artifact = Artifact(
         inputs,
         outputs,
-        tuple(distinct),
+        built.objects,
         tuple(constants),
         tuple(steps),
         placement.size,
         scratch,
         fills,
     )
-    seconds = {
-        "lower": at_lower - started,
-        "emit": at_emit - at_lower,
-        "build": at_build - at_emit,
-        "link": time.perf_counter() - at_build,
-    }
-    return Linked(artifact, lowered, schedules, texts, placement, owners, compiled, seconds)
+    seconds = dict(built.seconds)
+    seconds["link"] += time.perf_counter() - started
+    return Linked(
+        artifact, lowered, built.schedules, built.texts, placement, owners, built.kernels_compiled,
+        seconds,
+    )  # fmt: skip
 
 
 def _link_control(
@@ -205,7 +279,9 @@ def _link_control(
             add(s.kind, operands)
 
 
-def _place(plan: Plan, lowered: list[Lowered]) -> tuple[Placement, dict[tuple[int, str], str]]:
+def _place(
+    plan: Plan, lowered: list[Lowered], layouts: Mapping[str, Layout], sizes: Mapping[str, int]
+) -> tuple[Placement, dict[tuple[int, str], str]]:
     """Arena offsets of the plan's buffers and of the kernels' own workspace."""
     first: dict[str, int] = {}
     last: dict[str, int] = {}
@@ -219,7 +295,7 @@ def _place(plan: Plan, lowered: list[Lowered]) -> tuple[Placement, dict[tuple[in
             for w in lowered[s.kernel].workspace:
                 name = f"{number}:{w.name}"
                 workspace[number, w.name] = name
-                size = (E.int_value(w.size) or 0) * w.dtype.bytes
+                size = size_value(w.size, sizes) * w.dtype.bytes
                 lifetimes.append(Lifetime(name, size, number, number))
     for begin, end in _loops(plan):  # the counter, and what comes from before, serve every round
         for n, at in last.items():
@@ -227,8 +303,10 @@ def _place(plan: Plan, lowered: list[Lowered]) -> tuple[Placement, dict[tuple[in
                 last[n] = end
     for b in plan.buffers:
         if b.place == "arena" and b.name in first:
-            kind = f"{b.dtype} {b.layout}" if b.layout.halo else ""
-            lifetimes.append(Lifetime(b.name, b.bytes, first[b.name], last[b.name], kind))
+            layout = layouts[b.name]
+            kind = f"{b.dtype} {layout}" if layout.halo else ""
+            size = layout.size * b.dtype.bytes
+            lifetimes.append(Lifetime(b.name, size, first[b.name], last[b.name], kind))
     return place_buffers(lifetimes), workspace
 
 

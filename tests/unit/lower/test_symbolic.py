@@ -1,0 +1,245 @@
+"""One build for a range of sizes: it gives what a build for each size gives, at sizes that hurt."""
+
+from __future__ import annotations
+
+import pytest
+
+from tilewright.api import CompiledModel
+from tilewright.errors import TargetError
+from tilewright.group.plan import plan_program
+from tilewright.group.symbolic import scope_of_sizes
+from tilewright.ir import expr as E
+from tilewright.ir.extent import Extent, assuming, extent_of, hint_of
+from tilewright.ir.kernel import parse_kernel
+from tilewright.ir.plan import parse_plan
+from tilewright.ir.program import Dim, Program, parse_program
+from tilewright.ir.ranges import nonnegative, simplify
+from tilewright.lower.kernel import Lowered, lower
+from tilewright.machine.target import Target
+from tilewright.schedule.kernel_space import space_of
+from tilewright.verify.oracle import check
+
+PROGRAMS = {
+    "ew": """
+program ew(x: f32[B, N], b: f32[N]):
+  dim B in 0 .. inf
+  dim N in 0 .. inf
+  y: f32[i<B, j<N] = tanh(x[i, j] + b[j])
+  return y
+""",
+    "soft": """
+program sm(x: f32[B, N]):
+  dim B in 0 .. inf
+  dim N in 0 .. inf
+  m: f32[i<B] = max(j<N) x[i, j]
+  e: f32[i<B, j<N] = exp(x[i, j] - m[i])
+  s: f32[i<B] = sum(j<N) e[i, j]
+  y: f32[i<B, j<N] = e[i, j] / s[i]
+  return y
+""",
+    "mm": """
+program mm(x: f32[B, L, 64], w: f32[64, 96]):
+  dim B in 0 .. inf
+  dim L in 0 .. inf
+  y: f32[i<B, l<L, j<96] = sum(k<64) x[i, l, k] * w[k, j]
+  z: f32[i<B, l<L, j<96] = max(y[i, l, j], 0.0)
+  return z
+""",
+    "nmk": """
+program nmk(x: f32[M, K], w: f32[K, N]):
+  dim M in 0 .. inf
+  dim K in 0 .. inf
+  dim N in 0 .. inf
+  y: f32[i<M, j<N] = sum(k<K) x[i, k] * w[k, j]
+  return y
+""",
+    "ln": """
+program ln(x: f32[B, L, 48], g: f32[48], c: f32[48]):
+  dim B in 0 .. inf
+  dim L in 0 .. inf
+  s: f32[b<B, l<L] = sum(j<48) x[b, l, j]
+  m: f32[b<B, l<L] = s[b, l] / 48.0
+  v: f32[b<B, l<L] = sum(j<48) (x[b, l, j] - m[b, l]) * (x[b, l, j] - m[b, l])
+  y: f32[b<B, l<L, j<48] = (x[b, l, j] - m[b, l]) * rsqrt(v[b, l] / 48.0 + 0.00001) * g[j] + c[j]
+  return y
+""",
+    "att": """
+program att(q: f32[B, L, 32], k: f32[B, L, 32], v: f32[B, L, 32], w: f32[B, L]):
+  dim B in 0 .. inf
+  dim L in 0 .. inf
+  s: f32[b<B, h<2, i<L, j<L] = sum(d<16) q[b, i, h*16 + d] * k[b, j, h*16 + d]
+  t: f32[b<B, h<2, i<L, j<L] = s[b, h, i, j] * 0.25 + w[b, j]
+  m: f32[b<B, h<2, i<L] = max(j<L) t[b, h, i, j]
+  e: f32[b<B, h<2, i<L, j<L] = exp(t[b, h, i, j] - m[b, h, i])
+  z: f32[b<B, h<2, i<L] = sum(j<L) e[b, h, i, j]
+  p: f32[b<B, h<2, i<L, j<L] = e[b, h, i, j] / z[b, h, i]
+  o: f32[b<B, h<2, i<L, d<16] = sum(j<L) p[b, h, i, j] * v[b, j, h*16 + d]
+  y: f32[b<B, i<L, c<32] = o[b, c // 16, i, c % 16]
+  return y
+""",
+    "causal": """
+program causal(q: f32[L, 16], k: f32[L, 16], v: f32[L, 16]):
+  dim L in 0 .. inf
+  s: f32[i<L, j<L] = sum(d<16) q[i, d] * k[j, d]
+  t: f32[i<L, j<L] = where(j <= i, s[i, j], -1e30)
+  m: f32[i<L] = max(j<L) t[i, j]
+  e: f32[i<L, j<L] = exp(t[i, j] - m[i])
+  z: f32[i<L] = sum(j<L) e[i, j]
+  o: f32[i<L, d<16] = sum(j<L) e[i, j] / z[i] * v[j, d]
+  return o
+""",
+    "conv": """
+program conv(x: f32[B, 8, H, W], w: f32[16, 8, 3, 3]):
+  dim B in 0 .. inf
+  dim H in 0 .. inf
+  dim W in 0 .. inf
+  y: f32[b<B, o<16, i<H, j<W] = sum(c<8, u<3, v<3) (x[b, c, i + u - 1, j + v - 1] else 0.0) * w[o, c, u, v]
+  z: f32[b<B, o<16, i<H, j<W] = max(y[b, o, i, j], 0.0)
+  a: f32[b<B, o<16, i<((H + 1) // 2), j<((W + 1) // 2)] = max(u<3, v<3) (z[b, o, 2*i + u - 1, 2*j + v - 1] else -inf)
+  return a
+""",
+    "colsum": """
+program colsum(x: f32[N, M]):
+  dim N in 0 .. inf
+  dim M in 0 .. inf
+  y: f32[j<M] = sum(i<N) x[i, j]
+  z: f32[i<N] = sum(j<M) x[i, j]
+  t: f32[] = sum(i<N, j<M) x[i, j]
+  return y, z, t
+""",
+    "cumsum": """
+program cumsum(x: f32[N, M]):
+  dim N in 0 .. inf
+  dim M in 0 .. inf
+  y: f32[i<N, j<M] = scan sum(j) x[i, j]
+  z: f32[i<N, j<M] = scan sum(i) x[i, j]
+  return y, z
+""",
+    "trans": """
+program trans(x: f32[N, M, 12]):
+  dim N in 0 .. inf
+  dim M in 0 .. inf
+  y: f32[k<12, j<M, i<N] = x[i, j, k] * 2.0
+  r: f32[i<(N*M), k<12] = tanh(x[i // M, i % M, k])
+  q: f32[i<N, j<(M*12)] = x[i, j // 12, j % 12] + 1.0
+  return y, r, q
+""",
+    "concat": """
+program concat(x: f32[N, 5], y: f32[M, 5]):
+  dim N in 0 .. inf
+  dim M in 0 .. inf
+  z: f32[i<(N + M), j<5] = where(i < N, (x[i, j] else 0.0), (y[i - N, j] else 0.0)) * 3.0
+  return z
+""",
+    "bmm": """
+program bmm(x: f32[B, N, K], y: f32[B, K, N]):
+  dim B in 0 .. inf
+  dim N in 0 .. inf
+  dim K in 0 .. inf
+  z: f32[b<B, i<N, j<N] = sum(k<K) x[b, i, k] * y[b, k, j]
+  return z
+""",
+    "gemv": """
+program gemv(x: f32[M, 256], y: f32[512, 256]):
+  dim M in 0 .. inf
+  z: f32[i<M, j<512] = sum(k<256) x[i, k] * y[j, k]
+  return z
+""",
+}
+
+SIZES = (
+    (17, 64, 9), (64, 17, 33), (0, 3, 2), (1, 7, 16), (5, 1, 64), (63, 100, 7), (16, 16, 16),
+    (2, 333, 3), (100, 2, 17),
+)  # fmt: skip
+
+
+def model(text: str, target: str) -> tuple[Program, CompiledModel]:
+    p = parse_program(text)
+    made = CompiledModel(p, target=Target.named(target), threads=1, symbolic=True)
+    return p, made
+
+
+@pytest.mark.parametrize("target", ["x86-avx512", "x86-avx2", "x86-sse42"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_sizes(name: str, target: str) -> None:
+    try:
+        Target.named(target).require_runnable()
+    except TargetError as e:
+        pytest.skip(str(e))
+    p, made = model(PROGRAMS[name], target)
+    for numbers in SIZES:
+        sizes = dict(zip((d.name for d in p.dims), numbers, strict=False))
+        check(made, p, 1, sizes=sizes).raise_if_wrong()
+    ranges = [b for b in made._builds if len(b.scope.dims) == len(p.dims)]
+    assert len(ranges) == 1  # sizes of 2 and more share one build
+
+
+def test_another_size_compiles_nothing() -> None:
+    p, made = model(PROGRAMS["mm"], "native")
+    made.variant({"B": 3, "L": 40})
+    built = made.latest.build
+    for sizes in ({"B": 2, "L": 2}, {"B": 40, "L": 7}):
+        assert made.variant(sizes).build is built
+        check(made, p, 1, sizes=sizes).raise_if_wrong()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_code_does_not_depend_on_the_hint(name: str) -> None:
+    """A schedule chosen, the nest is the same whatever size the decisions were taken for."""
+    target = Target.named("x86-avx512")
+    p = parse_program(PROGRAMS[name])
+    scope = scope_of_sizes(p, {d.name: 96 for d in p.dims}, True)
+    plan, _ = plan_program(scope.program(p), target)
+    assert str(parse_plan(str(plan))) == str(plan)
+    for k in plan.kernels:
+        assert str(parse_kernel(str(k))) == str(k)
+        schedule = space_of(k.bind({d.name: 96 for d in k.program.dims}), target).default()
+        nests = set()
+        for hint in (96, 35, 1000):
+            text = str(k).replace("hint 96", f"hint {hint}")
+            made = lower(parse_kernel(text), schedule, target)
+            assert isinstance(made, Lowered)
+            nests.add(str(made.nest))
+        assert len(nests) == 1
+
+
+def test_extents_are_equal_for_every_size_only() -> None:
+    dims = (Dim("n", 2, None, 1, 64), Dim("m", 2, None, 1, 64))
+    with assuming(dims):
+        n, m = extent_of(E.dim("n")), extent_of(E.dim("m"))
+        assert isinstance(n, Extent) and int(n) == hint_of(dims[0]) == 64
+        assert n != m and n != 64 and n == extent_of(E.dim("n"))
+        assert n * m == m * n and n * 3 - n == 2 * n and n - n == 0
+        assert (n * 8) % 4 == 0 and n % 4 != 0
+        assert str(n * m + 1) == "m*n + 1"
+
+
+def test_proofs_hold_for_every_size() -> None:
+    n, m = E.dim("n"), E.dim("m")
+    i, j = E.index("i"), E.index("j")
+    with assuming((Dim("n", 2, 512), Dim("m", 1))):
+        ranges = {"i": (0, extent_of(n - 1)), "j": (0, extent_of(m - 1))}
+        assert nonnegative(n - 1 - i, ranges)
+        assert not nonnegative(n - 2 - i, ranges)
+        assert not nonnegative(m - 2, ranges)
+        assert nonnegative(n * m - 1 - (i * m + j), ranges)
+        assert nonnegative(E.const(512) - n, ranges) and not nonnegative(E.const(511) - n, ranges)
+        assert nonnegative(n - n // 16 * 16, ranges) and not nonnegative(n // 16 * 16 - n, ranges)
+        assert simplify((i * m + j) // m, ranges) is i
+        assert simplify((i * m + j) % m, ranges) is j
+        assert simplify((i // m) * m + i % m, ranges) is i
+        assert (i * m + j) // n is simplify((i * m + j) // n, ranges)
+
+
+def test_sizes_that_values_define_are_compiled_for_each_size() -> None:
+    p = parse_program(
+        """
+program chosen(x: f32[N], c: i64[]):
+  dim N in 0 .. inf
+  dim K <= N = c
+  y: f32[i<K] = x[i] * 2.0
+  return y
+"""
+    )
+    scope = scope_of_sizes(p, {"N": 12}, True)
+    assert scope.fixed == (("N", 12),) and "K" in scope.reason
