@@ -464,6 +464,11 @@ def _variant_in(
         if not 0 <= v[size] <= _MOST_BYTES:
             raise ValueError(f"{size} is {v[size]}")
     steps = tuple(_step_in(s, limits, len(v["objects"]), len(v["steps"])) for s in v["steps"])
+    known = {int(n) for n in v["sizes"].values()}
+    for step in steps:
+        for x in step.arguments:
+            if x.kind == "value" and x.value not in known:
+                raise ValueError(f"{x.value} is no size of the variant")
     exported = [exported_symbols(objects[n]) for n in v["objects"]]
     for s in steps:
         if s.object >= 0 and s.symbol not in exported[s.object]:
@@ -492,7 +497,7 @@ def _step_in(
 ) -> ArtifactStep:
     arguments = tuple(Argument(str(kind), int(value)) for kind, value in s["arguments"])
     for x in arguments:
-        if not 0 <= x.value < limits[x.kind]:
+        if x.kind != "value" and not 0 <= x.value < limits[x.kind]:
             raise ValueError(f"{x.kind} {x.value} does not exist")
     if "control" in s:
         kind, to, count, size = s["control"], int(s["to"]), int(s["count"]), int(s["bytes"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tilewright.api import CompiledModel
@@ -16,6 +18,7 @@ from tilewright.ir.program import Dim, Program, parse_program
 from tilewright.ir.ranges import nonnegative, simplify
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
+from tilewright.runtime.package import load
 from tilewright.schedule.kernel_space import space_of
 from tilewright.verify.oracle import check
 
@@ -181,6 +184,17 @@ def test_another_size_compiles_nothing() -> None:
     for sizes in ({"B": 2, "L": 2}, {"B": 40, "L": 7}):
         assert made.variant(sizes).build is built
         check(made, p, 1, sizes=sizes).raise_if_wrong()
+
+
+def test_saved_sizes_run(tmp_path: Path) -> None:
+    p, made = model(PROGRAMS["att"], "native")
+    known = [{"B": 2, "L": 9}, {"B": 3, "L": 40}]
+    for sizes in known:
+        made.variant(sizes)
+    made.save(tmp_path / "m.twa")
+    loaded = load(tmp_path / "m.twa", threads=1)
+    for sizes in known:
+        check(loaded, p, 1, sizes=sizes).raise_if_wrong()
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
