@@ -21,7 +21,7 @@ from typing import Any, overload
 import numpy as np
 
 import tilewright.config as config
-from tilewright.derive.bilinear import faster_convolutions
+from tilewright.derive.bilinear import Derivation, faster_convolutions
 from tilewright.errors import UserError
 from tilewright.group.bounded import bounded, with_shapes
 from tilewright.group.fuse import Decision
@@ -225,7 +225,8 @@ class _Build:
         strict = config.current().numerics == "strict"
         # The same, with other algorithms where those are faster; what the plan is made of. They
         # need fixed sizes.
-        self.derived, self.derivations = self.program, ()
+        self.derived = self.program
+        self.derivations: list[Derivation] = []
         if not scope.dims:
             self.derived, self.derivations = faster_convolutions(
                 self.program, model.target, strict
