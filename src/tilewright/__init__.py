@@ -22,6 +22,8 @@ __all__ = [
     "TilewrightError",
     "compile",
     "config",
+    "einsum",
+    "function",
     "load",
     "onnx",
     "program",
@@ -35,6 +37,8 @@ __all__ = [
 _HOME: dict[str, str | None] = {
     "CompiledModel": "tilewright.api",
     "compile": "tilewright.api",
+    "einsum": "tilewright.arrays",
+    "function": "tilewright.arrays",
     "load": "tilewright.runtime.package",
     "program": "tilewright.api",
     "config": "tilewright.config",
