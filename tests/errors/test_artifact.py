@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -51,6 +52,17 @@ def test_a_flipped_byte(saved: Path) -> None:
     saved.write_bytes(data)
     assert text(saved).startswith(
         f"[R011] the artifact is damaged (BadZipFile: Bad CRC-32 for file '{info.filename}')\n"
+    )
+
+
+def test_another_file_than_the_one_that_was_named(saved: Path) -> None:
+    digest = hashlib.sha256(saved.read_bytes()).hexdigest()
+    assert tw.load(saved, sha256=digest.upper())(np.ones(6, np.float32)).tolist() == [2.0] * 6
+    with pytest.raises(UserError) as caught:
+        tw.load(saved, sha256="0" * 64)
+    assert str(caught.value) == (
+        f"[R011] the file's SHA-256 is {digest}, not {'0' * 64}\n"
+        f"  at {saved}\n  next: this is another file than the one that was named"
     )
 
 

@@ -99,14 +99,12 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
     def transpose(self, *axes: Any) -> Recorded:
         """As ndarray.transpose."""
         given = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes or None
-        found: Recorded = np.transpose(self, given)  # type: ignore[call-overload]
-        return found
+        return self.home.call("transpose", self, given)
 
     def reshape(self, *shape: Any) -> Recorded:
         """As ndarray.reshape."""
         given = shape[0] if len(shape) == 1 else shape
-        found: Recorded = np.reshape(self, given)  # type: ignore[call-overload]
-        return found
+        return self.home.call("reshape", self, given)
 
     def astype(self, dtype: Any) -> Recorded:
         """As ndarray.astype."""
@@ -240,7 +238,7 @@ class _Home:
             raise n.contradiction(f"{axis} indices for {x.ndim} axes")
         return Recorded(self, n.define(shape, lambda *i: x.value.at(*(r(list(i)) for r in reads))))
 
-    def call(self, name: str, *args: Any, **more: Any) -> Any:
+    def call(self, name: str, *args: Any, **more: Any) -> Recorded:
         """A NumPy function that is no ufunc."""
         n = self.step(name)
         row = _ROWS.get(name)

@@ -322,15 +322,26 @@ def _sizes_text(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{n}={v}" for n, v in sizes.items()) or "no sizes"
 
 
-def load(path: Path | str, *, threads: int | None = None) -> LoadedModel:
+def load(
+    path: Path | str, *, threads: int | None = None, sha256: str | None = None
+) -> LoadedModel:
     """A saved model, ready to run; compiles nothing. An artifact is code: load only what you trust.
 
-    Errors: R011 for a damaged file or an unknown version; R012, R013 where the machine lacks
-    something; U003 where the file cannot be read.
+    sha256: what the whole file must hash to, in hexadecimal. Errors: R011 for a damaged file, an
+    unknown version, or another hash; R012, R013 where the machine lacks something; U003 where the
+    file cannot be read.
     """
     started = time.perf_counter()
     try:
         with open(path, "rb") as file:
+            if sha256 is not None:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found != sha256.lower():
+                    raise UserError(
+                        "R011", f"the file's SHA-256 is {found}, not {sha256.lower()}",
+                        where=str(path), hint="this is another file than the one that was named",
+                    )  # fmt: skip
+                file.seek(0)
             return _load(file, threads, started)
     except UserError as error:
         if error.code != "R011" or error.where:

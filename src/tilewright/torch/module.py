@@ -18,7 +18,7 @@ from tilewright.errors import UserError
 from tilewright.torch.frozen import FrozenGraph
 from tilewright.torch.graph import Report, overwrite
 from tilewright.torch.lowering import decompositions
-from tilewright.torch.native import Options
+from tilewright.torch.native import NativeGraph, Options
 
 __all__ = ["CompiledModule", "compile_module"]
 
@@ -46,6 +46,21 @@ class CompiledModule:
         if entry is None:
             entry = self._entries[key] = self._export(args, named)
         return entry(leaves)
+
+    def save(self, path: Any) -> None:
+        """Write the compiled module to a file that `tilewright.load` runs without PyTorch.
+
+        The file takes and returns arrays in the order of the graph's tensors, in the memory order
+        that the module was compiled with. Errors: R004 where nothing was compiled yet, F005 where
+        PyTorch runs a part of it, or it updates a buffer.
+        """
+        if len(self._entries) != 1:
+            raise UserError(
+                "R004", f"the module is compiled for {len(self._entries)} kinds of inputs",
+                hint="compile it with example inputs, of one kind, then save it",
+            )  # fmt: skip
+        (entry,) = self._entries.values()
+        entry.native().model.save(path)
 
     def _kind(self, x: Any) -> Any:
         """What of an input a graph depends on: its guard."""
@@ -127,6 +142,19 @@ class _Entry:
         self.graph = FrozenGraph(
             exported.graph_module, [k for k in frozen if k not in written], options
         )
+
+    def native(self) -> NativeGraph:
+        """The graph, where all of it is compiled. Errors: F005."""
+        graph = self.graph.graph
+        whole = graph is not None and len(graph.parts) == 1 and not graph.report.handed
+        if graph is None or not whole or self._updates:
+            left = ", ".join(graph.report.handed) if graph is not None else ""
+            raise UserError(
+                "F005", "PyTorch takes part in running the module",
+                where=left or "a buffer that it updates",
+                hint="save modules of which every operator is compiled",
+            )  # fmt: skip
+        return graph.parts[0]
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
         args = list(self._lifted)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -144,3 +145,26 @@ def test_importing_the_package_and_the_onnx_path_need_no_torch() -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_a_module_is_saved_and_runs_without_torch(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2)).eval()
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    tw.compile(model, (x,)).save(tmp_path / "m.twa")
+    np.save(tmp_path / "x.npy", x.numpy())
+    code = (
+        "import sys, numpy as np, tilewright as tw\n"
+        "y = tw.load(sys.argv[1] + '/m.twa')(np.load(sys.argv[1] + '/x.npy'))\n"
+        "assert 'torch' not in sys.modules and 'onnx' not in sys.modules\n"
+        "np.save(sys.argv[1] + '/y.npy', y)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), model(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_pytorch_runs_is_not_saved(tmp_path: Path) -> None:
+    compiled = tw.compile(lambda a: torch.linalg.eigh(a).eigenvalues * 2, (torch.eye(3),))
+    with pytest.raises(UserError, match="PyTorch takes part"):
+        compiled.save(tmp_path / "m.twa")
+    with pytest.raises(UserError, match="0 kinds of inputs"):
+        tw.compile(torch.nn.ReLU()).save(tmp_path / "m.twa")
