@@ -1,4 +1,5 @@
 # make demo | make test: each creates .venv, installs just what it needs, and does its job.
+# make test-long: the campaigns behind docs/trust.md, an hour at most; each carries on in build/long.
 # make setup: peers and development tools as well.   make lint: ruff and mypy.   make docs: the documentation, strict.
 # A fresh machine needs Python 3.11 or newer (with its venv module) and make; nothing else.
 
@@ -11,7 +12,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 TESTS ?= tests
 JOBS ?= 2
 
-.PHONY: demo test setup lint docs wheel clean
+.PHONY: demo test test-long setup lint docs wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo $(WHEELS)/.stamp
@@ -19,6 +20,21 @@ demo: $(VENV)/.stamp-demo $(WHEELS)/.stamp
 
 test: $(VENV)/.stamp-test $(WHEELS)/.stamp
 	$(PY) -m pytest -q -n $(JOBS) $(TESTS)
+
+# One campaign a line, the longest first; every line runs, and the target fails if one of them did. SEED chooses the cases.
+SEED ?= 1
+LONG := build/long
+test-long: $(VENV)/.stamp-setup
+	@mkdir -p $(LONG)
+	@failed=; run() { echo "$$*"; timeout 1500 "$$@" || failed="$$failed\n  $$*"; }; \
+	run $(PY) -m tilewright fuzz --kind programs --kind onnx --kind schedules --seconds 20m --seed $(SEED) --corpus $(LONG)/fuzz --json $(LONG)/fuzz.json; \
+	run $(PY) -m tilewright fuzz --kind nests --seconds 5m --seed $(SEED) --corpus $(LONG)/nests --json $(LONG)/fuzz-nests.json; \
+	run env TILEWRIGHT_FUZZ_COUNT=1 TILEWRIGHT_FUZZ_SEED=$(SEED) $(PY) -m pytest -q -n $(JOBS) tests/fuzz; \
+	run $(PY) scripts/mutate_onnx.py --count 500 --seed $(SEED) --json $(LONG)/mutated-onnx.json; \
+	run $(PY) scripts/kill_campaign.py --kills 100 --seed $(SEED) --json $(LONG)/kill-9.json; \
+	run $(PY) scripts/self_test_faults.py --seed $(SEED) --json $(LONG)/self-test-faults.json; \
+	run $(PY) scripts/learn_reductions.py --check; \
+	if [ -n "$$failed" ]; then printf "failed:$$failed\n"; exit 1; fi
 
 setup: $(VENV)/.stamp-setup $(WHEELS)/.stamp
 

@@ -17,6 +17,7 @@ from tilewright.errors import CODES
 from tilewright.tools import outcome
 from tilewright.tools.coverage import DOORS
 from tilewright.tools.results import results
+from tilewright.tools.trust import trust_page
 
 __all__ = ["coverage_pages", "errors_page", "main", "settings_page"]
 
@@ -106,6 +107,7 @@ def pages(folder: Path) -> dict[Path, str]:
     return {
         folder / "errors.md": errors_page(examples),
         folder / "settings.md": settings_page(),
+        folder / "trust.md": trust_page(folder),
         **results(folder),
     }
 

@@ -45,11 +45,17 @@ _CHOOSING = {None, "max", "min", "argmax", "argmin", "all", "any"}
 
 @dataclass(frozen=True)
 class References:
-    """Values of the results: oracle, naive, and one list per moved run."""
+    """Values of the results: oracle, naive, and one list per moved run.
+
+    keys: results that are positions in an order -> the oracle's values that were ordered, how far
+    computed ones may be off, and the axis. Such positions are right where what stands there is as
+    good as what the oracle chose.
+    """
 
     ref: list[Array]
     naive: list[Array]
     wiggle: list[list[Array]] = field(default_factory=list)
+    keys: dict[str, tuple[Array, float, int]] = field(default_factory=dict)
 
 
 def references(
@@ -68,8 +74,10 @@ def references(
     moved = [_Moved(exact, np.random.default_rng([seed, k]), k) for k in range(moves)]
     sure = set(exact.arrays)  # tensors without rounding error
     last = last_uses(program, list(program.results))
+    keys: dict[str, tuple[Array, float, int]] = {}
     with np.errstate(all="ignore"):
         for k, s in enumerate(program.body):
+            keys.update(_ordered(s, exact, naive, sure))
             _step(s, exact, naive, moved, sure)
             for name in [n for n, at in last.items() if at == k]:
                 exact.arrays.pop(name, None)
@@ -81,7 +89,21 @@ def references(
         [exact.arrays[n] for n in program.results],
         [naive.arrays[n] for n in program.results],
         [[m.own.get(n, exact.arrays[n]) for n in program.results] for m in used],
+        keys,
     )
+
+
+def _ordered(
+    s: Statement, exact: Runner, naive: Runner, sure: set[str]
+) -> dict[str, tuple[Array, float, int]]:
+    """The `keys` of a statement that orders inexact values."""
+    if not isinstance(s, Extern) or s.function not in ("sort", "topk") or s.args[0] in sure:
+        return {}
+    x, rough = exact.arrays[s.args[0]], naive.arrays[s.args[0]]
+    if x.dtype.kind != "f" or rough.shape != x.shape:
+        return {}
+    axis = int(dict(s.attributes).get("axis", -1))  # type: ignore[arg-type]
+    return {s.results[1].name: (x.copy(), _bound(x, rough, "f32"), axis)}
 
 
 class _Moved:

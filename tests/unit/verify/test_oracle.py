@@ -11,9 +11,9 @@ import pytest
 from tilewright.errors import UserError
 from tilewright.frontend.notation import parse_notation
 from tilewright.ir.interpreter import run_program
-from tilewright.ir.program import Program
+from tilewright.ir.program import Program, parse_program
 from tilewright.verify.generate import default_sizes, random_inputs
-from tilewright.verify.oracle import check
+from tilewright.verify.oracle import check, compare_outputs
 from tilewright.verify.witness import references
 
 SOURCES = {
@@ -136,3 +136,14 @@ def test_sizes_respect_range_and_divisibility() -> None:
     )
     found = {tuple(default_sizes(program, seed).values()) for seed in range(30)}
     assert {n for n, _ in found} == {4, 8, 12} and {m for _, m in found} == {33}
+
+
+def test_positions_in_an_order_of_equal_keys() -> None:
+    """Keys that differ by less than rounding may stand in either order; others may not."""
+    text = "program p format 1(x: f32[4]):\n  y: f32[i<4] = erf(x[i])\n  v: f32[4], at: i64[4] = extern sort(y) {axis = 0}\n  return at\n"
+    p = parse_program(text)
+    x = np.array([5.0, 4.5, 0.1, 0.2], np.float32)  # both of the first are 1 in f32
+    expected = references(p, {"x": x})
+    for at, ok in (([2, 3, 0, 1], True), ([2, 3, 1, 0], True), ([3, 2, 1, 0], False), ([2, 3, 1, 1], False)):
+        (o,) = compare_outputs(p, [np.array(at)], expected)
+        assert o.verdict.ok is ok, at

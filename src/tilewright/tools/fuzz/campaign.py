@@ -77,7 +77,7 @@ class _Run:
         tallies = self.corpus.tallies.values()
         failed = sum(t.wrong + t.errors + t.crashes for t in tallies)
         return (
-            f"{self.done} cases, {sum(t.programs for t in tallies)} programs and "
+            f"{self.done} cases now; {sum(t.generated for t in tallies)} cases and "
             f"{sum(t.pairs for t in tallies)} pairs in all, {failed} failed"
         )
 

@@ -27,7 +27,7 @@ BOOL = np.dtype(np.bool_)
 MOST = 2048  # elements of a tensor
 _SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 33)
 # Opsets in which operators have the forms that the specifications write.
-OPSETS = (21, 22, 23, 24, 26, 28)
+OPSETS = (21, 21, 22, 22, 23, 23, 24, 24, 26, 28)
 OLD_OPSET = 9
 
 
