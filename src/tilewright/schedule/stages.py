@@ -431,6 +431,12 @@ class StageSpace:
             [*batch, *m[:-1], *columns, *m[-1:]],
             [*batch, *[f"{x}:L2" for x in columns[-1:]], *blocked, *columns, *m],
         ]
+        width, depth = (prod(r.extents[a] for a in r.roles(kind)) for kind in "nk")
+        near = 2 * self._b_bytes() <= self.target.l1_bytes
+        near |= depth <= 8 * self.lanes and 16 * self._b_bytes() <= self.target.l2_bytes
+        if at and near and width > 2 * self.lanes:
+            # All of B stays close: rows are written whole, which memory likes better than columns.
+            orders.insert(0, [*batch, *m, *columns])
         return list(dict.fromkeys(",".join(o) for o in orders))
 
     def _reduce_orders(self) -> list[str]:
