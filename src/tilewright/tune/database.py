@@ -1,8 +1,9 @@
 """The tuning database: every timing and every rejection, in one SQLite file.
 
 In: `Record`s from measurement. Out: `records`, `best`, JSON lines to carry to another machine.
-Invariant: a record is written whole or not at all, and is never changed afterwards; several
-processes may write at once, and one that is killed loses only what it had not committed. WAL needs
+Invariant: a record is written whole or not at all, and is never changed afterwards; its checksum is
+verified when it is read, and one that is damaged is set aside, never used; several processes may
+write at once, and one that is killed loses only what it had not committed. WAL needs
 shared memory, so the file must not lie on a network file system: use export and import there.
 """
 
@@ -59,6 +60,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX records_by_task ON records (task_key, dims, target, threads)",
     ),
     ("ALTER TABLE records ADD COLUMN label TEXT NOT NULL DEFAULT ''",),
+    ("CREATE TABLE damaged_records (digest TEXT NOT NULL, content TEXT NOT NULL, found REAL)",),
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 
@@ -370,7 +372,7 @@ class Database:
         status: str | None = None,
         confirmed: bool | None = None,
     ) -> list[Record]:
-        """Return the records that match every given field, oldest first."""
+        """Return the records that match every given field, oldest first, but for damaged ones."""
         wanted: dict[str, object] = {
             "task_key": task_key,
             "dims": None if dims is None else canonical(dict(dims)),
@@ -385,10 +387,35 @@ class Database:
         given = {name: value for name, value in wanted.items() if value is not None}
         where = " AND ".join(f"{name} = ?" for name in given) or "1"
         rows = self._rows(
-            f"SELECT {', '.join(COLUMNS)} FROM records WHERE {where} ORDER BY created, id",
+            f"SELECT digest, {', '.join(COLUMNS)} FROM records WHERE {where} ORDER BY created, id",
             tuple(given.values()),
         )
-        return [Record.from_row(row) for row in rows]
+        found: list[Record] = []
+        damaged: list[tuple[object, ...]] = []
+        for row in rows:
+            record = _checked(row)
+            if record is None:
+                damaged.append(row)
+            else:
+                found.append(record)
+        if damaged:
+            self._set_aside(damaged)
+        return found
+
+    def _set_aside(self, rows: list[tuple[object, ...]]) -> None:
+        """Move rows whose checksum is wrong to `damaged_records`, and say so."""
+        log.warning(
+            "[T001] %d records of the tuning database %s are damaged; they are not used",
+            len(rows), self.path,
+        )  # fmt: skip
+        if self.read_only:
+            return
+        now = time.time()
+        kept = [(str(row[0]), json.dumps(row[1:], default=repr), now) for row in rows]
+        with self._guarded(), self._transaction() as connection:
+            connection.executemany("INSERT INTO damaged_records VALUES (?, ?, ?)", kept)
+            gone = [(row[0],) for row in rows]
+            connection.executemany("DELETE FROM records WHERE digest = ?", gone)
 
     def best(
         self,
@@ -532,6 +559,15 @@ class Database:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _checked(row: tuple[object, ...]) -> Record | None:
+    """The record of a row that starts with its checksum; None where they do not fit."""
+    try:
+        record = Record.from_row(row[1:])
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return record if record.key == row[0] else None
 
 
 class _Damaged(Exception):

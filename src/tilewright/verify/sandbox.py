@@ -10,6 +10,7 @@ fails. Linux only, like the runtime.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import resource
@@ -185,6 +186,7 @@ def _serve(
     tasks: Sequence[Any], at: int, work: Callable[..., Any], limits: Limits, writer: int
 ) -> None:
     """The child: one answer per task."""
+    faulthandler.disable()  # a crash is told by the parent
     with suppress(OSError):
         os.setpgid(0, 0)
     _limit(limits)

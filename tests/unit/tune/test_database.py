@@ -219,6 +219,40 @@ def test_damage_found_while_writing(tmp_path: Path) -> None:
     database.close()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE records SET ratio = 9.9 WHERE detail = 'a'",
+        "UPDATE records SET schedule = '{\"tile\":2}' WHERE detail = 'a'",
+        "UPDATE records SET samples = '[1.0' WHERE detail = 'a'",
+        "UPDATE records SET samples = 'x', dims = '3', threads = 'many' WHERE detail = 'a'",
+        "UPDATE records SET confirmed = 1, created = 5 WHERE detail = 'a'",
+    ],
+)
+def test_a_record_that_does_not_fit_its_checksum_is_set_aside(
+    tmp_path: Path, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "t.sqlite"
+    with Database(path) as database:
+        database.add_many([record(detail="a"), record(detail="b")])
+    raw = sqlite3.connect(path)
+    raw.execute(change)
+    raw.commit()
+    raw.close()
+    with Database(path, read_only=True) as database:
+        assert [r.detail for r in database.records()] == ["b"]
+    with caplog.at_level(logging.WARNING), Database(path) as database:
+        assert [r.detail for r in database.records()] == ["b"]
+        assert "1 records" in caplog.text and "damaged" in caplog.text
+        caplog.clear()
+        assert len(database) == 1 and [r.detail for r in database.records()] == ["b"]
+        assert not caplog.text  # set aside once
+        assert database.add(record(detail="a"))  # and can be measured again
+    raw = sqlite3.connect(path)
+    assert raw.execute("SELECT count(*) FROM damaged_records").fetchone() == (1,)
+    raw.close()
+
+
 def test_replaced_file_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "t.sqlite"
     with Database(path) as database:
