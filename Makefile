@@ -12,7 +12,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 TESTS ?= tests
 JOBS ?= 2
 
-.PHONY: demo test test-long setup lint docs wheel clean
+.PHONY: demo test test-long replay setup lint docs wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo $(WHEELS)/.stamp
@@ -35,6 +35,10 @@ test-long: $(VENV)/.stamp-setup
 	run $(PY) scripts/self_test_faults.py --seed $(SEED) --json $(LONG)/self-test-faults.json; \
 	run $(PY) scripts/learn_reductions.py --check; \
 	if [ -n "$$failed" ]; then printf "failed:$$failed\n"; exit 1; fi
+
+# Does this source emit what the last release emitted?
+replay: $(VENV)/.stamp-test
+	$(PY) scripts/replay.py
 
 setup: $(VENV)/.stamp-setup $(WHEELS)/.stamp
 

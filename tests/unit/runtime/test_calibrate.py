@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tilewright.config import config
@@ -37,6 +38,8 @@ def test_every_number_is_there_and_possible(measured: HardwareDescriptor) -> Non
     assert set(measured.rates) == set(RATES) - lacking
     assert set(measured.latencies_ns) == set(LATENCIES)
     assert HardwareDescriptor.parse(str(measured)) == measured
+    for value in (*measured.rates.values(), *measured.latencies_ns.values()):
+        assert np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)
     assert 0.2 < measured.ghz < 8  # a loaded virtual machine may lose most of its time
     most = 4 * target.lanes(32) * 2 * 8
     assert 0.1 < measured.rate("fma_gflops") < most

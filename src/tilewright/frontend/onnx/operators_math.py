@@ -210,7 +210,8 @@ def _selu(n: Node, x: Expr) -> Expr:
 def _celu(n: Node, x: Expr) -> Expr:
     alpha = n.attribute("alpha", 1.0)
     negative = E.mul(like(x, alpha), E.unary("expm1", E.binary("div", x, like(x, alpha))))
-    return E.add(E.maximum(x, like(x, 0)), E.minimum(negative, like(x, 0)))
+    # An alpha that is 0 in the tensor's type makes 0 * inf of what is not chosen.
+    return E.select(E.compare("lt", x, like(x, 0)), negative, x)
 
 
 def _swish(n: Node, x: Expr) -> Expr:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tilewright.frontend.onnx import import_onnx
+from tilewright.ir.interpreter import run_program
 from unit.frontend.onnx.support import check, floats, single
 
 I64 = np.int64
@@ -232,3 +234,10 @@ def test_as_onnxruntime(
         outputs = "y"
     data, feeds = single(op, inputs, opset, outputs, **attributes)
     check(data, feeds)
+
+
+def test_celu_of_an_alpha_that_is_zero_in_half_precision() -> None:
+    x = np.array([-3, -0.5, 0, 0.5, 3], np.float16)
+    data, inputs = single("Celu", {"x": x}, 22, alpha=1e-40)
+    (y,) = run_program(import_onnx(data).program, inputs, precision="naive")
+    assert np.array_equal(np.asarray(y, np.float32), [0, 0, 0, 0.5, 3])
