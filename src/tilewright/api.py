@@ -211,6 +211,19 @@ class CompiledModel(CallableModel):
             tests += [learn_model(run, self.program, v.sizes).to_json() for v in self.variants]
         save_model(path, self, tests)
 
+    def save_c(self, folder: Path | str, name: str = "model") -> list[Path]:
+        """Write the model as C: NAME.h, NAME.c, objects and constants; runtime/c_export.py says how
+        to compile it. Errors: R004 where there is more than one variant, or none; U003, F005.
+        """
+        from tilewright.runtime.c_export import export_c
+
+        if len(self.variants) != 1:
+            raise UserError(
+                "R004", f"the model is compiled for {len(self.variants)} combinations of sizes",
+                hint="compile it for one, with dims= or example inputs",
+            )  # fmt: skip
+        return export_c(folder, name, self.variants[0].linked.artifact)
+
 
 class _Build:
     """Kernels and constants for every size of the dims that stay symbolic: plan, schedules,
