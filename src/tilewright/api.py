@@ -40,6 +40,7 @@ from tilewright.runtime.model import CallableModel, nearest
 from tilewright.runtime.pool import num_threads
 from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.schedule import Schedule
+from tilewright.schedule.symbolic import for_range
 
 __all__ = ["CompiledModel", "compile", "program"]
 
@@ -270,7 +271,7 @@ class _Build:
             self.tune_s = time.perf_counter() - at
         self.built: Built = build_plan(
             self.plan,
-            lambda kernel: choose(kernel.bind(self.hints)),  # a schedule fits every size
+            lambda kernel: for_range(kernel, choose(kernel.bind(self.hints))),
             self.derived.values,
             model.target,
             strict=strict,
@@ -317,6 +318,10 @@ class _Variant:
             "constant_bytes": constants,
             "seconds": dict(self.linked.seconds),
         }
+
+    def task_key(self, kernel: int) -> str:
+        """The work that a kernel was tuned as: that of the build's typical sizes."""
+        return self.build.plan.kernels[kernel].bind(self.build.hints).task_key
 
     @cached_property
     def plan(self) -> Plan:

@@ -15,7 +15,10 @@ from tilewright.ir.program import Dim, Extern, If, Program, Size, While
 __all__ = ["Scope", "scope_of_sizes"]
 
 LEAST = 2  # below it an axis is a point, or nothing: another program
-HINT = 128  # the least hint: decisions for a range are not taken for a small size
+# Sizes from .. to (None: and more), and the typical one for which decisions are taken. What is
+# best for a few rows, for some hundreds and for more differs: whether operands are packed, how wide
+# tiles are, what fits in which cache.
+RANGES = ((LEAST, 31, 28), (32, 255, 128), (256, None, 512))
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,15 @@ class Scope:
         """The program of the build."""
         bound = p.bind(dict(self.fixed)) if self.fixed else p
         return replace(bound, dims=self.dims)
+
+    def report(self) -> list[str]:
+        """What was specialised, and why: one line for each dim."""
+        why = self.reason or f"below {LEAST} an axis is one point, or nothing"
+        lines = [f"{n} is fixed at {v} in this build: {why}" for n, v in self.fixed]
+        for d in self.dims:
+            most = " and more" if d.hi is None else f" to {d.hi}"
+            lines.append(f"{d.name} of {d.lo}{most} shares this build, decided for {d.hint}")
+        return lines
 
 
 def _refusal(p: Program) -> str:
@@ -51,23 +63,22 @@ def scope_of_sizes(p: Program, sizes: Mapping[str, int], is_symbolic: bool) -> S
     reason = _refusal(p)
     if reason:
         return Scope(everything, (), reason)
-    loose = [
-        d for d in p.dims if sizes[d.name] >= LEAST and (d.hi is None or d.hi > max(d.lo, LEAST))
-    ]
-    kept = {d.name for d in loose}
-    dims = tuple(
-        replace(
-            d,
-            lo=max(d.lo, LEAST),
-            hint=d.hint if d.hint is not None and d.hint >= LEAST else _hint(d, sizes[d.name]),
-        )
-        for d in loose
-    )
+    dims = tuple(found for d in p.dims if (found := _part(d, sizes[d.name])) is not None)
+    kept = {d.name for d in dims}
     return Scope(tuple((n, v) for n, v in everything if n not in kept), dims)
 
 
-def _hint(d: Dim, seen: int) -> int:
-    """A typical size: the first one seen, no tiny one."""
-    value = max(seen, HINT)
-    value = value if d.hi is None else min(value, d.hi)
-    return value // d.multiple * d.multiple or d.multiple
+def _part(d: Dim, size: int) -> Dim | None:
+    """The part of a dim's range that shares a build with `size`; None where nothing does."""
+    for lo, hi, typical in RANGES:
+        if size < lo or (hi is not None and size > hi):
+            continue
+        lo, hi = max(lo, d.lo), d.hi if hi is None else hi if d.hi is None else min(hi, d.hi)
+        if hi is not None and hi <= lo:
+            return None
+        hint = d.hint if d.hint is not None and lo <= d.hint <= (hi or d.hint) else typical
+        hint = max(lo, hint if hi is None else min(hint, hi))
+        up = -hint % d.multiple
+        hint = hint + up if hi is None or hint + up <= hi else hint - hint % d.multiple
+        return replace(d, lo=lo, hi=hi, hint=hint) if hint >= lo else None
+    return None

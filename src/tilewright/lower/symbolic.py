@@ -7,7 +7,7 @@ extent included.
 
 A lane axis ends in whole vectors and one masked tile. Another axis ends in a tile that is moved
 back where the schedule says so and the axis is long enough, else in tiles of halved size, of which
-the bits of the remainder choose.
+the bits of the remainder choose; a short axis has equal tiles, of a size chosen at run time.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tilewright.lower.loops import Level, Region
 
 __all__ = ["emit_level", "emit_rest", "reduce_level"]
+
+_MOST_BODIES = 16  # sizes of tiles that a short axis has code for
 
 
 def _loop(b: Builder, region: Region, count: int, body: Callable[[Region, Expr], None]) -> None:
@@ -99,6 +101,9 @@ def emit_level(
             _halves(b, level, region, at, rest, descend)
 
     if level.tail == "overlap" and rest and is_symbolic(whole):
+        if n <= _MOST_BODIES and nonnegative(E.const(3 * n - 1) - length.expr, region.ranges):
+            _balanced(b, level, region, count, trip, descend)
+            return
         last = length.expr - n
 
         def moved() -> None:
@@ -132,6 +137,32 @@ def emit_level(
     b.enter()
     tail()
     b.effect(If(E.compare("lt", counter, E.const(whole)), then, b.leave()))
+
+
+def _balanced(
+    b: Builder,
+    level: Level,
+    region: Region,
+    count: int,
+    trip: Callable[[int, Callable[[Region, Expr], None]], None],
+    descend: Callable[[Region], None],
+) -> None:
+    """A short axis: as few tiles as can be, of one size, the last one moved back where they do not
+    meet. Each size has code of its own, as the work of a tile does not shrink with what is left.
+    """
+    axis = level.axis
+    start, length = region.starts[axis], region.lengths[axis]
+    size = E.const(ceil_div(length, count))
+    for n in range(1, level.block + 1):
+        last = E.const(length) - n
+
+        def tiles(n: int = n, last: Expr = last) -> None:
+            trip(
+                count,
+                lambda r, i: descend(r.narrowed(axis, start + E.minimum(i * n, last), n)),
+            )
+
+        _when(b, E.compare("eq", size, E.const(n)), tiles)
 
 
 def _blocks(

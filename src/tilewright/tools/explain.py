@@ -89,6 +89,8 @@ def _summary(model: Any, variant: Any, rates: Any, times: Mapping[int, float]) -
         f"{work.flops:.3g} operations, {_size(work.bytes)} in and out; bound by {which}: "
         f"{format_time_us(bound)} ({source} rates of this machine)",
     ]
+    if model.symbolic:
+        lines += variant.build.scope.report()
     lines += [f"{d.name} as {d.reason}" for d in variant.derivations]
     lines += [
         f"step {number}: extern {s.function} -> {', '.join(s.results)}"
@@ -191,7 +193,7 @@ def _kernel(
         text += f"; measured {format_time_us(time)}, {share:.0f} % of the bound"
     lines.append(f"  work: {text}")
     lines += [f"  layout: {line}" for line in _layouts(variant, number)]
-    source, measured = _measured(variant.tuning, kernel.task_key)
+    source, measured = _measured(variant.tuning, variant.task_key(number))
     schedule = variant.linked.schedules[number]
     words = schedule_words(kernel, schedule)
     lines.append(f"  schedule ({source}): {words[0] if words else 'nothing to decide'}")
