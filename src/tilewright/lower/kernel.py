@@ -92,7 +92,8 @@ class _Lowering:
             if level:
                 block = s.integer(f"{p}tile.{name}")
                 if block > 0 and axis not in fixed:
-                    if block < roles.extents[axis]:  # whole register tiles
+                    n = roles.extents[axis]
+                    if is_symbolic(n) or block < n:  # whole register tiles
                         height = max(1, s.integer(f"{p}reg.{name}", 1))
                         block = max(height, block // height * height)
                     out.append(Level(axis, block, "peel"))
@@ -486,7 +487,7 @@ class _Lowering:
                 for node in b.leave():
                     b.effect(node)
 
-        if total <= 1:
+        if not is_symbolic(total) and total <= 1:
             if shared:
                 emit_levels(b, shared, region, self.lanes, [], lambda r: inner(r, []))
             else:
@@ -565,9 +566,8 @@ class _Lowering:
                 if m in kernel.layout_of or not kernel.is_stored(m):
                     continue
                 d = kernel.definitions[m]
-                shape = tuple(
-                    min(blocks.get(a.name, 1 << 62), int_extent(a.extent)) for a in d.axes
-                )
+                sizes = ((a.name, int_extent(a.extent)) for a in d.axes)
+                shape = tuple(least(blocks[a], n) if a in blocks else n for a, n in sizes)
                 order = [i for i, a in enumerate(d.axes) if a.name in rows]
                 order += [i for i, a in enumerate(d.axes) if a.name not in rows]
                 if lane in rows and any(a.name == lane for a in d.axes):
