@@ -11,6 +11,7 @@ import itertools
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ _REDUCE_S = 30.0
 _SAVE_EVERY_S = 20.0
 _TWIN_EVERY = 25  # one case in so many is built in a second process, too
 _MOST_REDUCED = 12
+_AT_ONCE = 2  # cases that are worked on; the compiler's Python and LLVM take turns in each
 _RATE_FROM = 50  # cases from which on a run is worth measuring the generation
 
 
@@ -59,6 +61,12 @@ class _Run:
     started: float = field(default_factory=time.monotonic)
     interrupted: bool = False
     reduced: int = 0
+    mark: float = 0.0  # when the last case ended
+
+    @property
+    def is_over(self) -> bool:
+        """Is the time up?"""
+        return self.elapsed_s >= (self.settings.seconds or 0.0)
 
     @property
     def elapsed_s(self) -> float:
@@ -83,8 +91,8 @@ class _Run:
 
 
 class Children:
-    """A child for cases, one for nests (its branches are watched), a twin that repeats cases, and a
-    reducer; each is replaced when it dies.
+    """Two children for cases, one for nests (its branches are watched), one for cases that a child
+    did not survive, a twin that repeats cases, and a reducer; each is replaced when it dies.
     """
 
     def __init__(self, arcs: Path) -> None:
@@ -94,12 +102,26 @@ class Children:
 
     def ask(self, name: str, header: Header, body: bytes, timeout_s: float) -> tuple[Header, bytes]:
         """Errors: WorkerDied, also where none can be started."""
+        self.begin(name, header, body)
+        return self.finish(name, timeout_s)
+
+    def begin(self, name: str, header: Header, body: bytes = b"") -> None:
+        """Hand a request to a child without waiting. Errors: WorkerDied."""
         worker = self._workers.get(name)
         if worker is None:
             arguments = (str(self.arcs),) if name == "nests" else ()
             worker = self._workers[name] = _started(arguments)
         try:
             worker.send(header, body)
+        except (WorkerDied, KeyboardInterrupt):
+            del self._workers[name]
+            worker.kill()
+            raise
+
+    def finish(self, name: str, timeout_s: float) -> tuple[Header, bytes]:
+        """The answer to the request that was handed over. Errors: WorkerDied."""
+        worker = self._workers[name]
+        try:
             return worker.receive(timeout_s)
         except OSError as error:  # it never came up
             del self._workers[name]
@@ -185,12 +207,22 @@ def run(settings: Settings, on_progress: Callable[[float | None, str], None]) ->
     children = Children(Path(settings.corpus or scratch.name).resolve() / "arcs")
     try:
         _replay_failed(state, children)
-        for kind in _order(settings.kinds):
-            if settings.count is not None and state.done >= settings.count:
+        order = _order(settings.kinds)
+        running: deque[_Ticket] = deque()
+        waiting = ""
+        state.mark = time.monotonic()
+        while True:
+            done = state.done + len(running)
+            more = done < settings.count if settings.count is not None else not state.is_over
+            if more and len(running) < _AT_ONCE:
+                waiting = waiting or next(order)
+                if waiting != "nests" or all(t.kind != "nests" for t in running):
+                    running.append(_begin(state, children, waiting, targets, running))
+                    waiting = ""
+                    continue
+            if not running:
                 break
-            if settings.count is None and state.elapsed_s >= (settings.seconds or 0.0):
-                break
-            _one(state, children, kind, targets)
+            _finish(state, children, running.popleft())
             state.done += 1
             on_progress(state.share, state.facts)
             if time.monotonic() - saved > _SAVE_EVERY_S:
@@ -239,28 +271,57 @@ def _header(kind: str, number: int, target: str, threads: int, **more: Any) -> H
     }  # fmt: skip
 
 
-def _one(state: _Run, children: Children, kind: str, targets: Sequence[str]) -> None:
-    """One case: run, count, and keep it where it fails."""
+@dataclass(frozen=True)
+class _Ticket:
+    """A case that a child works on: `died` where the child did not even take it."""
+
+    kind: str
+    index: int
+    child: str
+    header: Header
+    died: WorkerDied | None = None
+
+
+def _begin(
+    state: _Run, children: Children, kind: str, targets: Sequence[str], running: Sequence[_Ticket]
+) -> _Ticket:
+    """Hand the next case of a kind to a child that is free."""
     from tilewright.tools.fuzz.kinds import draw_options
 
     seed = state.settings.seed
-    tally = state.corpus.tally(kind)
-    index = tally.next.get(str(seed), 0)
+    index = state.corpus.tally(kind).next.get(str(seed), 0)
+    index += sum(t.kind == kind for t in running)
     number = (seed << 32) + index
     options = draw_options(number, targets, state.settings.threads)
     header = _header(kind, number, options.target, options.threads, rebuild=options.rebuild)
-    started = time.monotonic()
+    busy = {t.child for t in running}
+    free = [n for n in (f"main {k}" for k in range(_AT_ONCE)) if n not in busy]
+    child = "nests" if kind == "nests" else free[0]
+    try:
+        children.begin(child, header)
+    except WorkerDied as died:
+        return _Ticket(kind, index, child, header, died)
+    return _Ticket(kind, index, child, header)
+
+
+def _finish(state: _Run, children: Children, ticket: _Ticket) -> None:
+    """Wait for a case, count it, and keep it where it failed."""
+    kind, header = ticket.kind, ticket.header
+    tally = state.corpus.tally(kind)
     answer: Header
     try:
-        name = "nests" if kind == "nests" else "main"
-        answer, data = children.ask(name, header, b"", _CASE_S)
+        if ticket.died is not None:
+            raise ticket.died
+        answer, data = children.finish(ticket.child, _CASE_S)
     except WorkerDied as died:
         answer, data = _again(children, header, died)
-    tally.next[str(seed)] = index + 1
-    tally.seconds += time.monotonic() - started
-    _count(tally, answer, options.target)
+    tally.next[str(state.settings.seed)] = ticket.index + 1
+    now = time.monotonic()
+    tally.seconds += now - state.mark
+    state.mark = now
+    _count(tally, answer, header["target"])
     found = answer["found"]
-    if found is None and answer.get("digest") and index % _TWIN_EVERY == 0:
+    if found is None and answer.get("digest") and ticket.index % _TWIN_EVERY == 0:
         found, data = _twin(children, header, answer["digest"])
         if found is not None:
             tally.wrong += 1
@@ -271,7 +332,7 @@ def _one(state: _Run, children: Children, kind: str, targets: Sequence[str]) -> 
 def _again(children: Children, header: Header, died: WorkerDied) -> tuple[Header, bytes]:
     """The case that its child did not survive, in a new one that takes care."""
     try:
-        answer, data = children.ask("main", {**header, "careful": True}, b"", 3 * _CASE_S)
+        answer, data = children.ask("careful", {**header, "careful": True}, b"", 3 * _CASE_S)
     except WorkerDied as again:
         died, data = again, b""
         answer = {"pairs": 0, "definitions": 0, "drawn": [], "valid": True, "others": []}
@@ -361,7 +422,7 @@ def _replay_failed(state: _Run, children: Children) -> None:
         more = {"do": "replay", "rebuild": True, "careful": careful}
         header = _header(failed.campaign, failed.number, failed.target, failed.threads, **more)
         try:
-            answer, _ = children.ask("main", header, data, _CASE_S)
+            answer, _ = children.ask("main 0", header, data, _CASE_S)
             failed.fixed = answer["found"] is None
         except WorkerDied:
             failed.fixed = False

@@ -43,8 +43,7 @@ def result(
     """Machine, settings, counts by kind, figures, failing cases."""
     tallies = corpus.tallies.values()
     total = {
-        name: sum(getattr(t, name) for t in tallies)
-        for name in ("generated", "valid", "pairs")
+        name: sum(getattr(t, name) for t in tallies) for name in ("generated", "valid", "pairs")
     }
     compared = [t for k, t in corpus.tallies.items() if k in ("programs", "onnx")]
     seconds = sum(t.seconds for t in compared)

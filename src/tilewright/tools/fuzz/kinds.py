@@ -42,7 +42,7 @@ def options_of(header: Mapping[str, Any]) -> Options:
 def draw_options(number: int, targets: Sequence[str], threads: int) -> Options:
     """Target and threads of a case."""
     rng = random.Random(f"options {number}")
-    return Options(rng.choice(list(targets)), rng.randint(1, threads), rng.random() < 0.25)
+    return Options(rng.choice(list(targets)), rng.randint(1, threads), rng.random() < 0.1)
 
 
 class Kind(ABC):
