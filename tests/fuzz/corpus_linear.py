@@ -112,6 +112,39 @@ def matmul_entries() -> list[Entry]:
             ("w",),
         )
     )
+    for left in ("u8", "i8"):
+        for right in ("u8", "i8"):
+            for constants in ((), ("w",)):
+                out.append(
+                    (
+                        f"dot_{left}_{right}" + ("_constant" if constants else ""),
+                        f"""(x: {left}[30, 43], w: {right}[43, 50]):
+  y: i32[i<30, j<50] = sum(k<43) i32(x[i, k]) * i32(w[k, j])
+  return y
+""",
+                        constants,
+                    )
+                )
+    out.append(
+        (
+            "dot_turned",
+            """(x: u8[33, 24], w: i8[20, 24]):
+  y: i32[i<33, j<20] = sum(k<24) i32(x[i, k]) * i32(w[j, k])
+  return y
+""",
+            (),
+        )
+    )
+    out.append(
+        (
+            "dot_window",
+            """(x: u8[1, 9, 11, 10], w: i8[18, 3, 3, 10]):
+  y: i32[n<1, h<9, v<11, o<18] = sum(r<3, s<3, c<10) i32((x[n, h + r - 1, v + s - 1, c] else 7)) * i32(w[o, r, s, c])
+  return y
+""",
+            ("w",),
+        )
+    )
     out.append(
         (
             "mm_guard",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from tilewright.codegen import dots
 from tilewright.codegen.address import Addresses
 from tilewright.codegen.memory import Memory
 from tilewright.codegen.operations import Operations
@@ -42,6 +43,7 @@ from tilewright.ir.nest import (
     Store,
     TileType,
 )
+from tilewright.ir.words import WORD_BYTES
 from tilewright.machine.target import Target
 
 __all__ = ["chunk_count", "emit_llvm", "function_name", "scratch_bytes"]
@@ -120,6 +122,7 @@ class _Function:
         self.widths = vector_widths(phase, target.vector_bits)
         self.tiles: dict[str, Tile] = {}
         self.uses = _uses(phase.body)
+        self.dots = dots.find(_walk(phase.body), self.uses)
 
     def text(self) -> str:
         self._arguments()
@@ -177,7 +180,7 @@ class _Function:
             elif isinstance(n, If):
                 self._branch(n)
             elif isinstance(n, Load) and self._feeds_contract(n.result, body[k + 1 :]):
-                self.tiles[n.result] = self.memory.load(n, self.widths[n.result], lazy=True)
+                self.tiles[n.result] = self._load(n, self.widths[n.result], lazy=True)
             else:
                 self._node(n)
 
@@ -393,7 +396,7 @@ class _Function:
     def _define(self, n: Node, width: int) -> Tile:
         match n:
             case Load():
-                return self.memory.load(n, width)
+                return self._load(n, width)
             case Map():
                 return self._map(n, width)
             case Contract():
@@ -416,6 +419,17 @@ class _Function:
                 mask = self.tiles[n.mask] if n.mask else None
                 return self.memory.gather(n, width, self.tiles[n.offset], mask)
         raise InternalError("X001", f"no code for {type(n).__name__}")
+
+    def _load(self, n: Load, width: int, lazy: bool = False) -> Tile:
+        """A load; factors of dot products come in words."""
+        along = self.dots.loads.get(n.result)
+        if along is not None:
+            return self.memory.load(dots.in_words(n, along), width, lazy, WORD_BYTES)
+        apart = dots.interleaved(n, n.type) if width else None
+        if apart is not None:
+            words = self.memory.load(dots.in_words(n, apart), width, False, WORD_BYTES)
+            return dots.bytes_of(self.operations, words, n.type, apart)
+        return self.memory.load(n, width, lazy)
 
     def _constant(self, t: TileType, width: int, value: str) -> Tile:
         chunks = Tile(t, width, []).chunks
@@ -468,6 +482,7 @@ class _Function:
         out = Tile(t, width, [list(r) for r in acc.values])
         count = len(out.values)
         dtype, ops = t.dtype, self.operations
+        kinds = self.dots.contracts.get(n.result)
         if t.dtype is BOOL:
             raise InternalError("L001", "contract has no meaning for bool")
         again = self._again(a, b, ia, out.chunks, dtype), self._again(b, a, ib, out.chunks, dtype)
@@ -481,7 +496,11 @@ class _Function:
                 if c:
                     p = again[0](ia[k], c, p)
                     q = again[1](ib[k], c, q)
-                row[c] = ops.fma(p, q, row[c], dtype, width)
+                row[c] = (
+                    ops.fma(p, q, row[c], dtype, width)
+                    if kinds is None
+                    else dots.dot(ops, p, q, row[c], kinds, width)
+                )
         return out
 
     def _again(

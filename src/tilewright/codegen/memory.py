@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tilewright.codegen import dots
 from tilewright.codegen.address import Addresses, Pointer
 from tilewright.codegen.operations import Operations
 from tilewright.codegen.tiles import LazyRows, Tile, row_axes, row_index, rows
@@ -48,12 +49,17 @@ class _Access:
         limits: Limits,
         t: TileType,
         width: int,
+        word: int = 1,
     ) -> None:
+        """word: how many neighbouring elements one position of the tile, of dtype i32, holds;
+        strides still count elements.
+        """
         self.addresses = addresses
         self.buffer = buffer
         self.lane_stride = 0 if t.lane is None else -1
         self.lane_limit: tuple[Expr, Expr] | None = None
-        self.dtype = addresses.buffers[buffer][1]
+        self.dtype = t.dtype if word > 1 else addresses.buffers[buffer][1]
+        self.unit = addresses.buffers[buffer][1].bytes
         self.width = width
         self.extent = t.extent(t.lane) if t.lane is not None else 1
         self._base = polynomial(base)
@@ -61,6 +67,8 @@ class _Access:
         self._lane = self._strides.pop(t.lane, {}) if t.lane is not None else {}
         if t.lane is not None and (not self._lane or set(self._lane) == {()}):
             self.lane_stride = self._lane.get((), 0)
+            if word > 1 and self.lane_stride == word:
+                self.lane_stride = 1  # words side by side
         self._static = all(set(s) <= {()} for s in self._strides.values())
         self._limits: list[tuple[str, Expr, Expr]] = []
         for a, lo, hi in limits:
@@ -81,7 +89,7 @@ class _Access:
         """Pointer to lane 0 of a row."""
         if self._origin is not None:
             base, d = self._origin
-            size = self.dtype.bytes
+            size = self.unit
             for a, s in self._strides.items():
                 if s:
                     d += s[()] * position[a] * size
@@ -171,10 +179,13 @@ class Memory:
 
     # ---- load ------------------------------------------------------------------------------------
 
-    def load(self, n: Load, width: int, lazy: bool = False) -> Tile:
-        """The tile of a load; with `lazy`, each row is emitted where it is first used."""
+    def load(self, n: Load, width: int, lazy: bool = False, word: int = 1) -> Tile:
+        """The tile of a load; with `lazy`, each row is emitted where it is first used.
+
+        word: how many elements one position of the (i32) tile holds.
+        """
         t = n.type
-        access = _Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width)
+        access = _Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width, word)
         positions = list(rows(t))
         tile = Tile(t, width, [])
 
@@ -189,9 +200,9 @@ class Memory:
             other = twins.get(copy)
             if other is None:
                 twin = self.addresses.twin(n.buffer, copy + 1)
-                other = _Access(self.addresses, twin, n.base, n.strides, n.limits, t, width)
+                other = _Access(self.addresses, twin, n.base, n.strides, n.limits, t, width, word)
                 twins[copy] = other
-            return self._scalar(other.row(positions[r]), t.dtype, "true", 0)
+            return self._scalar(other.row(positions[r]), t.dtype, "true", 0, access.unit)
 
         def row(r: int) -> list[str]:
             return [again(r, 0)] if folded else self._load_row(n, access, positions[r], tile.chunks)
@@ -214,11 +225,11 @@ class Memory:
             )
             if found is not None:
                 if not width:
-                    return [self._scalar(found, dtype, "true", 0)]
+                    return [self._scalar(found, dtype, "true", 0, access.unit)]
                 return [self._vector(access, found, c, "true", 0) for c in range(chunks)]
         row = access.row(position)
         if not width:
-            return [self._scalar(row, dtype, inside, n.orelse)]
+            return [self._scalar(row, dtype, inside, n.orelse, access.unit)]
         if access.lane_stride == 1:
             return [self._vector(access, row, c, inside, n.orelse) for c in range(chunks)]
         if access.lane_stride == 0:
@@ -236,7 +247,14 @@ class Memory:
         other = self.writer.module.constant(body)
         return self.writer.once(f"select i1 {predicate}, ptr {pointer}, ptr {other}")
 
-    def _scalar(self, at: Pointer, dtype: DType, predicate: str, orelse: float | int | bool) -> str:
+    def _scalar(
+        self,
+        at: Pointer,
+        dtype: DType,
+        predicate: str,
+        orelse: float | int | bool,
+        align: int = 0,
+    ) -> str:
         w, ops = self.writer, self.operations
         if predicate == "false":
             return ops.literal(orelse, dtype)
@@ -244,7 +262,8 @@ class Memory:
         found = w.region.loads.get(key)
         if found is None:
             pointer = self._choose(self.addresses.at(at), predicate, dtype, orelse, 0)
-            raw = w.op(f"load {ops.memory_type(dtype, 0)}, ptr {pointer}, align {dtype.bytes}")
+            align = align or dtype.bytes
+            raw = w.op(f"load {ops.memory_type(dtype, 0)}, ptr {pointer}, align {align}")
             found = w.region.loads[key] = ops.from_memory(raw, dtype, 0)
         return found
 
@@ -268,7 +287,7 @@ class Memory:
             used = mask if mask.startswith("<") else self.addresses.use_mask(mask, width)
             raw = self._masked_load(pointer, used, dtype, width, orelse)
         elif valid == width:
-            raw = w.op(f"load {t}, ptr {pointer}, align {dtype.bytes}")
+            raw = w.op(f"load {t}, ptr {pointer}, align {access.unit}")
         else:
             raw = self._load_pieces(pointer, pieces, dtype, width)
         found = w.region.loads[key] = ops.from_memory(raw, dtype, width)
@@ -366,8 +385,13 @@ class Memory:
     # ---- store -----------------------------------------------------------------------------------
 
     def store(self, n: Store, value: Tile) -> None:
+        word = 1
+        along = dots.interleaved(n, value.type) if value.width else None
+        if along is not None:
+            word = value.type.extent(along)
+            value = dots.words(self.operations, value, along)
         t, width, dtype = value.type, value.width, value.type.dtype
-        access = _Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width)
+        access = _Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width, word)
         plain: list[tuple[Pointer, str]] = []  # whole vectors that no condition guards
         for position, chunks in zip(rows(t), value.values, strict=True):
             inside = access.inside(position)

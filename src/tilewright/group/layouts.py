@@ -28,6 +28,7 @@ from tilewright.ir.layout import Layout, Term, dense, ordered
 from tilewright.ir.program import Definition, Extern, If, Program, While
 from tilewright.ir.ranges import interval, is_inside
 from tilewright.ir.scalar import evaluate
+from tilewright.ir.words import word_axis
 
 __all__ = ["choose_layouts"]
 
@@ -61,6 +62,9 @@ def choose_layouts(
             if n in layouts or n not in border:
                 continue
             orders[n] = _order(definitions[n], g, definitions, constants, layouts, shapes)
+            inner = _words(n, readers[n], definitions)
+            if inner is not None:
+                orders[n] = [i for i in orders[n] if i != inner] + [inner]
             layouts[n] = ordered(shapes[n], orders[n])
     alias = _views(p, groups, definitions, layouts, readers, fixed, shapes)
     for n, order in orders.items():
@@ -122,6 +126,14 @@ def _order(
         return list(range(len(axes)))
     rest = [i for i in range(len(axes)) if i not in best[1]]
     return rest + best[1]
+
+
+def _words(name: str, readers: Sequence[Group], definitions: dict[str, Definition]) -> int | None:
+    """The axis of a tensor that dot products of words want innermost, if they read it."""
+    found = [
+        word_axis(definitions[m], name) for g in readers if g.statement is None for m in g.names()
+    ]
+    return next((x for x in found if x is not None), None)
 
 
 def _extent(d: Definition, axis: str) -> int:

@@ -240,17 +240,28 @@ def ordered(
     )
 
 
-def panels(shape: Sequence[int], axis: int, width: int, inner: Sequence[int]) -> Layout:
+def panels(
+    shape: Sequence[int],
+    axis: int,
+    width: int,
+    inner: Sequence[int],
+    group: tuple[int, int] = (-1, 1),
+) -> Layout:
     """Panels of `width` along `axis`: address order (other axes, axis // width, inner axes in
     order, axis % width).
 
-    The last panel is padded to full width.
+    The last panel is padded to full width. group: one of the inner axes, of which so many positions
+    lie side by side innermost; it is padded to whole groups.
     """
-    terms = [Term(axis, 1, width, 1)]
-    stride = width
+    grouped, size = group
+    terms = [Term(axis, 1, width, size)]
+    stride = width * size
+    if size > 1:
+        terms.append(Term(grouped, 1, size, 1))
     for a in reversed(list(inner)):
-        terms.append(Term(a, 1, 0, stride))
-        stride *= shape[a]
+        each = size if a == grouped else 1
+        terms.append(Term(a, each, 0, stride))
+        stride *= -(-shape[a] // each)
     terms.append(Term(axis, width, 0, stride))
     stride *= ceil_div(shape[axis], width)
     for a in reversed(range(len(shape))):

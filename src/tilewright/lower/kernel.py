@@ -16,13 +16,14 @@ from math import ceil, prod
 
 from tilewright.errors import Rejected
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL, I64
+from tilewright.ir.dtypes import BOOL, F32, I64
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import assuming, ceil_div, is_symbolic, smaller
 from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.layout import Layout, ordered, panels
 from tilewright.ir.nest import Buffer, For, LoopNest, Phase
 from tilewright.ir.program import Axis, Definition, Reduction
+from tilewright.ir.words import wide_name, widened
 from tilewright.lower.builder import Builder
 from tilewright.lower.loops import (
     Level,
@@ -268,7 +269,7 @@ class _Lowering:
         return True
 
     # -- packing
-    def pack_lanes(self, k: int, roles: StageRoles, spec: StageSpec) -> None:
+    def pack_lanes(self, k: int, roles: StageRoles, spec: StageSpec) -> StageSpec:
         """Operands that hold the lane axis, in panels as wide as the register tile.
 
         A constant is packed at build; another one (operand B only) in a phase before.
@@ -279,41 +280,58 @@ class _Lowering:
             or spec.lane is None
             or spec.lane in roles.reduce
         ):
-            return
+            return spec
         for operand in (roles.b, roles.a):
             if operand is not None and operand.uses(spec.lane):
-                self._pack_panel(k, roles, spec, operand)
+                spec = self._pack_panel(k, roles, spec, operand)
+        return spec
 
-    def _pack_panel(self, k: int, roles: StageRoles, spec: StageSpec, operand: Access) -> None:
+    def _pack_panel(
+        self, k: int, roles: StageRoles, spec: StageSpec, operand: Access
+    ) -> StageSpec:
         s, p, name, read = self.schedule, f"s{k}.", operand.tensor, operand.read
         if read is None or name not in self.kernel.layout_of or read.attr[1]:
-            return
+            return spec
         constant = name in self.constants and self._only_reader(name, k)
         if not constant and (
             operand is not roles.b or not roles.names[spec.lane or ""].startswith("n")
         ):
-            return
+            return spec
         axes = [x.attr if x.op == "index" else None for x in read.args]
         shape = self.kernel.layout_of[name].shape
         for x, n in zip(read.args, shape, strict=True):
             if not (x.op == "index" or (n == 1 and E.int_value(x) == 0)):
-                return
+                return spec
         if spec.lane not in axes or len([a for a in axes if a]) != len({a for a in axes if a}):
-            return
+            return spec
         width = s.integer(f"{p}reg.{roles.names[spec.lane or '']}", self.lanes)
         inner = list(dict.fromkeys(axes.index(x.axis) for x in spec.reduce if x.axis in axes))
         at = axes.index(spec.lane)
-        layout = panels(shape, at, width, inner)
+        group = self._group(roles, spec, axes)
+        layout = panels(shape, at, width, inner, group)
         dtype = self.places[name].dtype
         if constant:
             self.layouts[name] = layout
             spec.places[name] = self.places[name] = Place(name, layout, dtype)
-            return
+            return spec
+        wide = wide_name(spec.anchor, read)
+        dtype = dtype if wide == name else F32
         buffer = Buffer(f"w{len(self.workspace)}", dtype, E.const(layout.size), "arena")
         self.workspace.append(buffer)
         target = Place(buffer.name, layout, dtype)
-        self._copy_phase(name, self.places[name], target, at, width)
-        spec.places[name] = self.places[name] = target
+        self._copy_phase(name, self.places[name], target, at, width, group)
+        spec.places[wide] = self.places[wide] = target
+        return replace(spec, anchor=widened(spec.anchor, read))
+
+    def _group(
+        self, roles: StageRoles, spec: StageSpec, axes: list[str | None]
+    ) -> tuple[int, int]:
+        """The position of the reduce axis whose elements a packed operand holds side by side, and
+        how many of them.
+        """
+        axis, size = roles.group
+        whole = any(x.axis == axis and x.block % size == 0 for x in spec.reduce)
+        return (axes.index(axis), size) if whole and axis in axes else (-1, 1)
 
     def _only_reader(self, name: str, k: int) -> bool:
         """Does nothing but this stage's operand B read the constant (so that one layout serves)?"""
@@ -326,12 +344,20 @@ class _Lowering:
         }
         return len(reads) == 1
 
-    def _copy_phase(self, name: str, source: Place, target: Place, lane: int, width: int) -> None:
+    def _copy_phase(
+        self,
+        name: str,
+        source: Place,
+        target: Place,
+        lane: int,
+        width: int,
+        group: tuple[int, int] = (-1, 1),
+    ) -> None:
         """A phase that copies a whole tensor into another layout, in parallel over panels."""
         shape = source.layout.shape
         axes = tuple(Axis(f"p{i}", E.const(n)) for i, n in enumerate(shape))
-        body = E.read(name, [a.index for a in axes], source.dtype)
-        d = Definition("pack", source.dtype, axes, body)
+        body = E.cast(E.read(name, [a.index for a in axes], source.dtype), target.dtype)
+        d = Definition("pack", target.dtype, axes, body)
         unit = [i for i in range(len(shape)) if source.layout.stride(i) == 1 and shape[i] > 1]
         turn = bool(unit) and unit[0] != lane
         levels = [Level(f"p{lane}", width, "mask")]
@@ -339,7 +365,11 @@ class _Lowering:
             if i != lane and n > 1:
                 # One code, no remainder.
                 step = next((k for k in (4, 3, 2, 1) if n % k == 0 or is_symbolic(n)), 1)
-                levels.append(Level(f"p{i}", self.lanes if turn and i == unit[0] else step))
+                if i == group[0]:
+                    step = group[1]
+                elif turn and i == unit[0]:
+                    step = self.lanes
+                levels.append(Level(f"p{i}", step))
         places = {name: source, "pack": target}
         spec = StageSpec(
             d, (), (), frozenset({"pack"}), tuple(levels), (), f"p{lane}", places=places
@@ -385,8 +415,12 @@ class _Lowering:
         # Copied in whole tiles, with zeros past the ends: one body, whatever the extents.
         deep = ceil_div(roles.extents[kk], self.lanes) * self.lanes
         shape[row], shape[column] = ceil_div(most, height) * height, deep
-        layout = panels(shape, row, height, [column])
-        buffer = Buffer(f"a{k}", source.dtype, E.const(layout.size), "scratch")
+        group, size = self._group(roles, spec, [kk])
+        layout = panels(shape, row, height, [column], (column if group == 0 else -1, size))
+        across = f"q{row}" if size == 1 else f"q{column}"  # groups are copied as they are
+        wide = wide_name(spec.anchor, read)
+        dtype = source.dtype if wide == name else F32
+        buffer = Buffer(f"a{k}", dtype, E.const(layout.size), "scratch")
         self.scratch.append(buffer)
         places = dict(self.places)
 
@@ -405,17 +439,20 @@ class _Lowering:
             lengths = {f"q{i}": (tall if i == row else shape[i]) for i in range(len(shape))}
             starts = {f"q{i}": o for i, o in enumerate(origin)}
             nothing = E.const(False if source.dtype is BOOL else 0, source.dtype)
-            body = E.read(name, [a.index for a in axes], source.dtype, nothing)
-            d = Definition("packed", source.dtype, axes, body)
-            target = Place(buffer.name, layout, source.dtype, tuple(origin))
+            body = E.cast(E.read(name, [a.index for a in axes], source.dtype, nothing), dtype)
+            d = Definition("packed", dtype, axes, body)
+            target = Place(buffer.name, layout, dtype, tuple(origin))
             copy = StageSpec(
                 d,
                 (),
                 (),
                 frozenset({"packed"}),
-                (Level(f"q{row}", height), Level(f"q{column}", self.lanes)),
+                (
+                    Level(f"q{row}", height),
+                    Level(f"q{column}", self.lanes if size == 1 else size),
+                ),
                 (),
-                f"q{row}",
+                across,
                 places={name: source, "packed": target},
             )
             inner = replace(
@@ -430,11 +467,14 @@ class _Lowering:
                 inner = replace(inner, ragged={f"q{row}": (i, full, tall)})
             self.b.written = {buffer.name}
             emit_stage(self.b, copy, inner, self.lanes, [])
-            places[name] = target
+            places[wide] = target
 
         # Blocks of the packed operand start at whole tiles, so the last tile cannot be moved back.
         levels = tuple(replace(x, tail="peel") if x.axis == m else x for x in spec.levels)
-        return replace(spec, levels=levels, places=places, staging={position: stage})
+        anchor = widened(spec.anchor, read)
+        return replace(
+            spec, anchor=anchor, levels=levels, places=places, staging={position: stage}
+        )
 
     # -- phases
     def phase(
@@ -539,7 +579,7 @@ class _Lowering:
         for k in range(len(kernel.stages)):
             spec, roles = self.spec(k, fixed)
             if not kernel.shared:
-                self.pack_lanes(k, roles, spec)
+                spec = self.pack_lanes(k, roles, spec)
                 spec = self.pack_a(k, roles, replace(spec, places=dict(self.places)))
             extents = {a.name: int_extent(a.extent) for a in spec.anchor.axes}
             stages.append((spec, extents))

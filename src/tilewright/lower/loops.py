@@ -19,6 +19,7 @@ from tilewright.ir.kernel import int_extent
 from tilewright.ir.nest import For, If, TileType
 from tilewright.ir.program import MONOIDS, Definition, identity_of
 from tilewright.ir.ranges import simplify
+from tilewright.ir.words import narrow_factors
 from tilewright.lower import symbolic
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.prefetch import fetch_ahead, fetch_tile
@@ -440,10 +441,13 @@ def emit_reduction(
             fetch_ahead(b, inner, _reads((d, *spec.before)), spec.prefetch)
         masked = {a: v for a, v in inner.valid.items() if a in extents}
         if monoid == "sum" and d.body.op == "mul" and d.reduction.guard is None and not masked:  # type: ignore[union-attr]
-            left, right = (inner.value(x) for x in d.body.args)
-            present = {*acc_type.names, *left.type.names, *right.type.names}
-            if d.dtype.is_float and all(n == 1 or a in present for a, n in sizes.items()):
-                return b.contract(acc_type, acc, left, right)
+            narrow = narrow_factors(d)
+            factors = d.body.args if narrow is None else narrow
+            if d.dtype.is_float or (narrow and any(sizes[a] > 1 for a in extents if a not in kept)):
+                left, right = (inner.value(x) for x in factors)
+                present = {*acc_type.names, *left.type.names, *right.type.names}
+                if all(n == 1 or a in present for a, n in sizes.items()):
+                    return b.contract(acc_type, acc, left, right)
         value = converted(b, inner.value(d.body), work)
         value = _guarded(b, inner, d, value, masked, identity)
         for a in [a for a in value.type.names if a not in acc_type.names]:

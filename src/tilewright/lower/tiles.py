@@ -239,6 +239,11 @@ class TileScope:
         """
         if t.lane is None or abs(strides.get(t.lane, 0)) <= 1:
             return t.lane
+        word = 4 if t.dtype.is_int and t.dtype.bytes == 1 else 0
+        if strides.get(t.lane) == word and any(
+            n == word and strides.get(a) == 1 for a, n in t.axes
+        ):
+            return t.lane  # a word of every lane, side by side
         for a, n in t.axes:
             if a != t.lane and strides.get(a) == 1 and n >= 4:
                 return a

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.runtime.pages import HUGE_BYTES, SCRATCH_BYTES, Memory
+from tilewright.runtime.pages import HUGE_BYTES, SCRATCH_BYTES, Memory, recycled_array
 from tilewright.runtime.pool import NativeStep, Step, write_step
 
 __all__ = [
@@ -99,7 +99,7 @@ def aligned_array(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
         count *= size
     size_bytes = count * dtype.itemsize
     if size_bytes >= HUGE_BYTES:
-        return Memory(size_bytes).array(count, dtype).reshape(shape)
+        return recycled_array(count, dtype).reshape(shape)
     raw = np.empty(size_bytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size_bytes].view(dtype).reshape(shape)

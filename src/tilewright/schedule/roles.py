@@ -21,8 +21,10 @@ from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.layout import Layout
 from tilewright.ir.program import Definition
 from tilewright.ir.ranges import coefficient, simplify
+from tilewright.ir.words import WORD_BYTES, narrow_factors
 
 __all__ = ["Access", "StageRoles", "stage_roles"]
+
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,22 @@ class StageRoles:
     @property
     def is_contraction(self) -> bool:
         return self.a is not None and self.b is not None
+
+    @cached_property
+    def group(self) -> tuple[str, int]:
+        """The reduce axis along which a dot product takes a word of both factors at once, and how
+        many positions a word holds; ("", 1) where the factors are no narrow ones.
+
+        One factor is packed for it; the other must hold the axis side by side.
+        """
+        if not self.is_contraction or narrow_factors(self.anchor) is None:
+            return "", 1
+        assert self.a is not None and self.b is not None
+        size = WORD_BYTES // self.b.dtype_bytes
+        for axis in sorted(self.reduce, key=lambda x: -self.extents[x]):
+            if self.a.strides.get(axis) == 1 and self.b.uses(axis) and self.extents[axis] >= size:
+                return axis, size
+        return "", 1
 
     @cached_property
     def axis_of(self) -> dict[str, str]:

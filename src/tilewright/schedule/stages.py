@@ -11,8 +11,9 @@ from __future__ import annotations
 from itertools import product
 from math import ceil, gcd, log2, prod
 
+from tilewright.ir.words import wide_name
 from tilewright.machine.target import Target
-from tilewright.schedule.roles import StageRoles
+from tilewright.schedule.roles import Access, StageRoles
 from tilewright.schedule.schedule import Value
 from tilewright.schedule.space import Group
 
@@ -55,6 +56,7 @@ class StageSpace:
         self._windows: dict[str, str | None] = {}
         self.bits = max([8 * roles.anchor.dtype.bytes, 32]) if roles.anchor.dtype.is_float else 32
         self.lanes = target.lanes(32)
+        self.group, self.word = roles.group
         self.registers = target.vector_registers
 
     # -- lane candidates
@@ -126,11 +128,15 @@ class StageSpace:
                     need = live * 2 + 1
                 elif r.is_contraction:
                     need = live + (v + 1 if rows > 1 or v > 1 else 1)
+                    if self._grouped(lane) and not self.target.has_vnni:
+                        need += v + 2  # even and odd bytes of both factors
                 else:
                     need = live * (2 if reduction else 1)
                 if need > self.registers or live * 2 > MAX_BODY:
                     continue
-                if r.is_contraction and r.reduce and lane not in r.reduce:
+                if self._grouped(lane):
+                    out.append({**sizes, self.group: self.word})
+                elif r.is_contraction and r.reduce and lane not in r.reduce:
                     k = r.reduce[-1]
                     window = self._window(k)
                     for u in dict.fromkeys(
@@ -150,6 +156,13 @@ class StageSpace:
                 else:
                     out.append(sizes)
         return out or [{} if lane is None else {lane: self.lanes}]
+
+    def _grouped(self, lane: str | None) -> bool:
+        """Whether the stage takes its reduction a word of narrow factors at a time."""
+        r = self.r
+        if not self.group or r.a is None or r.b is None or lane is None or lane in r.reduce:
+            return False
+        return r.b.uses(lane) and not r.a.uses(lane)
 
     def _window(self, k: str) -> str | None:
         """The output axis that slides along reduce axis `k` in some operand, or None."""
@@ -245,6 +258,9 @@ class StageSpace:
         if r.is_contraction:
             loads: float = rows + v if lane not in r.reduce else 2 * live
             unroll = sizes.get(r.reduce[-1], 1) if r.reduce and lane not in r.reduce else 1
+            if self._grouped(lane):
+                unroll = max(1, sizes.get(self.group, 1) // self.word)
+                width *= self.word
             if (
                 r.b is not None
                 and lane is not None
@@ -466,6 +482,8 @@ class StageSpace:
         if lane_n and not self.shared:
             strided = r.b.strides.get(lane or "") != 1
             worth = r.b.constant or strided or (points >= 48 and self._copied_b(lane))
+            worth = worth or (self._grouped(lane) and points >= 16)
+            worth = worth or (self._converted(r.b) and points >= 48)
             out.append(
                 Group(
                     (f"{p}pack.b",),
@@ -483,7 +501,8 @@ class StageSpace:
             ways = max(1, self.target.l1_bytes // (64 * 64))
             sets = 64 // gcd(64, max(1, stride * r.a.dtype_bytes // 64))
             fills = 2 * rows * r.extents[k[0]] * r.a.dtype_bytes > self.target.l1_bytes
-            worth = (fills or rows > sets * ways) and columns >= 4 * self.lanes
+            worth = fills or rows > sets * ways or self._converted(r.a)
+            worth = worth and columns >= 4 * self.lanes
             out.append(
                 Group(
                     (f"{p}pack.a",),
@@ -492,6 +511,11 @@ class StageSpace:
                 )
             )
         return out
+
+    def _converted(self, access: Access) -> bool:
+        """Whether a copy of the operand would hold its 16-bit floats as f32."""
+        read = access.read
+        return read is not None and wide_name(self.r.anchor, read) != access.tensor
 
     def _b_bytes(self) -> int:
         r = self.r
