@@ -145,6 +145,18 @@ def matmul_entries() -> list[Entry]:
             ("w",),
         )
     )
+    for dtype in ("f16", "bf16"):
+        out.append(
+            (
+                f"mm_{dtype}",
+                f"""(x: {dtype}[70, 33], w: {dtype}[33, 97]):
+  c: f32[i<70, j<97] = sum(k<33) f32(x[i, k]) * f32(w[k, j])
+  y: {dtype}[i<70, j<97] = {dtype}(c[i, j])
+  return y
+""",
+                (),
+            )
+        )
     out.append(
         (
             "mm_guard",

@@ -294,7 +294,9 @@ class _Lowering:
             return spec
         constant = name in self.constants and self._only_reader(name, k)
         if not constant and (
-            operand is not roles.b or not roles.names[spec.lane or ""].startswith("n")
+            operand is not roles.b
+            or not roles.names[spec.lane or ""].startswith("n")
+            or self.kernel.sequence
         ):
             return spec
         axes = [x.attr if x.op == "index" else None for x in read.args]
@@ -465,7 +467,7 @@ class _Lowering:
                 i, full, rest = region.ragged[m]
                 tall = -(-rest // height) * height
                 inner = replace(inner, ragged={f"q{row}": (i, full, tall)})
-            self.b.written = {buffer.name}
+            self.b.written = {*self.b.written, buffer.name}
             emit_stage(self.b, copy, inner, self.lanes, [])
             places[wide] = target
 

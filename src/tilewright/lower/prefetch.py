@@ -64,7 +64,7 @@ def _ask(b: Builder, scope: TileScope, read: Expr, every_row: bool = False) -> b
     strides = {a: split[0].get(position_of(a), 0) for a in scope.tiled}
     if every_row and (scope.lane is None or not all(strides.values())):
         return False
-    size = strides.pop(scope.lane or "", 0) and scope.sizes[scope.lane or ""] * read.dtype.bytes
+    size = strides.pop(scope.lane or "", 0) and scope.sizes[scope.lane or ""] * place.dtype.bytes
     rows = {a: s for a, s in strides.items() if s}
     for position in product(*(range(scope.sizes[a]) for a in rows)):
         start = sum(i * s for i, s in zip(position, rows.values(), strict=True))

@@ -50,31 +50,55 @@ def lower_sequence(lowering: _Lowering) -> None:
         buffer = Buffer(f"w{len(lowering.workspace)}", F32, E.const(layout.size), "arena")
         lowering.workspace.append(buffer)
         lowering.places[d.name] = Place(buffer.name, layout, F32)
-    specs = [lowering.spec(k, {kernel.sequence})[0] for k in range(len(kernel.stages))]
+    specs = []
+    for k in range(len(kernel.stages)):
+        spec, roles = lowering.spec(k, {kernel.sequence})
+        specs.append(lowering.pack_lanes(k, roles, spec))
     steps = kernel.extents[kernel.sequence]
+    first = min(steps, _steps_before(kernel))
+
+    def step(at: Expr, ranges: dict[str, tuple[int, int]]) -> None:
+        for spec in specs:
+            b.enter(is_root=True)
+            b.written = {lowering.places[m].buffer for s in kernel.stages for m in s.members}
+            extents = {a.name: int_extent(a.extent) for a in spec.anchor.axes}
+            region = Region({a: E.const(0) for a in extents}, extents, {}, ranges)
+            levels = tuple(x for x in spec.levels if x.axis != kernel.sequence)
+            region = region.narrowed(kernel.sequence, at, 1)
+            emit_stage(b, replace(spec, levels=levels, prefetch=()), region, lowering.lanes, [])
+            for node in b.leave():
+                b.effect(node)
+
     b.enter(is_root=True)
-    var = b.counter()
-    b.enter(var, is_root=True)
-    for spec in specs:
-        b.enter(is_root=True)
-        b.written = {lowering.places[m].buffer for s in kernel.stages for m in s.members}
-        extents = {a.name: int_extent(a.extent) for a in spec.anchor.axes}
-        region = Region(
-            {a: E.const(0) for a in extents}, extents, {}, {var: (0, max(0, steps - 1))}
-        )
-        levels = tuple(x for x in spec.levels if x.axis != kernel.sequence)
-        region = region.narrowed(kernel.sequence, E.index(var), 1)
-        emit_stage(b, replace(spec, levels=levels, prefetch=()), region, lowering.lanes, [])
-        for node in b.leave():
-            b.effect(node)
-    nodes = b.leave()
-    b.effect(For(var, E.const(0), E.const(steps), 1, nodes))
+    for at in range(first):
+        step(E.const(at), {})
+    if steps > first or not first:
+        var = b.counter()
+        b.enter(var, is_root=True)
+        step(E.index(var), {var: (first, max(first, steps - 1))})
+        nodes = b.leave()
+        b.effect(For(var, E.const(first), E.const(steps), 1, nodes))
     lowering.phases.append(Phase(b.leave()))
     lowering.kernel = given
     for d in narrow:
         wide = {"wide": lowering.places[d.name]}
         read = E.read("wide", [a.index for a in d.axes], F32)
         _elementwise(lowering, d.name, d.axes, final[d.name], E.cast(read, d.dtype), wide)
+
+
+def _steps_before(kernel: Kernel) -> int:
+    """How many steps have code of their own: those in which a read reaches before the first step,
+    so that no step of the loop asks; none where that would be more than two.
+    """
+    axis = E.index(kernel.sequence)
+    reach = 0
+    for d in kernel.definitions.values():
+        for r in d.reads():
+            if r.attr[0] in kernel.definitions and r.attr[1]:
+                for s in r.args[:-1]:
+                    back = E.int_value(axis - s)
+                    reach = max(reach, back if back is not None else 0)
+    return reach if reach <= 2 else 0
 
 
 def _widened(kernel: Kernel, names: set[str]) -> Kernel:

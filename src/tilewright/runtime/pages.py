@@ -77,7 +77,7 @@ def recycled_array(count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     memory = _taken(size) or Memory(size)
     hold = (ctypes.c_char * size).from_address(memory.address)
     weakref.finalize(hold, _leave, memory).atexit = False
-    return frombuffer(hold, dtype, count)
+    return frombuffer(memoryview(hold), dtype, count)
 
 
 def _taken(size: int) -> Memory | None:

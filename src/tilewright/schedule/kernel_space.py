@@ -28,6 +28,8 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
     shared = set(kernel.shared) | ({kernel.sequence} if kernel.sequence else set())
     blocks = _blocks(kernel, target, threads) if kernel.shared else []
     guesses = {a: int(g.rows[0][0]) for a, g in zip(kernel.shared, blocks, strict=False)}
+    if kernel.sequence:
+        guesses[kernel.sequence] = 1
     if kernel.stream:
         groups += _stream(kernel, target)
         guesses[kernel.stream] = int(groups[0].rows[0][0])
@@ -39,7 +41,9 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
         fixed = shared
         if kernel.stream in roles.reduce:  # a tile that is moved back would be absorbed twice
             fixed = shared | set(roles.out)
-        groups += stage_groups(cut, target, k, fixed, threads, k == fetching, roles.extents)
+        groups += stage_groups(
+            cut, target, k, fixed, threads, k == fetching, roles.extents, bool(kernel.sequence)
+        )
     if kernel.shared:
         groups += blocks
         depth = len(kernel.shared)

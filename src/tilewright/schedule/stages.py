@@ -21,6 +21,9 @@ __all__ = ["stage_groups"]
 
 MAX_BODY = 512  # vector operations in an innermost body
 _LATENCY = 400  # cycles that memory takes to answer, roughly
+MOST_THIN = 64  # rows for which an operand that comes from memory sets the pace
+AHEAD_BYTES = 8192  # how far ahead of its use memory is asked for what is read once
+MEMORY_CYCLES = 0.17  # of a byte that comes from memory
 HEAVY_BODY = 24  # a body of more operations than this is not worth interleaving widely
 
 
@@ -46,7 +49,9 @@ class StageSpace:
         threads: int,
         prefetches: bool,
         full: dict[str, int],
+        sequence: bool = False,
     ) -> None:
+        self.sequence = sequence  # the stage runs once for each step of a recurrence
         self.r, self.target, self.p = roles, target, f"s{number}."
         self.shared = shared
         self.threads = threads
@@ -280,6 +285,13 @@ class StageSpace:
             if lane in r.reduce:
                 streams += 4.0 * live * self._strided(lane)
             cycles = max(live / 2, loads / 2, 4.0) + streams + 1.0 / unroll + 0.02 * unroll * live
+            streamed = self._streamed(lane)
+            if streamed is not None:  # the first of the passes over it waits for memory
+                points = prod(r.extents[a] for a in r.out if not streamed.uses(a))
+                passes = max(1.0, points / rows)
+                once = max(cycles, MEMORY_CYCLES * v * self.lanes * streamed.dtype_bytes)
+                if points > 1:
+                    cycles = (once + (passes - 1) * cycles) / passes
             return cycles / (live * width) * waste
         if r.anchor.reduction is not None:
             # Sums that keep the lane axis need several of them in flight; a strided lane axis is
@@ -335,7 +347,7 @@ class StageSpace:
                 out.append(Group((f"{p}tail.{r.names[a]}",), ("choice",), tails))
         if self.shared:
             out.append(Group((f"{p}prefetch",), ("choice",), self._prefetch()))
-        if any(w.strides for w in r.writes) and not r.is_contraction:
+        if any(w.strides for w in r.writes) and not r.is_contraction and not self.sequence:
             size = prod(self.full[a] for a in r.out) * r.anchor.dtype.bytes
             streams = size > self.target.l3_bytes // 8
             out.append(Group((f"{p}nt",), ("flag",), ((1,), (0,)) if streams else ((0,), (1,))))
@@ -369,6 +381,9 @@ class StageSpace:
             )
             ahead = 1 << max(2, ceil(log2(_LATENCY / max(1, live / 2))))
             streams = r.b.constant and 2 * self._b_bytes() >= self.target.l2_bytes
+            if self._streamed(lane) is not None:  # memory sets the pace, not the multiply-adds
+                v = max(1, int(first.get(f"{p}reg.{r.names[lane]}", 1)) // self.lanes)
+                ahead = max(4, AHEAD_BYTES // (self.target.vector_bits // 8 * v))
             some = (ahead, 0, ahead // 2, 2 * ahead) if streams else (0, ahead, ahead // 2)
             out.append(Group((f"{p}ahead",), ("choice",), tuple((x,) for x in some)))
         if any(all(x.uses(a) for a in r.out) for x in r.follows):
@@ -384,12 +399,16 @@ class StageSpace:
         fold = r.anchor.reduction
         if not scanned and (fold is None or not r.reduce):
             return []
-        if r.is_contraction and (
-            len(r.out) > 1 or any(x.constant and x.uses(lane) for x in r.accesses)
-        ):
-            return []  # an operand is reused, or packed: registers hold what is summed
+        constant = any(x.constant and x.uses(lane) for x in r.accesses)
+        if constant and r.is_contraction and not self._single(lane):
+            return []  # it is packed in panels: registers hold what is summed
         n = r.extents[lane]
         most = max(self.lanes, self.target.l1_bytes // 2 // 4)
+        if r.is_contraction and len(r.out) > 1:
+            if self._thin(lane) is None:
+                return []  # an operand is reused
+            points = prod(r.extents[a] for a in r.out if a != lane)
+            most = max(self.lanes, self.target.l2_bytes // 4 // 4 // max(1, points))
         wide = min(most, ceil(ceil(n / self.threads) / (4 * self.lanes)) * 4 * self.lanes)
         sizes = [
             prod(r.extents[a] for a in x.strides if x.uses(a)) * x.dtype_bytes for x in r.accesses
@@ -397,7 +416,9 @@ class StageSpace:
         walked = [scanned] if scanned else list(r.reduce)
         across = any((x.strides.get(a) or 0) > 512 for x in r.accesses for a in walked)
         worth = across and max([0, *sizes]) > self.target.l2_bytes and n >= 8 * self.lanes
-        heights = (1,) if scanned else (8, 16, 4)
+        if r.is_contraction and len(r.out) > 1:
+            worth = worth and self._streamed(lane) is not None
+        heights = (1,) if scanned else (16, 8, 32) if r.is_contraction else (8, 16, 4)
         some = [(h, w) for w in dict.fromkeys([wide, max(self.lanes, wide // 2)]) for h in heights]
         rows = [*some, (0, 0)] if worth else [(0, 0), *some]
         return [Group((f"{p}rows", f"{p}strip"), ("tile", "tile"), tuple(rows))]
@@ -407,6 +428,34 @@ class StageSpace:
         delivers.
         """
         return ((1,), (0,), (2,)) if self.prefetches else ((0,), (1,))
+
+    def _streamed(self, lane: str | None) -> Access | None:
+        """The operand that holds the lane axis, where it comes from memory, once for a few rows:
+        then memory sets the pace.
+        """
+        x = self._thin(lane)
+        if x is None:
+            return None
+        size = prod(self.r.extents[a] for a in self.r.names if x.uses(a)) * x.dtype_bytes
+        return x if size > self.target.l2_bytes else None
+
+    def _thin(self, lane: str | None) -> Access | None:
+        """The operand that holds the lane axis, if the other one has a few rows only."""
+        r = self.r
+        if not r.is_contraction or lane is None or lane not in r.out or self.shared:
+            return None
+        found = [x for x in (r.a, r.b) if x is not None and x.uses(lane)]
+        if len(found) != 1 or not r.reduce:
+            return None
+        points = prod(r.extents[a] for a in r.out if not found[0].uses(a))
+        return found[0] if points <= MOST_THIN else None
+
+    def _single(self, lane: str | None) -> bool:
+        """Whether a matrix that comes from memory, as it lies, meets one vector."""
+        x = self._streamed(lane)
+        if x is None or lane is None or x.strides.get(lane) != 1:
+            return False
+        return all(x.uses(a) for a in self.r.out)
 
     def _orders(self, lane: str | None) -> list[str]:
         r = self.r
@@ -477,9 +526,12 @@ class StageSpace:
         points = prod(r.extents[a] for a in r.roles("m"))
         lane_n = lane is not None and r.names[lane].startswith("n")
         constant = any(x.constant and lane and x.uses(lane) for x in (r.a, r.b))
-        if not lane_n and constant and not self.shared and lane in r.out:
-            out.append(Group((f"{p}pack.b",), ("choice",), (("panel",), ("none",))))
-        if lane_n and not self.shared:
+        whole = not self.shared or self.sequence
+        if not lane_n and constant and whole and lane in r.out:
+            # One row of results is soonest done along many rows of the matrix at a time.
+            packs = (("none",), ("panel",)) if self._single(lane) else (("panel",), ("none",))
+            out.append(Group((f"{p}pack.b",), ("choice",), packs))
+        if lane_n and (not self.shared or (self.sequence and r.b.constant)):
             strided = r.b.strides.get(lane or "") != 1
             worth = r.b.constant or strided or (points >= 48 and self._copied_b(lane))
             worth = worth or (self._grouped(lane) and points >= 16)
@@ -568,10 +620,11 @@ def stage_groups(
     threads: int,
     prefetches: bool = False,
     full: dict[str, int] | None = None,
+    sequence: bool = False,
 ) -> list[Group]:
     """All groups of stage `number`; `prefetches` marks the stage that should fetch the next row by
-    default.
+    default; `sequence` one that runs in every step of a recurrence.
     """
     return StageSpace(
-        roles, target, number, shared, threads, prefetches, full or roles.extents
+        roles, target, number, shared, threads, prefetches, full or roles.extents, sequence
     ).groups()
