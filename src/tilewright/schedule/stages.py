@@ -23,6 +23,7 @@ MAX_BODY = 512  # vector operations in an innermost body
 _LATENCY = 400  # cycles that memory takes to answer, roughly
 MOST_THIN = 64  # rows for which an operand that comes from memory sets the pace
 AHEAD_BYTES = 8192  # how far ahead of its use memory is asked for what is read once
+TURNED_CYCLES = 40.0  # a vector of results that is turned and stored in pieces
 MEMORY_CYCLES = 0.17  # of a byte that comes from memory
 HEAVY_BODY = 24  # a body of more operations than this is not worth interleaving widely
 
@@ -284,6 +285,8 @@ class StageSpace:
             streams = 2.0 * v + 0.2 * rows if lane not in r.reduce else 0.1 * loads
             if lane in r.reduce:
                 streams += 4.0 * live * self._strided(lane)
+            elif lane is not None:
+                streams += self._turned_cycles(lane, sizes, live)
             cycles = max(live / 2, loads / 2, 4.0) + streams + 1.0 / unroll + 0.02 * unroll * live
             streamed = self._streamed(lane)
             if streamed is not None:  # the first of the passes over it waits for memory
@@ -306,6 +309,22 @@ class StageSpace:
         missing = bool(turned) and sizes.get(turned[0], 1) == 1
         best = 2 if not turned else 1
         return (1 + 0.2 * abs(v - best) + 4.0 * missing) / width * waste
+
+    def _turned_cycles(self, lane: str, sizes: dict[str, int], live: int) -> float:
+        """What it costs a step of the reduction that results or an operand lie across the lanes:
+        results are turned and stored in many short pieces at its end, operands are gathered.
+        """
+        r = self.r
+        if self.shared:
+            return 0.0  # what stages exchange lies as they want it
+        depth = prod(r.extents[k] for k in r.reduce)
+        across = any(w.strides.get(lane) not in (0, 1) for w in r.writes)
+        cycles = TURNED_CYCLES * live / max(1, depth) if across else 0.0
+        for x in (r.a, r.b):
+            packed = x is not None and (x.constant or (x is r.b and r.names[lane].startswith("n")))
+            if x is not None and x.uses(lane) and x.strides.get(lane) != 1 and not packed:
+                cycles += prod(n for a, n in sizes.items() if x.uses(a) and a in r.out)
+        return cycles
 
     def _strided(self, lane: str | None) -> float:
         """The share of what is read and written that is strided along the lane axis."""
