@@ -315,7 +315,7 @@ class StageSpace:
         results are turned and stored in many short pieces at its end, operands are gathered.
         """
         r = self.r
-        if self.shared:
+        if self.shared and not self.sequence:
             return 0.0  # what stages exchange lies as they want it
         depth = prod(r.extents[k] for k in r.reduce)
         across = any(w.strides.get(lane) not in (0, 1) for w in r.writes)
@@ -464,7 +464,7 @@ class StageSpace:
         if not r.is_contraction or lane is None or lane not in r.out or self.shared:
             return None
         found = [x for x in (r.a, r.b) if x is not None and x.uses(lane)]
-        if len(found) != 1 or not r.reduce:
+        if len(found) != 1 or not r.reduce or any(r.names[a][0] == "b" for a in r.out):
             return None
         points = prod(r.extents[a] for a in r.out if not found[0].uses(a))
         return found[0] if points <= MOST_THIN else None
