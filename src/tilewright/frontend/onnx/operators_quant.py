@@ -15,7 +15,7 @@ from tilewright.frontend.onnx.table import row
 from tilewright.frontend.onnx.value import Node
 from tilewright.frontend.operations.contractions import contract
 from tilewright.frontend.operations.windows import convolution, spatial_names
-from tilewright.frontend.values import Value, like
+from tilewright.frontend.values import Array, Value, like
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32, I32, U8, DType
 from tilewright.ir.expr import Expr
@@ -165,20 +165,66 @@ def _centred(v: Value, zero: Value | None, row_axis: int | None) -> Read:
     return read
 
 
+def _is_zero(zero: Value | None) -> bool:
+    """Whether a zero point is surely 0."""
+    return zero is None or (zero.array is not None and not np.any(zero.array))
+
+
+def _single(zero: Value) -> bool:
+    return zero.rank == 0 or (zero.rank == 1 and E.int_value(zero.shape[0]) == 1)
+
+
+def _less(n: Node, acc: Value, zero: Expr, sums: Array, axis: int, suffix: str) -> Value:
+    """acc - zero * the sum of the weights that meet it: i32, wrapping, as the sum itself."""
+    known = n.constant(sums.astype(np.int32), "sums")
+    return n.define(
+        acc.shape,
+        lambda *i: E.sub(acc.at(*i), E.mul(E.cast(zero, I32), known.at(i[axis]))),
+        suffix=suffix,
+    )
+
+
+def _product(n: Node, a: Value, b: Value, za: Value | None, zb: Value | None, suffix: str) -> Value:
+    """sum (a - za) * (b - zb) in i32.
+
+    Where b is known and its zero point 0, the sum is one of 8-bit products, which the CPU has an
+    instruction for, and za times the sums of b's columns is taken away afterwards.
+    """
+    za, zb = (None if _is_zero(z) else z for z in (za, zb))
+    if za is None or zb is not None or b.array is None or b.rank != 2 or not _single(za):
+        return contract(n, a, b, I32, suffix, _centred(a, za, -2), _centred(b, zb, -1))
+    acc = contract(n, a, b, I32, "dot")
+    sums = b.array.astype(np.int64).sum(axis=0)
+    return _less(n, acc, za.at(*[0] * za.rank), sums, -1, suffix)
+
+
+def _convolved(
+    n: Node, x: Value, w: Value, zx: Value | None, zw: Value | None, suffix: str
+) -> Value:
+    """The same for a convolution; padding counts as the zero point."""
+    geometry = windows(n, x.shape[2:], kernel_shape(n, w))
+    zx, zw = (None if _is_zero(z) else z for z in (zx, zw))
+    groups = n.count("group", 1)
+    zero = zx.at(*[0] * zx.rank) if zx is not None else None
+    if zero is None or zx is None or zw is not None or w.array is None or zx.array is None:
+        return convolution(n, x, w, geometry, groups, I32, suffix, zero, zw)
+    known = E.const(int(zx.array.reshape(-1)[0]), x.dtype)
+    acc = convolution(n, x, w, geometry, groups, I32, "dot", known, None, centred=False)
+    sums = w.array.astype(np.int64).sum(axis=tuple(range(1, w.rank)))
+    return _less(n, acc, known, sums, 1, suffix)
+
+
 @row("MatMulInteger", kind="quantized", since=10)
 def matmul_integer(n: Node) -> Value:
     """(a - a_zero) @ (b - b_zero) in i32; zero points per row of a and column of b."""
-    a, b = n[0], n[1]
-    return contract(
-        n, a, b, I32, "", _centred(a, n.optional(2), -2), _centred(b, n.optional(3), -1)
-    )
+    return _product(n, n[0], n[1], n.optional(2), n.optional(3), "")
 
 
 @row("QLinearMatMul", kind="quantized", since=10)
 def qlinear_matmul(n: Node) -> Value:
     """Quantized matmul: i32 sums, scaled, rounded, shifted, clipped."""
     a, sa, za, b, sb, zb, sy, zy = (n[k] for k in range(8))
-    acc = contract(n, a, b, I32, "acc", _centred(a, za, -2), _centred(b, zb, -1))
+    acc = _product(n, a, b, za, zb, "acc")
 
     def along(v: Value, i: Sequence[Expr], axis: int) -> Expr:
         if v.rank == 0 or (v.rank == 1 and E.int_value(v.shape[0]) == 1):
@@ -198,11 +244,7 @@ def qlinear_matmul(n: Node) -> Value:
 @row("ConvInteger", kind="quantized", since=10)
 def conv_integer(n: Node) -> Value:
     """Convolution of (x - x_zero) and (w - w_zero) in i32."""
-    x, w = n[0], n[1]
-    zx, zw = n.optional(2), n.optional(3)
-    geometry = windows(n, x.shape[2:], kernel_shape(n, w))
-    zero = zx.at(*[0] * zx.rank) if zx is not None else None
-    return convolution(n, x, w, geometry, n.count("group", 1), I32, "", zero, zw)
+    return _convolved(n, n[0], n[1], n.optional(2), n.optional(3), "")
 
 
 @row("QLinearConv", kind="quantized", since=10)
@@ -210,9 +252,7 @@ def qlinear_conv(n: Node) -> Value:
     """Quantized convolution: i32 sums and bias, scaled, rounded, shifted, clipped."""
     x, sx, zx, w, sw, zw, sy, zy = (n[k] for k in range(8))
     bias = n.optional(8)
-    geometry = windows(n, x.shape[2:], kernel_shape(n, w))
-    zero = zx.at(*[0] * zx.rank)
-    acc = convolution(n, x, w, geometry, n.count("group", 1), I32, "acc", zero, zw)
+    acc = _convolved(n, x, w, zx, zw, "acc")
 
     def one(v: Value, o: Expr) -> Expr:
         return v.at(o) if v.rank == 1 and E.int_value(v.shape[0]) != 1 else v.at(*[0] * v.rank)
@@ -224,4 +264,4 @@ def qlinear_conv(n: Node) -> Value:
         scale = E.binary("div", E.mul(one(sx, i[1]), one(sw, i[1])), one(sy, i[1]))
         return _requantize(E.mul(E.cast(e, F32), scale), one(zy, i[1]), zy.dtype)
 
-    return n.define(acc.shape, body, ("n", "o", *spatial_names(len(geometry))))
+    return n.define(acc.shape, body, ("n", "o", *spatial_names(x.rank - 2)))

@@ -79,11 +79,12 @@ def convolution(
     suffix: str = "",
     zero_x: Expr | None = None,
     zero_w: Value | None = None,
+    centred: bool = True,
 ) -> Value:
     """The sum of products, in `accumulate`; x [N, C, spatial], w [M, C/groups, kernel].
 
     zero_x, zero_w: zero points of quantized operands, subtracted before the product (padding counts
-    as the zero point).
+    as the zero point). centred: False leaves the subtraction of zero_x to the caller.
     """
     channels, outputs = x.shape[1], w.shape[0]
     inner = n.fixed(w.shape[1], "the kernel's input channels")
@@ -109,7 +110,7 @@ def convolution(
             orelse = E.const(0, x.dtype) if zero_x is None else zero_x
         a = E.cast(x.at(batch, channel(o, c), *subs, orelse=orelse), accumulate)
         b = E.cast(w.at(o, c, *k), accumulate)
-        if zero_x is not None:
+        if zero_x is not None and centred:
             a = E.sub(a, E.cast(zero_x, accumulate))
         if zero_w is not None:
             b = E.sub(
