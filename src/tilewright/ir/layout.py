@@ -261,7 +261,7 @@ def panels(
     for a in reversed(list(inner)):
         each = size if a == grouped else 1
         terms.append(Term(a, each, 0, stride))
-        stride *= -(-shape[a] // each)
+        stride *= ceil_div(shape[a], each) if each > 1 else shape[a]
     terms.append(Term(axis, width, 0, stride))
     stride *= ceil_div(shape[axis], width)
     for a in reversed(range(len(shape))):

@@ -55,7 +55,7 @@ def lower_sequence(lowering: _Lowering) -> None:
         spec, roles = lowering.spec(k, {kernel.sequence})
         specs.append(lowering.pack_lanes(k, roles, spec))
     steps = kernel.extents[kernel.sequence]
-    first = min(steps, _steps_before(kernel))
+    first = 0 if is_symbolic(steps) else min(steps, _steps_before(kernel))
 
     def step(at: Expr, ranges: dict[str, tuple[int, int]]) -> None:
         for spec in specs:

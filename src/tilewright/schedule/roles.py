@@ -17,6 +17,7 @@ from math import prod
 
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
+from tilewright.ir.extent import is_symbolic
 from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.layout import Layout
 from tilewright.ir.program import Definition
@@ -74,7 +75,8 @@ class StageRoles:
         assert self.a is not None and self.b is not None
         size = WORD_BYTES // self.b.dtype_bytes
         for axis in sorted(self.reduce, key=lambda x: -self.extents[x]):
-            if self.a.strides.get(axis) == 1 and self.b.uses(axis) and self.extents[axis] >= size:
+            long = self.extents[axis] >= size and not is_symbolic(self.extents[axis])
+            if long and self.a.strides.get(axis) == 1 and self.b.uses(axis):
                 return axis, size
         return "", 1
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from itertools import product
 from math import ceil, gcd, log2, prod
 
+from tilewright.ir.extent import is_symbolic
 from tilewright.ir.words import wide_name
 from tilewright.machine.target import Target
 from tilewright.schedule.roles import Access, StageRoles
@@ -462,6 +463,8 @@ class StageSpace:
         """The operand that holds the lane axis, if the other one has a few rows only."""
         r = self.r
         if not r.is_contraction or lane is None or lane not in r.out or self.shared:
+            return None
+        if any(is_symbolic(n) for n in r.extents.values()):
             return None
         found = [x for x in (r.a, r.b) if x is not None and x.uses(lane)]
         if len(found) != 1 or not r.reduce or any(r.names[a][0] == "b" for a in r.out):
