@@ -67,7 +67,8 @@ def _campaign(name: str, data: Mapping[str, Any]) -> list[str]:
         f"## {name}\n",
         f"`{command} --seed SEED --seconds S --corpus DIR`, seeds {', '.join(map(str, seeds))}; "
         f"targets {', '.join(settings['targets'])}; up to {settings['threads']} threads; "
-        f"{data['machine']['name']}. {data.get('note', '')}".strip() + "\n",
+        f"{data['machine']['name']}. {data.get('note', '')}".strip()
+        + "\n",
         "| kind | programs | pairs | failed when found | hours | by target | third parties |",
         "|---|---:|---:|---:|---:|---|---|",
     ]
