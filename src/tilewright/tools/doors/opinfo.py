@@ -202,7 +202,8 @@ def one(op: Any, sample: Any) -> dict[str, Any]:
             reports = door.reports()
             out["handed"] = sorted({n for r in reports for n in r.handed})
             wrong = difference(op, sample, want, got)
-            out["outcome"], out["detail"] = ("wrong" if wrong else "agree"), wrong
+            kind = "layout" if " has strides " in wrong else "wrong"
+            out["outcome"], out["detail"] = (kind if wrong else "agree"), wrong
             again = copy.deepcopy(args), copy.deepcopy(kwargs)
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
                 compiled(*again[0], **again[1])
@@ -249,7 +250,7 @@ def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     bad = [f"sample {r['sample']}: {r['detail']}" for r in rows if r["outcome"] != "agree"]
     outcomes = {r["outcome"] for r in rows}
     return {
-        "outcome": next((o for o in ("wrong", "error") if o in outcomes), "agree"),
+        "outcome": next((o for o in ("wrong", "error", "layout") if o in outcomes), "agree"),
         "detail": "; ".join(bad)[:400],
         "samples": len(rows),
         "agree": sum(r["outcome"] == "agree" for r in rows),
@@ -313,6 +314,10 @@ def figures(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         "opinfo_sample_share": share(agree, samples, "samples that agree with eager execution"),
         "opinfo_wrong": figure(
             sum(c["outcome"] == "wrong" for c in ran), "operators", "a result differs, silently"
+        ),
+        "opinfo_layout": figure(
+            sum(c["outcome"] == "layout" for c in ran), "operators",
+            "equal elements in other strides than eager execution gives",
         ),
         "opinfo_errors": figure(
             sum(c["outcome"] == "error" for c in ran), "operators", "a sample ends in an error"

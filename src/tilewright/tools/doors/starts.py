@@ -72,10 +72,7 @@ def _torch(backend: str, threads: str) -> dict[str, Any]:
     imported = time.time()
     torch.set_num_threads(int(threads))
     chosen: Any = backend
-    if backend == "inductor":
-        torch._inductor.config.compile_threads = int(threads)
-        torch._inductor.config.freezing = True
-    else:
+    if backend == "tilewright":
         import tilewright.torch
 
         chosen = tilewright.torch.backend
