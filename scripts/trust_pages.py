@@ -141,7 +141,7 @@ def mutation() -> list[str]:
         "## Mutation check", "", *command(data),
         f"{data['mutants']} mutants of `lower`, `codegen`, `runtime` and `derive`, drawn by seed from "
         f"commit {data['commit'][:12]}; each meets the tests that call its function. "
-        f"{data['caught']} caught.", "", "| mutant | change | verdict |", "|---|---|---|",
+        f"{data['caught']} caught, {data['undecided']} not decided.", "", "| mutant | change | verdict |", "|---|---|---|",
     ]  # fmt: skip
     for r in data["all"]:
         verdict = f"caught by {r['by']}" if r["caught"] else "survived: " + r.get("explained", "")

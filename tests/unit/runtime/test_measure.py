@@ -297,3 +297,24 @@ def test_the_shared_measurer_in_parent_and_child() -> None:
         os._exit(0 if fine else 1)
     assert os.waitpid(child, 0)[1] == 0
     timing(measure_batch([GOOD], plan=QUICK)[0])
+
+
+def test_the_longest_unused_inputs_are_given_up_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the batch at hand needs stays, however long ago it was filled."""
+    from types import SimpleNamespace
+
+    from tilewright.runtime import measure_worker
+
+    old, other, new = (
+        Buffer(40_000, "input", Fill("random", "float32", seed=k)) for k in range(3)
+    )
+
+    def batch(*buffers: Buffer) -> Any:
+        return [SimpleNamespace(buffers=buffers)]
+
+    store = measure_worker.Store()
+    store.prepare(batch(old))
+    store.prepare(batch(other))
+    monkeypatch.setattr(measure_worker, "_BLOB_BYTES", 100_000)  # two of them
+    store.prepare(batch(old, new))
+    assert set(store.inputs) == {old, new}
