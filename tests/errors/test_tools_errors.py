@@ -42,7 +42,7 @@ def error_of(
 
 def test_u001_suite() -> None:
     error = error_of(UserError, suite.load_suite, "spin")
-    assert str(error) == "[U001] there is no suite 'spin'\n  next: did you mean spine? known: kernels, models, spine"
+    assert str(error) == "[U001] there is no suite 'spin'\n  next: did you mean spine? known: doors, kernels, models, spine"
 
 
 def test_u001_peer() -> None:
