@@ -103,7 +103,8 @@ def _ordered(
     if x.dtype.kind != "f" or rough.shape != x.shape:
         return {}
     axis = int(dict(s.attributes).get("axis", -1))  # type: ignore[arg-type]
-    return {s.results[1].name: (x.copy(), _bound(x, rough, "f32"), axis)}
+    by = _bound(x, rough, s.results[0].dtype.name)
+    return {s.results[1].name: (x.copy(), by, axis)}
 
 
 class _Moved:
