@@ -98,7 +98,7 @@ def compile_model(model, example_inputs=None, *, tune=None, on_event=None, froze
     return Model(model, bool(tune))
 
 
-def compare(model, outputs, expected):
+def compare(model, outputs, expected, *, bilinear=False):
     import numpy as np
 
     verdicts = []
