@@ -167,8 +167,8 @@ class KernelCost:
     def _idle(self) -> list[tuple[int, int, str, str]]:
         """(group, row of the default, kind, the parameter that decides) of those that may be idle.
 
-        A cache block counts where the order has its level, a tail where the tile has more than one
-        row, the grain where there is more than one thread.
+        A cache block counts where the order has its level, a tail where that is so or the tile has
+        more than one row, the grain where there is more than one thread.
         """
         out = []
         for k, g in enumerate(self.space.groups):
@@ -190,7 +190,14 @@ class KernelCost:
             if out[k] == start:
                 continue
             value = str(self.value(rows, name)) if name else ""
-            if not name or (value == "1" if text == "1" else text not in value):
+            if text == "1":
+                stage, _, axis = name.partition(".reg.")
+                order = f"{stage}.order"
+                blocks = str(self.value(rows, order)) if order in self._number else ""
+                idle = value == "1" and f"{axis}:" not in blocks
+            else:
+                idle = not name or text not in value
+            if idle:
                 out[k] = start
         return tuple(out)
 

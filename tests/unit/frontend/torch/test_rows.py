@@ -126,7 +126,7 @@ def test_row(name: str) -> None:
 
 def test_nan_is_the_largest_when_sorting() -> None:
     x = torch.tensor([[2.0, float("nan"), 1.0, 2.0], [float("nan"), 0.0, -1.0, 5.0]])
-    check(lambda a: torch.sort(a, 1, descending=True, stable=True), x)
+    check(lambda a: torch.sort(a, dim=1, descending=True, stable=True), x)
     check(lambda a: torch.sort(a, 1, stable=True), x)
     check(lambda a: (torch.median(a, 1)[0], torch.nanmedian(a, 1)[0]), x)
 
