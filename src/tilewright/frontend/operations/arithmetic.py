@@ -65,7 +65,16 @@ def floor_divide(a: Expr, b: Expr) -> Expr:
     low = E.unary("floor", quotient)
     near = E.select(E.compare("lt", like(a, 0.5), E.sub(quotient, low)), E.add(low, one), low)
     kept = E.select(E.compare("eq", quotient, zero), copysign(zero, plain), near)
-    return E.select(E.compare("eq", b, zero), plain, kept)
+    # A finite number over an infinity: 0, or -1 where the signs differ.
+    most = like(a, float("inf"))
+    differ = E.compare("lt", E.mul(a, b), zero)
+    far = E.select(differ, like(a, -1), copysign(zero, plain))
+    is_far = E.logical(
+        "and",
+        E.compare("eq", E.unary("abs", b), most),
+        E.compare("lt", E.unary("abs", a), most),
+    )
+    return E.select(E.compare("eq", b, zero), plain, E.select(is_far, far, kept))
 
 
 def truncate_divide(a: Expr, b: Expr) -> Expr:

@@ -171,14 +171,13 @@ def _log_gamma(n: Call, x: Expr) -> Expr:
 
 
 def _digamma(n: Call, x: Expr) -> Expr:
-    """Recurrence up to 6, then the asymptotic series; below 0 by reflection."""
+    """Ten steps of the recurrence, then the asymptotic series; below 0.5 by reflection."""
     low = E.compare("lt", x, _c(0.5))
     z = _select(low, E.sub(_c(1), x), x)
     total = _c(0)
-    for _ in range(10):
-        small = E.compare("lt", z, _c(10))
-        total = E.sub(total, _select(small, E.binary("div", _c(1), z), _c(0)))
-        z = _select(small, E.add(z, _c(1)), z)
+    for k in range(10):
+        total = E.sub(total, E.binary("div", _c(1), E.add(z, _c(k))))
+    z = E.add(z, _c(10))
     inverse = E.binary("div", _c(1), E.mul(z, z))
     series = _horner(
         inverse,
