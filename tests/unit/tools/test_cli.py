@@ -64,7 +64,13 @@ def child(*arguments: object, fault: str = "", fake: bool = True, **more: Any) -
     return subprocess.Popen(
         [sys.executable, "-m", "tilewright", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        preexec_fn=_heed_ctrl_c,
     )  # fmt: skip
+
+
+def _heed_ctrl_c() -> None:
+    """A shell starts what it runs in the background with SIGINT ignored, and children inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_every_command_has_help_and_json() -> None:
