@@ -157,8 +157,8 @@ def _convolution(d: Definition, constants: Mapping[str, str]) -> _Convolution | 
     windows: list[_Window] = []
     in_x: set[str] = set()
     for position, s in enumerate(x.args[:-1] if x.attr[1] else x.args):
-        terms = {atoms: c for atoms, c in E.polynomial(_point(s, axes, d)).items() if atoms}
-        shift = E.polynomial(_point(s, axes, d)).get((), 0)
+        terms = dict(E.polynomial(_point(s, axes, d)))
+        shift = terms.pop((), 0)
         if any(len(a) != 1 or a[0].op != "index" or c != 1 for a, c in terms.items()):
             return None
         names = [a[0].attr for a in terms]
@@ -305,10 +305,10 @@ def _rewrite(
     some = [Axis(x, E.const(m)) for x in _fresh(c, "q0", "q1")[:count]]
     out: list[Definition] = []
 
-    def define(name: str, axes: Sequence[Axis], over: Axis, body: Expr) -> Expr:
+    def define(name: str, axes: Sequence[Axis], over: tuple[Axis, ...], body: Expr) -> Expr:
         """Append a sum; returns what reads it at its own axes."""
         full = names.new(f"{d.name}_{name}")
-        out.append(Definition(full, F32, tuple(axes), body, Reduction("sum", (over,))))
+        out.append(Definition(full, F32, tuple(axes), body, Reduction("sum", over)))
         return E.read(full, [a.index for a in axes], F32)
 
     # The input in tiles, one window after the other.
@@ -325,21 +325,17 @@ def _rewrite(
         # Points go outermost at last: there they number the products.
         around = [*c.kept, *tiles, *done, *left] if left else [*done, *c.kept, *tiles]
         weight = E.read(table["bt"], [points[i].index, inner[i].index], F32)
-        value = define(f"in{i}", [*around, *c.depth], inner[i], E.mul(weight, value))
+        value = define(f"in{i}", [*around, *c.depth], (inner[i],), E.mul(weight, value))
     # The products.
     wide = names.new(f"{c.k.attr[0]}_points")
     axes = [*points, *c.kept, *tiles, *c.columns]
     constant = E.read(wide, [a.index for a in (*points, *c.depth, *c.columns)], F32)
-    first, *rest = c.depth
-    full = names.new(f"{d.name}_products")
-    body = E.mul(value, constant)
-    out.append(Definition(full, F32, tuple(axes), body, Reduction("sum", (first, *rest))))
-    value = E.read(full, [a.index for a in axes], F32)
+    value = define("products", axes, c.depth, E.mul(value, constant))
     # And back; the last step has the axes of the definition.
     for i in range(count - 1):
         behind = [*c.kept, *tiles, *some[: i + 1], *points[i + 1 :], *c.columns]
         weight = E.read(table["at"], [some[i].index, points[i].index], F32)
-        value = define(f"out{i}", behind, points[i], E.mul(weight, value))
+        value = define(f"out{i}", behind, (points[i],), E.mul(weight, value))
     back = {t.index: w.out.index // m for w, t in zip(c.windows, tiles, strict=True)}
     back |= {q.index: w.out.index % m for w, q in zip(c.windows, some, strict=True)}
     weight = E.read(table["at"], [some[-1].index, points[count - 1].index], F32)
