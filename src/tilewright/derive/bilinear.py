@@ -28,7 +28,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, reduce
 from math import prod
 from typing import Any
 
@@ -258,9 +258,10 @@ def _transformed(k: Array, c: _Convolution, g: Array) -> Array:
     first = [w.tap.name for w in c.windows]
     rest = [a.name for a in (*c.depth, *c.columns)]
     out = np.transpose(out, [names.index(n) for n in (*first, *rest)])
-    for i in range(len(first)):
-        out = np.moveaxis(np.tensordot(g, out, axes=(1, i)), 0, i)
-    return np.ascontiguousarray(out.astype(np.float32))
+    others = out.shape[len(first) :]
+    every = reduce(np.kron, [g] * len(first))  # of all windows at once
+    out = every @ out.reshape(every.shape[1], -1)
+    return out.astype(np.float32).reshape(*[len(g)] * len(first), *others)
 
 
 def _names_of(c: _Convolution) -> set[str]:

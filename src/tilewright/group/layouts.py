@@ -53,7 +53,8 @@ def choose_layouts(
             layouts.update((n, dense(shapes[n])) for n in g.names())
     constants = {t.name for t, _ in p.constants}
     readers = _readers(groups, definitions)
-    border = {n for n in readers if any(h is not _home(groups, n) for h in readers[n])} | fixed
+    homes = {n: g for g in groups for n in g.names()}
+    border = {n for n in readers if any(g is not homes.get(n) for g in readers[n])} | fixed
     orders: dict[str, list[int]] = {}
     for g in groups:
         if g.statement is not None:
@@ -66,17 +67,13 @@ def choose_layouts(
             if inner is not None:
                 orders[n] = [i for i in orders[n] if i != inner] + [inner]
             layouts[n] = ordered(shapes[n], orders[n])
-    alias = _views(p, groups, definitions, layouts, readers, fixed, shapes)
+    alias = _views(homes, groups, definitions, layouts, readers, fixed, shapes)
     for n, order in orders.items():
         if n not in alias and n not in alias.values():
-            halo = _halo(n, groups, definitions, shapes[n])
+            halo = _halo(n, readers.get(n, ()), definitions, shapes[n])
             if halo is not None:
                 layouts[n] = ordered(shapes[n], order, *halo)
     return layouts, alias
-
-
-def _home(groups: Sequence[Group], name: str) -> Group | None:
-    return next((g for g in groups if name in g.names()), None)
 
 
 def _readers(groups: Sequence[Group], definitions: dict[str, Definition]) -> dict[str, list[Group]]:
@@ -175,7 +172,7 @@ def _follow(r: Expr, layout: Layout, axes: list[str]) -> list[int]:
 
 
 def _views(
-    p: Program,
+    homes: dict[str, Group],
     groups: Sequence[Group],
     definitions: dict[str, Definition],
     layouts: dict[str, Layout],
@@ -194,7 +191,7 @@ def _views(
         if d.reduction is not None or d.scan is not None or d.body.op != "read" or d.body.attr[1]:
             continue
         source = d.body.attr[0]
-        home = _home(groups, source)
+        home = homes.get(source)
         if (
             source in fixed
             or home is None
@@ -279,19 +276,19 @@ def d_shape(d: Definition) -> tuple[int, ...]:
 
 
 def _halo(
-    name: str, groups: Sequence[Group], definitions: dict[str, Definition], shape: tuple[int, ...]
+    name: str, readers: Sequence[Group], definitions: dict[str, Definition], shape: tuple[int, ...]
 ) -> tuple[list[tuple[int, int]], float | int | bool] | None:
     """How far padded readers reach past the tensor, and the value they expect there; None where
-    nothing is gained.
+    nothing is gained. readers: the groups that read it.
     """
     found: dict[float | int | bool, list[tuple[int, int]]] = {}
     weights: dict[float | int | bool, int] = {}
-    for g in groups:
+    for g in readers:
         if g.statement is not None:
             continue
         for m in g.names():
             d = definitions[m]
-            if d.reduction is None:
+            if d.reduction is None or name not in d.read_names:
                 continue
             ranges = axis_ranges(d.all_axes)
             for r in d.reads():

@@ -162,8 +162,9 @@ def _restore(e: Expr, finished: dict[Expr, Expr]) -> Expr:
 def merge_axes(kernel: Kernel) -> Kernel:
     """Merge pairs of axes until none is left to merge."""
     while True:
+        addresses: dict[tuple[str, Expr], Expr] = {}
         for pair in _pairs(kernel):
-            if _mergeable(kernel, *pair):
+            if _mergeable(kernel, *pair, addresses):
                 kernel = _merge(kernel, *pair)
                 break
         else:
@@ -182,7 +183,8 @@ def _pairs(kernel: Kernel) -> list[tuple[str, str]]:
     return list(out)
 
 
-def _mergeable(kernel: Kernel, a: str, b: str) -> bool:
+def _mergeable(kernel: Kernel, a: str, b: str, addresses: dict[tuple[str, Expr], Expr]) -> bool:
+    """May axes a and b become one? addresses: of reads, as far as they have been worked out."""
     if (a in kernel.shared) != (b in kernel.shared) or kernel.stream in (a, b):
         return False
     if not _read_as_it_is(kernel, a, b):
@@ -203,9 +205,8 @@ def _mergeable(kernel: Kernel, a: str, b: str) -> bool:
             return False
         if _outside_reads(d.body, {a, b}):
             return False
-        ranges = {x.name: (0, max(0, int_extent(x.extent) - 1)) for x in d.all_axes}
         for r in d.reads():
-            if not _walks(kernel, r, a, b, ext, ranges):
+            if not _walks(kernel, d, r, a, b, ext, addresses):
                 return False
         if d.name in kernel.layout_of and {a, b} <= out:
             layout = kernel.layout_of[d.name]
@@ -242,8 +243,15 @@ def _outside_reads(e: Expr, names: set[str]) -> bool:
 
 
 def _walks(
-    kernel: Kernel, r: Expr, a: str, b: str, ext: int, ranges: dict[str, tuple[int, int]]
+    kernel: Kernel,
+    d: Definition,
+    r: Expr,
+    a: str,
+    b: str,
+    ext: int,
+    addresses: dict[tuple[str, Expr], Expr],
 ) -> bool:
+    """Does a read of `d` walk through memory along a and b as along one axis?"""
     subs = r.args[:-1] if r.attr[1] else r.args
     used = {x for s in subs for x in s.names("index")}
     if not {a, b} & used:
@@ -252,15 +260,17 @@ def _walks(
         return False
     layout = kernel.layout_of.get(r.attr[0])
     if layout is None:  # inside the kernel: both axes bare, in their own places
-        d = kernel.definitions[r.attr[0]]
         here = [s.attr if s.op == "index" else None for s in subs]
-        own = [x.name for x in d.axes]
+        own = [x.name for x in kernel.definitions[r.attr[0]].axes]
         if a in here and b in here:
             return {own[here.index(a)], own[here.index(b)]} == {a, b} and own[here.index(a)] == a
         return False
     if r.attr[1]:
         return False
-    address = simplify(layout.address(subs), ranges)
+    if (d.name, r) not in addresses:
+        ranges = {x.name: (0, max(0, int_extent(x.extent) - 1)) for x in d.all_axes}
+        addresses[d.name, r] = simplify(layout.address(subs), ranges)
+    address = addresses[d.name, r]
     ca, cb = coefficient(address, E.index(a)), coefficient(address, E.index(b))
     return ca is not None and cb is not None and ca == cb * ext
 

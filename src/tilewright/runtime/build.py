@@ -14,7 +14,8 @@ import os
 import select
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,10 +25,11 @@ from tilewright.runtime.build_worker import LlvmRefused, MachineSpec, emit, requ
 from tilewright.runtime.cache import ObjectCache, default_cache
 from tilewright.runtime.wire import Worker, WorkerDied
 
-__all__ = ["BuildOptions", "build", "build_many", "emit_assembly", "emit_object", "object_key"]
-__all__ += ["provide", "stop_workers"]
+__all__ = ["BuildOptions", "build", "build_counted", "build_many", "emit_assembly", "emit_object"]
+__all__ += ["object_key", "provide", "stop_workers"]
 
 _log = logging.getLogger("tilewright.runtime.build")
+_WORKER = "tilewright.runtime.build_worker"
 _EPOCH = 1  # raise when the same text and machine compile to other bytes because of this file
 
 
@@ -93,7 +95,9 @@ def emit_assembly(text: str, target: Target, options: BuildOptions = DEFAULT) ->
 
 def _emit_here(text: str, target: Target, options: BuildOptions, *, assembly: bool) -> bytes:
     if options.disable_lsr:
-        result = _pool.run([text], _spec(target, options), 1, 60.0, assembly=assembly)[0]
+        with _Batch(_pool, _spec(target, options), 1, 60.0, assembly=assembly) as batch:
+            batch.add("", text)
+            result = batch.finish()[""]
         if isinstance(result, Rejected):
             raise InternalError(result.code, result.detail)
         return result
@@ -121,7 +125,7 @@ def build(
 
 
 def build_many(
-    texts: Sequence[str],
+    texts: Iterable[str],
     target: Target,
     jobs: int | None = None,
     options: BuildOptions = DEFAULT,
@@ -133,93 +137,55 @@ def build_many(
 
     Compiling happens in `jobs` worker processes (default: the CPUs available), so a text that
     crashes LLVM or takes longer than `timeout_s` costs its worker, not this process. Where no
-    process can be started, compiles here.
+    process can be started, compiles here. The texts may come from a generator: those that are
+    there are compiled while it makes the next.
     """
+    return build_counted(texts, target, jobs, options, cache=cache, timeout_s=timeout_s)[0]
+
+
+def build_counted(
+    texts: Iterable[str],
+    target: Target,
+    jobs: int | None = None,
+    options: BuildOptions = DEFAULT,
+    *,
+    cache: ObjectCache | None = None,
+    timeout_s: float = 60.0,
+) -> tuple[list[bytes | Rejected], int]:
+    """What `build_many` gives, and how many texts the cache did not have."""
     cache = default_cache() if cache is None else cache
-    keys = [object_key(text, target, options) for text in texts]
+    jobs = available_cpus() if jobs is None else max(1, jobs)
+    keys: list[str] = []
     done: dict[str, bytes | Rejected] = {}
-    missing: dict[str, str] = {}
-    for key, text in zip(keys, texts, strict=True):
-        if key not in done and key not in missing:
+    with _Batch(_pool, _spec(target, options), jobs, timeout_s) as batch:
+        for text in texts:
+            key = object_key(text, target, options)
+            keys.append(key)
+            if key in done or key in batch.asked:
+                continue
             data = cache.get(key)
             if data is None:
-                missing[key] = text
+                batch.add(key, text)
             else:
                 done[key] = data
-    if missing:
-        jobs = available_cpus() if jobs is None else max(1, jobs)
-        results = _pool.run(list(missing.values()), _spec(target, options), jobs, timeout_s)
-        for key, result in zip(missing, results, strict=True):
-            done[key] = result
-            if isinstance(result, bytes):
-                cache.put(key, result)
-    return [done[key] for key in keys]
+        made = batch.finish()
+    for key, result in made.items():
+        if isinstance(result, bytes):
+            cache.put(key, result)
+    done.update(made)
+    return [done[key] for key in keys], len(made)
 
 
 class _BuildPool:
-    """Idle workers by their LLVM options; one caller at a time hands out texts."""
+    """Idle workers by their LLVM options; one batch at a time takes them."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._idle: dict[tuple[str, ...], list[Worker]] = {}
 
-    def run(
-        self,
-        texts: list[str],
-        spec: MachineSpec,
-        jobs: int,
-        timeout_s: float,
-        *,
-        assembly: bool = False,
-    ) -> list[bytes | Rejected]:
-        """Compile `texts` with at most `jobs` workers."""
-        arguments = ("-disable-lsr",) if spec.disable_lsr else ()
-        with self._lock:
-            try:
-                return self._run(texts, spec, jobs, timeout_s, arguments, assembly)
-            except OSError as error:
-                _log.warning("no build worker could be started (%s); compiling here", error)
-        return [_emit_or_reject(text, spec, assembly) for text in texts]
-
-    def _run(
-        self,
-        texts: list[str],
-        spec: MachineSpec,
-        jobs: int,
-        timeout_s: float,
-        arguments: tuple[str, ...],
-        assembly: bool,
-    ) -> list[bytes | Rejected]:
-        idle = self._idle.setdefault(arguments, [])
-        while len(idle) < min(jobs, len(texts)):
-            idle.append(Worker("tilewright.runtime.build_worker", arguments))
-        results: list[bytes | Rejected] = [Rejected("C001", "not compiled")] * len(texts)
-        waiting = list(reversed(range(len(texts))))
-        busy: dict[int, tuple[Worker, int, float]] = {}
-        try:
-            while waiting or busy:
-                while waiting and len(busy) < jobs:
-                    index = waiting.pop()
-                    if not idle:
-                        idle.append(Worker("tilewright.runtime.build_worker", arguments))
-                    worker = idle.pop()
-                    deadline = time.monotonic() + timeout_s
-                    try:
-                        worker.send(*request(texts[index], spec, assembly=assembly))
-                        busy[worker.fileno()] = (worker, index, deadline)
-                    except WorkerDied as died:
-                        results[index] = Rejected("C001", died.detail)
-                nearest = min((entry[2] for entry in busy.values()), default=0.0)
-                ready = select.select(list(busy), [], [], max(0.0, nearest - time.monotonic()))[0]
-                now = time.monotonic()
-                overdue = [number for number, entry in busy.items() if entry[2] <= now]
-                for number in ready or overdue:
-                    worker, index, _ = busy.pop(number)
-                    results[index] = _receive(worker, timeout_s if number in ready else 0.0, idle)
-        finally:
-            for worker, _, _ in busy.values():  # interrupted: their answers belong to nobody
-                worker.kill()
-        return results
+    def idle(self, spec: MachineSpec) -> list[Worker]:
+        """The idle workers that compile for `spec`."""
+        return self._idle.setdefault(_arguments(spec), [])
 
     def stop(self) -> None:
         for workers in self._idle.values():
@@ -230,6 +196,89 @@ class _BuildPool:
         for workers in self._idle.values():
             for worker in workers:
                 worker.abandon()
+
+
+def _arguments(spec: MachineSpec) -> tuple[str, ...]:
+    return ("-disable-lsr",) if spec.disable_lsr else ()
+
+
+class _Batch:
+    """Texts that are compiled by at most `jobs` workers while more texts are being made.
+
+    It holds the pool from the first text that no cache has to its end.
+    """
+
+    def __init__(
+        self,
+        pool: _BuildPool,
+        spec: MachineSpec,
+        jobs: int,
+        timeout_s: float,
+        *,
+        assembly: bool = False,
+    ) -> None:
+        self.pool, self.spec, self.jobs = pool, spec, jobs
+        self.timeout_s, self.assembly = timeout_s, assembly
+        self.asked: set[str] = set()
+        self._results: dict[str, bytes | Rejected] = {}
+        self._waiting: deque[tuple[str, str]] = deque()
+        self._busy: dict[int, tuple[Worker, str, float]] = {}
+
+    def __enter__(self) -> _Batch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker, _, _ in self._busy.values():  # interrupted: their answers belong to nobody
+            worker.kill()
+        if self.asked:
+            self.pool.lock.release()
+
+    def add(self, key: str, text: str) -> None:
+        """Compile `text` as soon as a worker is free; does not wait."""
+        if not self.asked:
+            self.pool.lock.acquire()
+        self.asked.add(key)
+        self._waiting.append((key, text))
+        self._collect(0.0)
+        self._hand_out()
+
+    def finish(self) -> dict[str, bytes | Rejected]:
+        """Wait for everything; results by key."""
+        while self._waiting or self._busy:
+            self._hand_out()
+            nearest = min((entry[2] for entry in self._busy.values()), default=0.0)
+            self._collect(max(0.0, nearest - time.monotonic()))
+        return self._results
+
+    def _hand_out(self) -> None:
+        idle = self.pool.idle(self.spec)
+        while self._waiting and len(self._busy) < self.jobs:
+            key, text = self._waiting.popleft()
+            try:
+                worker = idle.pop() if idle else Worker(_WORKER, _arguments(self.spec))
+            except OSError as error:
+                _log.warning("no build worker could be started (%s); compiling here", error)
+                self._results[key] = _emit_or_reject(text, self.spec, self.assembly)
+                continue
+            try:
+                worker.send(*request(text, self.spec, assembly=self.assembly))
+            except WorkerDied as died:
+                self._results[key] = Rejected("C001", died.detail)
+            else:
+                self._busy[worker.fileno()] = (worker, key, time.monotonic() + self.timeout_s)
+
+    def _collect(self, wait_s: float) -> None:
+        """Take what is ready within `wait_s` seconds, and give up on what is overdue."""
+        if not self._busy:
+            return
+        ready = select.select(list(self._busy), [], [], wait_s)[0]
+        now = time.monotonic()
+        overdue = [number for number, entry in self._busy.items() if entry[2] <= now]
+        idle = self.pool.idle(self.spec)
+        for number in ready or overdue:
+            worker, key, _ = self._busy.pop(number)
+            left = self.timeout_s if number in ready else 0.0
+            self._results[key] = _receive(worker, left, idle)
 
 
 def _receive(worker: Worker, timeout_s: float, idle: list[Worker]) -> bytes | Rejected:

@@ -9,7 +9,7 @@ arena by lifetime.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,8 +30,7 @@ from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
 from tilewright.memory.arena import Lifetime, Placement, place_buffers
 from tilewright.runtime.artifact import Argument, Artifact, ArtifactStep, CallBack, Fill
-from tilewright.runtime.build import build_many, object_key
-from tilewright.runtime.cache import default_cache
+from tilewright.runtime.build import build_counted
 from tilewright.runtime.context import ArrayType
 from tilewright.schedule.schedule import Schedule
 
@@ -112,29 +111,42 @@ def build_plan(
 
     Errors: InternalError C001 where LLVM refuses a kernel.
     """
-    started = time.perf_counter()
-    schedules = [choose(k) for k in plan.kernels]
-    known: dict[tuple[str, Schedule], Lowered] = {}  # layers with other constants are equal work
-    lowered = []
-    for kernel, schedule in zip(plan.kernels, schedules, strict=True):
-        work = (kernel.task_key, schedule)
-        if work not in known:
-            known[work] = lower_kernel(kernel, schedule, target)
-        lowered.append(known[work])
-    at_lower = time.perf_counter()
-    emitted = {id(x): emit_llvm(x.nest, target) for x in known.values()}
-    texts = [emitted[id(x)] for x in lowered]
-    at_emit = time.perf_counter()
-    cache = default_cache()
-    compiled = len({key for t in texts if cache.get(key := object_key(t, target)) is None})
-    objects = build_many(texts, target, jobs)
-    at_build = time.perf_counter()
-    for k, o in enumerate(objects):
+    schedule_of: dict[str, Schedule] = {}  # by the key of the work: layers with other constants
+    lowered_of: dict[str, Lowered] = {}
+    text_of: dict[str, str] = {}
+    seconds = {"schedule": 0.0, "lower": 0.0, "emit": 0.0}
+
+    def emitted() -> Iterator[str]:
+        """Texts of the kernels that differ; each is compiled while the next is made."""
+        for kernel in plan.kernels:
+            key = kernel.task_key
+            if key in text_of:
+                continue
+            marks = [time.perf_counter()]
+            schedule_of[key] = choose(kernel)
+            marks.append(time.perf_counter())
+            lowered_of[key] = lower_kernel(kernel, schedule_of[key], target)
+            marks.append(time.perf_counter())
+            text_of[key] = emit_llvm(lowered_of[key].nest, target)
+            marks.append(time.perf_counter())
+            for name, begin, end in zip(seconds, marks, marks[1:], strict=False):
+                seconds[name] += end - begin
+            yield text_of[key]
+
+    at = time.perf_counter()
+    made, compiled = build_counted(emitted(), target, jobs)
+    object_of: dict[str, bytes] = {}
+    for key, o in zip(text_of, made, strict=True):
         if isinstance(o, Rejected):
-            raise InternalError("C001", o.detail, where=f"kernel {k} of {plan.name}")
-    ready = [o for o in objects if isinstance(o, bytes)]
+            number = [k.task_key for k in plan.kernels].index(key)
+            raise InternalError("C001", o.detail, where=f"kernel {number} of {plan.name}")
+        object_of[key] = o
+    seconds["build"] = time.perf_counter() - at - sum(seconds.values())
+    at = time.perf_counter()
     distinct: dict[bytes, int] = {}
-    numbers = [distinct.setdefault(o, len(distinct)) for o in ready]
+    keys = [kernel.task_key for kernel in plan.kernels]
+    numbers = [distinct.setdefault(object_of[key], len(distinct)) for key in keys]
+    lowered = [lowered_of[key] for key in keys]
     relaxed = set() if strict else _summands(plan)
     constants, const_of = _constants(plan, lowered, values, relaxed)
     if any(
@@ -142,15 +154,10 @@ def build_plan(
     ):
         const_of["", "true"] = len(constants)
         constants.append(np.ones(1, np.bool_))
-    seconds = {
-        "lower": at_lower - started,
-        "emit": at_emit - at_lower,
-        "build": at_build - at_emit,
-        "link": time.perf_counter() - at_build,
-    }
+    seconds["link"] = time.perf_counter() - at
     return Built(
-        plan, lowered, schedules, texts, tuple(distinct), numbers, constants, const_of, compiled,
-        seconds,
+        plan, lowered, [schedule_of[key] for key in keys], [text_of[key] for key in keys],
+        tuple(distinct), numbers, constants, const_of, compiled, seconds,
     )  # fmt: skip
 
 

@@ -8,8 +8,11 @@ up by extents, guesses are computed from them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from itertools import product
 from math import ceil, gcd, log2, prod
+from typing import TypeVar
 
 from tilewright.ir.extent import is_symbolic
 from tilewright.ir.words import wide_name
@@ -19,6 +22,8 @@ from tilewright.schedule.schedule import Value
 from tilewright.schedule.space import Group
 
 __all__ = ["stage_groups"]
+
+T = TypeVar("T")
 
 MAX_BODY = 512  # vector operations in an innermost body
 _LATENCY = 400  # cycles that memory takes to answer, roughly
@@ -37,6 +42,21 @@ def _waste(extent: int, tile: int, lanes: int, masked: bool) -> float:
         full, rest = divmod(extent, tile)
         return (full * tile + min(tile, ceil(rest / lanes) * lanes)) / extent
     return 1.0
+
+
+def _once_a_lane(
+    method: Callable[[StageSpace, str | None], T],
+) -> Callable[[StageSpace, str | None], T]:
+    """What depends on the lane axis alone is asked for with every tile, and computed once."""
+
+    @wraps(method)
+    def found(self: StageSpace, lane: str | None) -> T:
+        key = method.__name__, lane
+        if key not in self.known:
+            self.known[key] = method(self, lane)
+        return self.known[key]  # type: ignore[return-value]
+
+    return found
 
 
 class StageSpace:
@@ -60,6 +80,7 @@ class StageSpace:
         self.prefetches = prefetches
         self.full = full  # extents before the shared axes were cut into blocks
         self.first: dict[str, Value] = {}
+        self.known: dict[tuple[str, str | None], object] = {}
         self._windows: dict[str, str | None] = {}
         self.bits = max([8 * roles.anchor.dtype.bytes, 32]) if roles.anchor.dtype.is_float else 32
         self.lanes = target.lanes(32)
@@ -164,6 +185,7 @@ class StageSpace:
                     out.append(sizes)
         return out or [{} if lane is None else {lane: self.lanes}]
 
+    @_once_a_lane
     def _grouped(self, lane: str | None) -> bool:
         """Whether the stage takes its reduction a word of narrow factors at a time."""
         r = self.r
@@ -315,18 +337,30 @@ class StageSpace:
         """What it costs a step of the reduction that results or an operand lie across the lanes:
         results are turned and stored in many short pieces at its end, operands are gathered.
         """
+        across, gathered = self._turned(lane)
+        cycles = across * live
+        for axes in gathered:
+            cycles += prod([n for a, n in sizes.items() if a in axes])
+        return cycles
+
+    @_once_a_lane
+    def _turned(self, lane: str | None) -> tuple[float, list[set[str]]]:
+        """Cycles of a vector of results that is turned, by the step of the reduction; the output
+        axes of each operand that is gathered.
+        """
         r = self.r
-        if self.shared and not self.sequence:
-            return 0.0  # what stages exchange lies as they want it
+        if lane is None or (self.shared and not self.sequence):
+            return 0.0, []  # what stages exchange lies as they want it
         depth = prod(r.extents[k] for k in r.reduce)
         across = any(w.strides.get(lane) not in (0, 1) for w in r.writes)
-        cycles = TURNED_CYCLES * live / max(1, depth) if across else 0.0
+        gathered = []
         for x in (r.a, r.b):
             packed = x is not None and (x.constant or (x is r.b and r.names[lane].startswith("n")))
             if x is not None and x.uses(lane) and x.strides.get(lane) != 1 and not packed:
-                cycles += prod(n for a, n in sizes.items() if x.uses(a) and a in r.out)
-        return cycles
+                gathered.append({a for a in r.out if x.uses(a)})
+        return TURNED_CYCLES / max(1, depth) if across else 0.0, gathered
 
+    @_once_a_lane
     def _strided(self, lane: str | None) -> float:
         """The share of what is read and written that is strided along the lane axis."""
         sizes, strided = 0, 0
@@ -449,6 +483,7 @@ class StageSpace:
         """
         return ((1,), (0,), (2,)) if self.prefetches else ((0,), (1,))
 
+    @_once_a_lane
     def _streamed(self, lane: str | None) -> Access | None:
         """The operand that holds the lane axis, where it comes from memory, once for a few rows:
         then memory sets the pace.
@@ -459,6 +494,7 @@ class StageSpace:
         size = prod(self.r.extents[a] for a in self.r.names if x.uses(a)) * x.dtype_bytes
         return x if size > self.target.l2_bytes else None
 
+    @_once_a_lane
     def _thin(self, lane: str | None) -> Access | None:
         """The operand that holds the lane axis, if the other one has a few rows only."""
         r = self.r

@@ -415,10 +415,13 @@ def test_an_interrupted_refill_leaves_the_model_usable(code: LoadedObject) -> No
 
 def test_the_gil_is_released_for_long_calls_only(code: LoadedObject) -> None:
     x = random(1, 2, 2)
-    short = [ModelCall(add_binding(code, 2, 2)) for _ in range(5)]
-    for model in short:
+
+    def keeps_it() -> bool:
+        model = ModelCall(add_binding(code, 2, 2))
         model.function(x, x)
-    assert any(model._entry.release == 0 for model in short)  # all, when the machine is quiet
+        return model._entry.release == 0
+
+    assert any(keeps_it() for _ in range(100))  # the first one, when the machine is quiet
     x = random(1, 4000, 1000)
     long = ModelCall(add_binding(code, 4000, 1000), threads=1)
     long.function(x, x)

@@ -112,7 +112,8 @@ def _fold_into_producer(n: Node, x: Value, scale: Array, shift: Array) -> Value 
         return None
     weights, bias, axis, _, make = recipe
     per = scale.reshape([-1 if k == axis else 1 for k in range(weights.ndim)])
-    new_weights = (np.asarray(weights, np.float64) * per).astype(weights.dtype)
+    new_weights = np.empty(weights.shape, weights.dtype)  # products in f64, rounded once
+    np.multiply(weights, per, out=new_weights, dtype=np.float64, casting="unsafe")
     old_bias = np.zeros(len(scale)) if bias is None else np.asarray(bias, np.float64)
     new_bias = (old_bias * scale + shift).astype(weights.dtype)
     n.importer.warnings.append(
