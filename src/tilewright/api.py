@@ -171,6 +171,11 @@ class CompiledModel(CallableModel):
         return tuple(self._variants.values()) or (self.latest,)
 
     @property
+    def builds(self) -> tuple[Scope, ...]:
+        """What each build of the model so far serves: one for all sizes in a range, or for one."""
+        return tuple(b.scope for b in self._builds)
+
+    @property
     def stats(self) -> dict[str, Any]:
         """compile_s, tune_s, peak_bytes, kernels, kernels_compiled, kernels_tuned, flops, bytes."""
         return self.latest.stats

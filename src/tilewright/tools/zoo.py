@@ -12,7 +12,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-__all__ = ["ZOO", "Model", "Ops", "onnx_file", "weight"]
+__all__ = ["LONGEST", "ZOO", "Model", "Ops", "onnx_file", "open_bert", "weight"]
 
 Value = Any
+LONGEST = 512  # positions that the open BERT has a table for
 _FORMAT = 1  # of the files in the cache; moves with every change of a model
 
 
@@ -379,11 +380,41 @@ class _OnnxOps:
         return self.node("Gather", table, ids, axis=0)
 
 
-def _onnx_bytes(name: str) -> bytes:
+_OPEN_LENGTH = 509  # stands for the length while the open model is written; no other size is it
+
+
+class _OpenOps(_OnnxOps):
+    """Writes a model of batch 1 and length `_OPEN_LENGTH` for every batch and length."""
+
+    def weight(self, name: str, shape: Sequence[int], kind: str = "normal") -> str:
+        if shape[0] != _OPEN_LENGTH:
+            return super().weight(name, shape, kind)
+        table = super().weight(name, (LONGEST, *shape[1:]), kind)
+        length = self.node("Shape", "ids", start=1, end=2)
+        return self.node("Slice", table, self.whole(0), length, self.whole(0))
+
+    def reshape(self, x: str, shape: Sequence[int]) -> str:
+        # 0 keeps the size that the axis has.
+        kept = [0 if n in (1, _OPEN_LENGTH) and k < 2 else n for k, n in enumerate(shape)]
+        return self.node("Reshape", x, self.whole(*kept))
+
+
+def open_bert(layers: int = 12, width: int = 768) -> bytes:
+    """A BERT encoder as ONNX for ids of [B, S], any B, S up to `LONGEST`; heads are 64 wide."""
+    fixed = ZOO["bert_12_128"]
+    _, dtype, values = fixed.inputs["ids"]
+    model = replace(
+        fixed,
+        inputs={"ids": (("B", "S"), dtype, values)},  # type: ignore[dict-item]
+        build=_bert(layers, _OPEN_LENGTH, width, width // 64),
+    )
+    return _onnx_bytes("bert", model, _OpenOps())
+
+
+def _onnx_bytes(name: str, model: Model, ops: _OnnxOps) -> bytes:
     import numpy as np
     from onnx import helper, numpy_helper
 
-    model, ops = ZOO[name], _OnnxOps()
     results = model.build(ops, {given: given for given in model.inputs})
 
     def value(tensor: str, dtype: str, shape: Sequence[int] | None) -> Any:
@@ -412,6 +443,6 @@ def onnx_file(name: str) -> Path:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(_onnx_bytes(name))
+        temporary.write_bytes(_onnx_bytes(name, ZOO[name], _OnnxOps()))
         temporary.replace(path)
     return path

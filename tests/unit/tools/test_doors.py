@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tilewright.tools import doors
+import tilewright as tw
+from tilewright.tools import doors, zoo
 from tilewright.tools.cli import cli
 from tilewright.tools.doors import architectures, branches, hostile, nodes, opinfo
 from tilewright.tools.suite import Part, load_suite
+from unit.frontend.onnx.support import onnxruntime_results
 
 
 def bench(tmp_path: Path, *more: str) -> tuple[int, dict[str, Any]]:
@@ -95,3 +98,19 @@ def test_samples_are_spread_evenly() -> None:
 def test_a_branch_costs_little_and_is_counted() -> None:
     assert branches.branch_ns(8) < 1e6  # a bound on nonsense, not on speed
     assert hostile.figures([])["hostile_typed"]["value"] == 0
+
+
+def test_the_open_bert_is_the_bert_of_every_length(tmp_path: Path) -> None:
+    path = tmp_path / "open.onnx"
+    path.write_bytes(zoo.open_bert(layers=1, width=64))
+    with tw.config(symbolic=True):
+        model = tw.compile(path, threads=1)
+    rng = np.random.default_rng(0)
+    for batch, length in ((1, 5), (1, 9), (3, 5), (3, 40), (2, 33), (1, 1)):
+        ids = rng.integers(0, 30522, (batch, length))
+        got = model(ids)
+        (want,) = onnxruntime_results(path.read_bytes(), {"ids": ids})
+        assert got.shape == (batch, length, 64)
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+    # One for (1, 5) and (1, 9), (3, 5), (3, 40) and (2, 33), (1, 1): a point is a program of its own.
+    assert len(model.builds) == 4

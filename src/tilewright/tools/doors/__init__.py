@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["run", "section", "table"]
 
 Case = dict[str, Any]
-_NOT_HERE = {
-    "bert_symbolic_loss_worst": ("ratio", "not measured: a build serves the sizes it was made for"),
-}
 
 
 def run(
@@ -58,9 +55,6 @@ def run(
     }  # fmt: skip
     for part, row in zip(parts, rows, strict=True):
         found |= _module(part).figures(row["cases"])
-    if options.only is None:
-        for name, (unit, why) in _NOT_HERE.items():
-            found.setdefault(name, {"value": None, "unit": unit, "how": why})
     return rows, found
 
 
