@@ -36,7 +36,7 @@ def emitted(text: str, target: str, schedules: dict[str, str]) -> Iterator[tuple
     from tilewright.codegen.llvm import emit_llvm
     from tilewright.errors import Rejected
     from tilewright.group.plan import plan_program
-    from tilewright.ir.program import parse_program
+    from tilewright.ir.program_parser import parse_program
     from tilewright.lower.kernel import lower
     from tilewright.machine.target import Target
     from tilewright.schedule.kernel_space import space_of

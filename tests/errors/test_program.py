@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tilewright.errors import InternalError, UserError
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 
 HEAD = "program p(x: f32[N], k: i64[N]):\n"
 

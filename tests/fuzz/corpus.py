@@ -12,7 +12,8 @@ from typing import Any
 from corpus_linear import Entry, convolution_entries, matmul_entries
 from corpus_moves import move_entries, recurrence_entries
 
-from tilewright.ir.program import Program, array_key, parse_program
+from tilewright.ir.program import Program, array_key
+from tilewright.ir.program_parser import parse_program
 from tilewright.verify.generate import random_inputs
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tilewright.ir import expr as E
 from tilewright.ir.interpreter import run_program
-from tilewright.ir.program import map_program, parse_program
+from tilewright.ir.program import map_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.verify.generate import random_inputs
 from tilewright.verify.programs import generate
 

@@ -9,7 +9,7 @@ import pytest
 
 import tilewright as tw
 from tilewright.errors import TargetError
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
 from tilewright.tools.fuzz.programs import Options, check_program
 from tilewright.verify.fuzz import isolated

@@ -26,7 +26,8 @@ from tilewright.frontend.values import Definer, Value, like
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, dtype_of
 from tilewright.ir.expr import Expr
-from tilewright.ir.program import Program, verify_program
+from tilewright.ir.program import Program
+from tilewright.ir.program_verifier import verify_program
 
 __all__ = ["Recorded", "record"]
 

@@ -29,8 +29,8 @@ from tilewright.ir.program import (
     Statement,
     Tensor,
     defined_by,
-    parse_program,
 )
+from tilewright.ir.program_parser import parse_program
 from tilewright.ir.text import Scope, Token
 
 __all__ = ["from_einsum", "parse_notation"]

@@ -28,7 +28,8 @@ from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import assuming, extent_of
 from tilewright.ir.layout import Layout
-from tilewright.ir.program import Definition, Program, Scatter, Statement, parse_program
+from tilewright.ir.program import Definition, Program, Scatter, Statement
+from tilewright.ir.program_parser import parse_program
 
 __all__ = ["KERNEL_FORMAT", "Kernel", "Stage", "parse_kernel"]
 

@@ -19,7 +19,8 @@ from tilewright.ir.dtypes import BOOL, DTYPES, I64, DType
 from tilewright.ir.extent import assuming
 from tilewright.ir.kernel import Kernel, parse_kernel
 from tilewright.ir.layout import Layout
-from tilewright.ir.program import Attribute, Dim, _attribute, parse_dim
+from tilewright.ir.program import Attribute, Dim, attribute_text
+from tilewright.ir.program_parser import ProgramParser, parse_dim
 
 __all__ = [
     "PLAN_FORMAT",
@@ -85,7 +86,7 @@ class ExternCall:
     attributes: tuple[tuple[str, Attribute], ...] = ()
 
     def __str__(self) -> str:
-        attributes = ", ".join(f"{k} = {_attribute(v)}" for k, v in self.attributes)
+        attributes = ", ".join(f"{k} = {attribute_text(v)}" for k, v in self.attributes)
         arrow = f"({', '.join(self.args)}) -> ({', '.join(self.results)})"
         return f"extern {self.function} {arrow} {{{attributes}}}"
 
@@ -239,10 +240,8 @@ def _plan_of(
         elif c := _CALL.match(line):
             steps.append(KernelCall(int(c.group(1)), _names(c.group(2)), _names(c.group(3))))
         elif e := _EXTERN.match(line):
-            from tilewright.ir.program import _ProgramParser
-
             attributes: list[tuple[str, Attribute]] = []
-            p = _ProgramParser(e.group(4))
+            p = ProgramParser(e.group(4))
             while p.token.kind != "end":
                 key = p.name()
                 p.expect("=")

@@ -215,11 +215,10 @@ def _cast(x: Array, dtype: DType) -> Array:
         wide = np.nan_to_num(
             np.trunc(x.astype(np.float64)), nan=0.0, posinf=math.inf, neginf=-math.inf
         )
-        out = np.where(
-            wide >= float(info.max), info.max, np.where(wide <= float(info.min), info.min, 0)
-        )
+        low, high = (np.asarray(bound, dtype.np) for bound in (info.min, info.max))
         inside = (wide < float(info.max)) & (wide > float(info.min))
-        return np.where(inside, np.where(inside, wide, 0).astype(dtype.np), out.astype(dtype.np))
+        outside = np.where(wide > 0, high, low)
+        return np.where(inside, np.where(inside, wide, 0).astype(dtype.np), outside)
     return x.astype(dtype.np)
 
 

@@ -34,7 +34,7 @@ def measure() -> tuple[float, float]:
 def _one(size: tuple[int, int, int]) -> tuple[float, float]:
     from tilewright.codegen.llvm import emit_llvm
     from tilewright.group.plan import plan_program
-    from tilewright.ir.program import parse_program
+    from tilewright.ir.program_parser import parse_program
     from tilewright.machine.target import Target
     from tilewright.runtime.build import emit_object
     from tilewright.runtime.jit import load_object

@@ -25,8 +25,8 @@ from tilewright.ir.program import (
     Statement,
     Tensor,
     statement_reads,
-    verify_program,
 )
+from tilewright.ir.program_verifier import verify_program
 from tilewright.verify.expressions import Expressions
 
 __all__ = ["INTS", "WORK", "Maker"]

@@ -11,7 +11,8 @@ import random
 from dataclasses import dataclass, field
 
 from tilewright.errors import UserError
-from tilewright.ir.program import Program, parse_program
+from tilewright.ir.program import Program
+from tilewright.ir.program_parser import parse_program
 from tilewright.verify.control import BLOCK_KINDS
 from tilewright.verify.maker import Maker
 from tilewright.verify.statements import KINDS

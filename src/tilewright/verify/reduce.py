@@ -25,10 +25,10 @@ from tilewright.ir.program import (
     Statement,
     Tensor,
     defined_by,
-    parse_program,
     statement_dims,
     statement_reads,
 )
+from tilewright.ir.program_parser import parse_program
 from tilewright.verify.programs import Case
 
 __all__ = ["reduce_case"]

@@ -13,7 +13,8 @@ import pytest
 from tilewright.group.plan import plan_program
 from tilewright.ir.nest import parse_nest
 from tilewright.ir.nest_verifier import verify_nest
-from tilewright.ir.program import Program, parse_program
+from tilewright.ir.program import Program
+from tilewright.ir.program_parser import parse_program
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
 from tilewright.schedule.kernel_space import space_of

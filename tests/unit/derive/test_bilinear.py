@@ -13,7 +13,8 @@ from tilewright.derive import bilinear
 from tilewright.derive.bilinear import faster_convolutions, tables
 from tilewright.errors import TargetError
 from tilewright.ir.interpreter import run_program
-from tilewright.ir.program import Definition, Program, array_key, parse_program
+from tilewright.ir.program import Definition, Program, array_key
+from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
 from tilewright.verify.oracle import check
 

@@ -10,7 +10,7 @@ from tilewright.group.plan import plan_program
 from tilewright.ir.interpreter import run_program
 from tilewright.ir.kernel import Kernel, parse_kernel
 from tilewright.ir.nest import For
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
 from tilewright.schedule.kernel_space import space_of

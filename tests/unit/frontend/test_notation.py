@@ -14,7 +14,8 @@ from tilewright.frontend.terms import FUNCTIONS
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DTYPES, F64
 from tilewright.ir.interpreter import run_program
-from tilewright.ir.program import MONOIDS, parse_program
+from tilewright.ir.program import MONOIDS
+from tilewright.ir.program_parser import parse_program
 
 RNG = np.random.default_rng(5)
 

@@ -12,7 +12,9 @@ import tilewright as tw
 from tilewright.errors import UserError
 from tilewright.group.bounded import bounded, with_shapes
 from tilewright.ir.interpreter import run_program
-from tilewright.ir.program import Program, Size, parse_program, verify_program
+from tilewright.ir.program import Program, Size
+from tilewright.ir.program_parser import parse_program
+from tilewright.ir.program_verifier import verify_program
 
 CHOSEN = """program p format 1(x: f32[N]):
   dim N in 0 .. inf

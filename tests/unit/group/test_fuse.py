@@ -9,7 +9,8 @@ import numpy as np
 from tilewright.group.fuse import Decision
 from tilewright.group.plan import plan_program
 from tilewright.ir.plan import KernelCall, Plan
-from tilewright.ir.program import Program, array_key, parse_program
+from tilewright.ir.program import Program, array_key
+from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
 
 TARGET = Target.named("x86-avx512")

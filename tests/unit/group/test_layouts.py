@@ -8,7 +8,7 @@ import numpy as np
 
 from tilewright.group.plan import plan_program
 from tilewright.ir.plan import Plan, parse_plan
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
 
 TARGET = Target.named("x86-avx512")

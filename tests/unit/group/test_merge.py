@@ -13,7 +13,8 @@ from tilewright.group.plan import canonical
 from tilewright.ir.interpreter import run_program
 from tilewright.ir.kernel import Kernel, Stage, parse_kernel
 from tilewright.ir.layout import Layout, dense, ordered
-from tilewright.ir.program import Definition, parse_program
+from tilewright.ir.program import Definition
+from tilewright.ir.program_parser import parse_program
 from tilewright.verify.generate import random_inputs
 
 CASES = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tilewright.group.normalize import normalize
-from tilewright.ir.program import Definition, Program, Recurrence, parse_program
+from tilewright.ir.program import Definition, Program, Recurrence
+from tilewright.ir.program_parser import parse_program
 
 
 def normal(text: str) -> Program:

@@ -9,7 +9,8 @@ import pytest
 
 from tilewright.errors import UserError
 from tilewright.ir.interpreter import run_program
-from tilewright.ir.program import Program, parse_program, statement_reads
+from tilewright.ir.program import Program, statement_reads
+from tilewright.ir.program_parser import parse_program
 from tilewright.ir.reference import run_reference
 
 BRANCH = """program p format 1(x: f32[N], c: bool[]):

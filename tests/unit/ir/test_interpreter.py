@@ -11,7 +11,7 @@ import pytest
 from tilewright.errors import UserError
 from tilewright.ir import contraction, interpreter
 from tilewright.ir.interpreter import run_program
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.ir.reference import run_reference
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tilewright.ir.interpreter import run_program
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.verify.policy import compare
 from tilewright.verify.witness import references
 

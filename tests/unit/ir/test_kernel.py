@@ -12,7 +12,7 @@ from tilewright.errors import Rejected, UserError
 from tilewright.group.plan import canonical, plan_program
 from tilewright.ir.kernel import Kernel, parse_kernel
 from tilewright.ir.nest import parse_nest
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.lower.kernel import lower
 from tilewright.machine.target import Target
 from tilewright.schedule.kernel_space import space_of

@@ -12,7 +12,8 @@ from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32, I64
 from tilewright.ir.layout import dense, ordered
 from tilewright.ir.plan import ExternCall, KernelCall, Plan, PlanBuffer, parse_plan
-from tilewright.ir.program import Extern, Program, Tensor, parse_program
+from tilewright.ir.program import Extern, Program, Tensor
+from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
 from tilewright.verify.programs import generate
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tilewright.ir.dtypes import BOOL, DTYPES, F32, F64, I8, I32, I64, U8
+from tilewright.ir.dtypes import BOOL, DTYPES, F32, F64, I8, I32, I64, U8, U64
 from tilewright.ir.scalar import SCALAR, evaluate
 
 
@@ -53,6 +53,8 @@ def test_casts_saturate() -> None:
     assert evaluate("cast", [x], U8).tolist() == [0, 255, 0, 255, 0, 2, 0, 127]
     top = evaluate("cast", [np.asarray([2.0**63, -(2.0**63), 2.0**62])], I64)
     assert top.tolist() == [2**63 - 1, -(2**63), 2**62]
+    top = evaluate("cast", [np.asarray([2.0**64, -1.0, 2.0**63, np.nan])], U64)
+    assert top.tolist() == [2**64 - 1, 0, 2**63, 0]
     assert evaluate("cast", [x[:1]], BOOL).tolist() == [True]
 
 

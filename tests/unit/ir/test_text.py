@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tilewright.ir.program import Definition, Extern, parse_program
+from tilewright.ir.program import Definition, Extern
+from tilewright.ir.program_parser import parse_program
 
 
 def definition(body: str) -> Definition:

@@ -10,7 +10,8 @@ from tilewright.group.plan import plan_program
 from tilewright.ir.kernel import Kernel
 from tilewright.ir.nest import For, If, Load, LoopNest, Node, Store, parse_nest
 from tilewright.ir.nest_verifier import verify_nest
-from tilewright.ir.program import Definition, parse_program
+from tilewright.ir.program import Definition
+from tilewright.ir.program_parser import parse_program
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
 from tilewright.schedule.kernel_space import space_of

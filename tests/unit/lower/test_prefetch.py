@@ -11,7 +11,8 @@ from tilewright.group.plan import plan_program
 from tilewright.ir import expr as E
 from tilewright.ir.kernel import Kernel
 from tilewright.ir.nest import For, If, Load, LoopNest, Prefetch
-from tilewright.ir.program import Program, array_key, parse_program
+from tilewright.ir.program import Program, array_key
+from tilewright.ir.program_parser import parse_program
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
 from tilewright.schedule.kernel_space import space_of

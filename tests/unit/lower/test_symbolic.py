@@ -14,7 +14,8 @@ from tilewright.ir import expr as E
 from tilewright.ir.extent import Extent, assuming, extent_of, hint_of
 from tilewright.ir.kernel import parse_kernel
 from tilewright.ir.plan import parse_plan
-from tilewright.ir.program import Dim, Program, parse_program
+from tilewright.ir.program import Dim, Program
+from tilewright.ir.program_parser import parse_program
 from tilewright.ir.ranges import nonnegative, simplify
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target

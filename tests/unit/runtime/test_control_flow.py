@@ -14,7 +14,8 @@ from tilewright.errors import UserError
 from tilewright.group.plan import plan_program
 from tilewright.ir.interpreter import run_program
 from tilewright.ir.plan import Control, parse_plan
-from tilewright.ir.program import Program, array_key, parse_program
+from tilewright.ir.program import Program, array_key
+from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
 from tilewright.runtime.package import _step_in
 

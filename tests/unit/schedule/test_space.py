@@ -10,7 +10,7 @@ import pytest
 
 from tilewright.group.plan import plan_program
 from tilewright.ir.kernel import Kernel
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
 from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.roles import stage_roles

@@ -14,7 +14,8 @@ from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32, I64
 from tilewright.ir.layout import Layout, Term, dense, ordered, panels
-from tilewright.ir.program import Extern, Program, Tensor, parse_program
+from tilewright.ir.program import Extern, Program, Tensor
+from tilewright.ir.program_parser import parse_program
 from tilewright.tools import wiring
 from tilewright.tools.cli import cli
 from tilewright.tools.explain import explain, kernel_times_ns

@@ -18,7 +18,8 @@ from tilewright.config import DUMP_STAGES
 from tilewright.errors import TilewrightError, UserError
 from tilewright.ir.kernel import parse_kernel
 from tilewright.ir.nest import parse_nest
-from tilewright.ir.program import array_key, parse_program
+from tilewright.ir.program import array_key
+from tilewright.ir.program_parser import parse_program
 from tilewright.tools import models, stages, wiring
 from tilewright.tools.cli import cli
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tilewright.errors import UserError
-from tilewright.ir.program import Program, parse_program
+from tilewright.ir.program import Program
+from tilewright.ir.program_parser import parse_program
 from tilewright.tools import wiring
 from tilewright.tools.work import work_of
 from tilewright.verify.programs import generate

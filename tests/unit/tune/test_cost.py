@@ -7,7 +7,7 @@ import pytest
 
 from tilewright.group.plan import plan_program
 from tilewright.ir.kernel import Kernel
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.cost import Loop, Stream, Tiling, Work, balance, lines, stage_cycles
 from tilewright.machine.target import Target

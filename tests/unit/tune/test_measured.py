@@ -19,7 +19,7 @@ import tilewright
 from tilewright.errors import TargetError, UserError
 from tilewright.group.plan import plan_program
 from tilewright.ir.nest import LoopNest
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
 from tilewright.schedule.kernel_space import space_of
 from tilewright.tools import candidate
@@ -126,7 +126,7 @@ def test_the_public_verb_tunes_and_the_result_is_right(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from tilewright.group.plan import plan_program
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
 from tilewright.tune import search
 from tilewright.tune.session import tune_plan

@@ -13,7 +13,7 @@ import pytest
 from tilewright.errors import Rejected
 from tilewright.group.plan import plan_program
 from tilewright.ir.plan import Plan
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
 from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.schedule import Schedule

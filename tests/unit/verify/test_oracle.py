@@ -11,7 +11,8 @@ import pytest
 from tilewright.errors import UserError
 from tilewright.frontend.notation import parse_notation
 from tilewright.ir.interpreter import run_program
-from tilewright.ir.program import Program, parse_program
+from tilewright.ir.program import Program
+from tilewright.ir.program_parser import parse_program
 from tilewright.verify.generate import default_sizes, random_inputs
 from tilewright.verify.oracle import check, compare_outputs
 from tilewright.verify.witness import references

@@ -41,15 +41,8 @@ from tilewright.frontend.values import Value, sizes_of
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr
-from tilewright.ir.program import (
-    Definition,
-    Dim,
-    Program,
-    Size,
-    Statement,
-    defined_by,
-    verify_program,
-)
+from tilewright.ir.program import Definition, Dim, Program, Size, Statement, defined_by
+from tilewright.ir.program_verifier import verify_program
 
 __all__ = ["Imported", "Importer", "from_onnx", "import_onnx"]
 

@@ -26,7 +26,8 @@ from tilewright.frontend.torch.table import ROWS
 from tilewright.frontend.values import Value, sizes_of
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
-from tilewright.ir.program import Program, verify_program
+from tilewright.ir.program import Program
+from tilewright.ir.program_verifier import verify_program
 
 __all__ = ["Imported", "Importer", "Input", "Output", "import_graph", "name_of", "unsupported"]
 

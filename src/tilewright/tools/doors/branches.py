@@ -16,7 +16,7 @@ import numpy as np
 
 import tilewright as tw
 from tilewright.ir.plan import KernelCall
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.tools.doors.judge import figure, named
 from tilewright.tools.wheels import model_path
 

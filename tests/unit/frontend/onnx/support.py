@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tilewright.frontend.onnx import Imported, import_onnx
 from tilewright.ir.interpreter import run_program
-from tilewright.ir.program import parse_program, verify_program
+from tilewright.ir.program_parser import parse_program
+from tilewright.ir.program_verifier import verify_program
 
 Array = np.ndarray[Any, Any]
 Shape = Sequence[int | str]

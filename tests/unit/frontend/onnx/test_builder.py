@@ -9,7 +9,8 @@ from tilewright.errors import InternalError
 from tilewright.frontend.builder import Builder, identifier, statement_reads
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32, I64
-from tilewright.ir.program import Dim, Reduction, Scatter, parse_program
+from tilewright.ir.program import Dim, Reduction, Scatter
+from tilewright.ir.program_parser import parse_program
 
 N = E.dim("N")
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tilewright.frontend.onnx import Imported, import_onnx
-from tilewright.ir.program import parse_program, verify_program
+from tilewright.ir.program_parser import parse_program
+from tilewright.ir.program_verifier import verify_program
 from unit.frontend.onnx.support import agree, onnxruntime_results, run
 
 WHEELS = Path(__file__).parents[4] / "build" / "wheels"

@@ -11,7 +11,7 @@ import torch
 from tilewright.frontend.torch import Imported, import_graph
 from tilewright.frontend.torch.dtypes import array_of
 from tilewright.ir.interpreter import run_program
-from tilewright.ir.program import parse_program
+from tilewright.ir.program_parser import parse_program
 from tilewright.torch.lowering import decompositions
 
 

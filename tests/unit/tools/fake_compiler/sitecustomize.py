@@ -124,7 +124,7 @@ def check_model(model, *, seeds, dims, threads, target, db):
 
 
 def load_program(text):
-    from tilewright.ir.program import parse_program
+    from tilewright.ir.program_parser import parse_program
 
     return parse_program(text)
 
