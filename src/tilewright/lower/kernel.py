@@ -25,17 +25,11 @@ from tilewright.ir.nest import Buffer, For, LoopNest, Phase
 from tilewright.ir.program import Axis, Definition, Reduction
 from tilewright.ir.words import wide_name, widened
 from tilewright.lower.builder import Builder
-from tilewright.lower.loops import (
-    Level,
-    Region,
-    StageSpec,
-    emit_levels,
-    emit_stage,
-    least,
-    trips,
-    working_type,
-)
+from tilewright.lower.loops import emit_levels
+from tilewright.lower.reductions import working_type
+from tilewright.lower.region import Level, Region, StageSpec, least, trips
 from tilewright.lower.sequential import lower_scatter, lower_sequence
+from tilewright.lower.stage import emit_stage
 from tilewright.lower.stream import Stream
 from tilewright.lower.tiles import Place
 from tilewright.machine.target import Target
@@ -286,9 +280,7 @@ class _Lowering:
                 spec = self._pack_panel(k, roles, spec, operand)
         return spec
 
-    def _pack_panel(
-        self, k: int, roles: StageRoles, spec: StageSpec, operand: Access
-    ) -> StageSpec:
+    def _pack_panel(self, k: int, roles: StageRoles, spec: StageSpec, operand: Access) -> StageSpec:
         s, p, name, read = self.schedule, f"s{k}.", operand.tensor, operand.read
         if read is None or name not in self.kernel.layout_of or read.attr[1]:
             return spec
@@ -325,9 +317,7 @@ class _Lowering:
         spec.places[wide] = self.places[wide] = target
         return replace(spec, anchor=widened(spec.anchor, read))
 
-    def _group(
-        self, roles: StageRoles, spec: StageSpec, axes: list[str | None]
-    ) -> tuple[int, int]:
+    def _group(self, roles: StageRoles, spec: StageSpec, axes: list[str | None]) -> tuple[int, int]:
         """The position of the reduce axis whose elements a packed operand holds side by side, and
         how many of them.
         """
@@ -474,9 +464,7 @@ class _Lowering:
         # Blocks of the packed operand start at whole tiles, so the last tile cannot be moved back.
         levels = tuple(replace(x, tail="peel") if x.axis == m else x for x in spec.levels)
         anchor = widened(spec.anchor, read)
-        return replace(
-            spec, anchor=anchor, levels=levels, places=places, staging={position: stage}
-        )
+        return replace(spec, anchor=anchor, levels=levels, places=places, staging={position: stage})
 
     # -- phases
     def phase(

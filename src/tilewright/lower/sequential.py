@@ -19,14 +19,10 @@ from tilewright.ir.layout import dense
 from tilewright.ir.nest import Buffer, For, If, Phase, TileType
 from tilewright.ir.nest import Scatter as ScatterNode
 from tilewright.ir.program import MONOIDS, Axis, Definition, Recurrence, Scatter
-from tilewright.lower.loops import (
-    Level,
-    Region,
-    StageSpec,
-    emit_levels,
-    emit_stage,
-    working_type,
-)
+from tilewright.lower.loops import emit_levels
+from tilewright.lower.reductions import working_type
+from tilewright.lower.region import Level, Region, StageSpec
+from tilewright.lower.stage import emit_stage
 from tilewright.lower.tiles import Place, TileScope
 
 if TYPE_CHECKING:

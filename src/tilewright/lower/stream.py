@@ -20,7 +20,8 @@ from tilewright.ir.nest import Buffer, For, If
 from tilewright.ir.program import Definition, identity_of
 from tilewright.ir.ranges import coefficient, simplify
 from tilewright.lower import symbolic
-from tilewright.lower.loops import Fold, Level, Region, StageSpec, emit_stage
+from tilewright.lower.region import Fold, Level, Region, StageSpec
+from tilewright.lower.stage import emit_stage
 from tilewright.lower.tiles import Place
 
 if TYPE_CHECKING:

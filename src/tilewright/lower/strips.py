@@ -21,18 +21,9 @@ from tilewright.ir.nest import For, If, TileType
 from tilewright.ir.program import MONOIDS, Definition, identity_of
 from tilewright.lower import symbolic
 from tilewright.lower.builder import Builder, Tile
-from tilewright.lower.loops import (
-    Level,
-    Region,
-    StageSpec,
-    converted,
-    define,
-    emit_arg,
-    emit_levels,
-    emit_reduction,
-    scope_of,
-    working_type,
-)
+from tilewright.lower.loops import emit_levels
+from tilewright.lower.reductions import emit_arg, emit_reduction, working_type
+from tilewright.lower.region import Level, Region, StageSpec, converted, define, scope_of
 from tilewright.lower.tiles import Place
 
 __all__ = ["emit_lane_scan", "emit_strip"]

@@ -13,7 +13,6 @@ the bits of the remainder choose; a short axis has equal tiles, of a size chosen
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
@@ -21,9 +20,7 @@ from tilewright.ir.extent import Extent, ceil_div, is_symbolic, smaller
 from tilewright.ir.nest import For, If
 from tilewright.ir.ranges import nonnegative
 from tilewright.lower.builder import Builder, Tile
-
-if TYPE_CHECKING:
-    from tilewright.lower.loops import Level, Region
+from tilewright.lower.region import Level, Region
 
 __all__ = ["emit_level", "emit_rest", "reduce_level"]
 

@@ -1,0 +1,316 @@
+"""Reductions of one stage over a region: accumulators in registers, guards, first best elements.
+
+In: a `StageSpec`, a region of the reduced axes, and the scope of the tile that wants the result.
+Out: the reduced tile. Invariants: accumulators are loop-carried tiles; what a guard or a masked
+tail leaves out contributes the monoid's identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from tilewright.ir import expr as E
+from tilewright.ir.dtypes import BOOL, F32, I32, I64, DType
+from tilewright.ir.expr import Expr
+from tilewright.ir.extent import is_symbolic, smaller
+from tilewright.ir.kernel import int_extent
+from tilewright.ir.nest import For, TileType
+from tilewright.ir.program import MONOIDS, Definition, identity_of
+from tilewright.ir.words import narrow_factors
+from tilewright.lower.builder import Builder, Tile
+from tilewright.lower.loops import emit_reduce_levels
+from tilewright.lower.prefetch import fetch_ahead
+from tilewright.lower.region import Region, StageSpec, converted, define, least, scope_of
+from tilewright.lower.tiles import TileScope
+
+__all__ = ["emit_arg", "emit_arg_lanes", "emit_reduction", "working_type"]
+
+
+def working_type(monoid: str, dtype: DType) -> DType:
+    """What a reduction accumulates in: 16-bit floats are summed in f32."""
+    return F32 if dtype.bits == 16 and dtype.is_float and monoid not in ("max", "min") else dtype
+
+
+def emit_reduction(
+    b: Builder,
+    spec: StageSpec,
+    r: Region,
+    lanes: int,
+    scope: TileScope,
+    result: DType | None = None,
+) -> Tile:
+    """The reduction over a region of the reduced axes, in the anchor's dtype or in `result`."""
+    d = spec.anchor
+    assert d.reduction is not None
+    monoid = d.reduction.monoid
+    op = MONOIDS[monoid]
+    identity = identity_of(monoid, d.dtype)
+    work = working_type(monoid, d.dtype)
+    extents = {a.name: int_extent(a.extent) for a in d.reduction.axes}
+    # Axes that keep their own accumulators, with their register extents.
+    kept = {
+        x.axis: least(x.block, r.lengths[x.axis]) for x in spec.reduce if x.axis in spec.partial
+    }
+    if spec.lane in kept and not is_symbolic(r.lengths[spec.lane]):
+        length = r.lengths[spec.lane]
+        kept[spec.lane] = min(-(-length // lanes) * lanes, _block(spec, spec.lane))
+    acc_sizes = {**scope.sizes, **kept}
+    # A tile needs its axes in one order everywhere: output axes, then kept reduce axes.
+    order = [a.name for a in d.axes] + [a for a in extents if a in kept]
+    lane = spec.lane if acc_sizes.get(spec.lane or "", 1) > 1 else None
+    acc_axes = tuple((a, acc_sizes[a]) for a in order if acc_sizes.get(a, 1) > 1)
+    acc_type = TileType(work, acc_axes, lane if lane in dict(acc_axes) else None)
+    start = b.fill(acc_type, identity)
+
+    def accumulate(region: Region, acc: Tile) -> Tile:
+        sizes = {a.name: region.lengths[a.name] for a in d.all_axes}
+        inner = scope_of(b, spec, region, sizes)
+        for m in spec.before:
+            define(inner, spec, m, inner.value(m.body))
+        if spec.prefetch:
+            fetch_ahead(b, inner, _reads((d, *spec.before)), spec.prefetch)
+        masked = {a: v for a, v in inner.valid.items() if a in extents}
+        if monoid == "sum" and d.body.op == "mul" and d.reduction.guard is None and not masked:  # type: ignore[union-attr]
+            narrow = narrow_factors(d)
+            factors = d.body.args if narrow is None else narrow
+            if d.dtype.is_float or (narrow and any(sizes[a] > 1 for a in extents if a not in kept)):
+                left, right = (inner.value(x) for x in factors)
+                present = {*acc_type.names, *left.type.names, *right.type.names}
+                if all(n == 1 or a in present for a, n in sizes.items()):
+                    return b.contract(acc_type, acc, left, right)
+        value = converted(b, inner.value(d.body), work)
+        value = _guarded(b, inner, d, value, masked, identity)
+        for a in [a for a in value.type.names if a not in acc_type.names]:
+            t = TileType(
+                work,
+                tuple(x for x in value.type.axes if x[0] != a),
+                None if value.type.lane == a else value.type.lane,
+            )
+            value = b.reduce(t, value, a, op)
+        # A value that is constant along an axis of extent n counts n times in a sum.
+        return b.map(op, acc_type, (acc, value))
+
+    acc = emit_reduce_levels(b, spec.reduce, r, start, acc_type, lanes, accumulate)
+    for a, _ in acc_axes:
+        if a in kept:
+            t = TileType(
+                work,
+                tuple(x for x in acc.type.axes if x[0] != a),
+                None if acc.type.lane == a else acc.type.lane,
+            )
+            acc = b.reduce(t, acc, a, op)
+    return converted(b, acc, result or d.dtype)
+
+
+def _block(spec: StageSpec, axis: str) -> int:
+    return next(x.block for x in spec.reduce if x.axis == axis)
+
+
+def _guarded(
+    b: Builder,
+    scope: TileScope,
+    d: Definition,
+    value: Tile,
+    masked: dict[str, int],
+    identity: float | int | bool,
+) -> Tile:
+    """Replace contributions that the guard or a masked tail leaves out by the identity."""
+    conditions = []
+    dtype = value.type.dtype
+    if d.reduction is not None and d.reduction.guard is not None:
+        conditions.append(scope.value(d.reduction.guard))
+    for a, v in masked.items():
+        t = scope.type(BOOL, {a})
+        conditions.append(b.map("lt", t, (b.iota(scope.type(I64, {a})), b.number(v))))
+    for a, n in scope.sizes.items():
+        if n > 1 and a not in value.type.names and a in {x.name for x in d.reduction.axes}:  # type: ignore[union-attr]
+            # The body does not depend on this reduce axis: spread it, so that each position
+            # contributes.
+            conditions.append(b.fill(scope.type(BOOL, {a}), True))
+    for c in conditions:
+        axes = set(c.type.names) | set(value.type.names)
+        value = b.map(
+            "select", scope.type(dtype, axes), (c, value, b.fill(TileType(dtype), identity))
+        )
+    return value
+
+
+def _reads(members: tuple[Definition, ...]) -> list[Expr]:
+    return [r for m in members for e in m.expressions() for r in e.reads()]
+
+
+def emit_arg_lanes(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: TileScope) -> Tile:
+    """The linear position of the first best element; NaN counts as best, as in NumPy.
+
+    Every lane keeps its own best; at the end the first of the best lanes wins.
+    """
+    d = spec.anchor
+    assert d.reduction is not None and spec.lane is not None
+    lane, monoid, axes = spec.lane, d.reduction.monoid, d.reduction.axes
+    width = _block(spec, lane)
+    if not is_symbolic(r.lengths[lane]):
+        width = min(-(-r.lengths[lane] // lanes) * lanes, width)
+    total, steps = 1, {}
+    for a in reversed(axes):
+        steps[a.name] = total
+        total *= int_extent(a.extent)
+    is_small = not is_symbolic(total) and total + width * steps[lane] < 1 << 31
+    number = I32 if is_small else I64
+    others = scope.tiled
+    sizes = {**scope.sizes, **{a.name: 1 for a in axes}, lane: width}
+    names = {*others, lane}
+    whole = replace(scope, sizes=sizes, lane=lane, memo={}, registers={})
+    value_type, index_type = whole.type(d.body.dtype, names), whole.type(number, names)
+    flag = whole.type(BOOL, names)
+    identity = b.fill(TileType(d.body.dtype), identity_of(monoid, d.body.dtype))
+    line = whole.type(I64, {lane})
+    place = b.iota(line)
+    if steps[lane] != 1:
+        place = b.map("mul", line, (place, b.number(steps[lane])))
+    place = converted(b, place, number)
+    best = b.fill(value_type, identity_of(monoid, d.body.dtype))
+    yes = b.fill(flag, True)
+    # A lane that never finds a better one than the identity holds its own first position.
+    where = b.map("select", index_type, (yes, place, place))
+
+    def step(region: Region, state: tuple[Tile, Tile]) -> tuple[Tile, Tile]:
+        inner = scope_of(b, spec, region, {**sizes, lane: region.lengths[lane]})
+        for m in spec.before:
+            define(inner, spec, m, inner.value(m.body))
+        value = inner.value(d.body)
+        valid = inner.valid.get(lane)
+        if valid is not None:
+            count = b.iota(inner.type(I64, {lane}))
+            end = b.number(valid)
+            inside = b.map("lt", inner.type(BOOL, {lane}), (count, end))
+            value = b.map("select", value_type, (inside, value, identity))
+        linear = E.const(0)
+        for a in axes:
+            linear = linear + region.starts[a.name] * steps[a.name]
+        base = converted(b, b.position(TileType(I64), linear), number)
+        here = b.map("add", whole.type(number, {lane}), (base, place))
+        old, at = state
+        pair = (value, old) if monoid == "argmax" else (old, value)
+        worse = b.map("le", flag, pair)
+        if d.body.dtype.is_float:
+            # What is not worse is better, or NaN; after a NaN nothing is better.
+            worse = b.map("or", flag, (worse, b.map("isnan", flag, (old,))))
+        return (
+            b.map("select", value_type, (worse, old, value)),
+            b.map("select", index_type, (worse, at, here)),
+        )
+
+    def loops(region: Region, left: tuple[str, ...], state: tuple[Tile, Tile]) -> tuple[Tile, Tile]:
+        if not left:
+            return step(region, state)
+        axis, block = left[0], width if left[0] == lane else 1
+        start, length = region.starts[axis], region.lengths[axis]
+        full, rest = divmod(length, block)
+
+        def run(
+            count: int, part: Callable[[Expr], Region], state: tuple[Tile, Tile]
+        ) -> tuple[Tile, Tile]:
+            var = b.counter()
+            b.enter(var)
+            inside = b.carried(value_type), b.carried(index_type)
+            new = loops(part(E.index(var)).with_range(var, count), left[1:], inside)
+            nodes = b.leave()
+            out = b.result(value_type), b.result(index_type)
+            carries = tuple((i.name, o.name) for i, o in zip(inside, state, strict=True))
+            results = tuple(t.name for t in out)
+            yields = tuple(t.name for t in new)
+            b.effect(For(var, E.const(0), E.const(count), 1, nodes, carries, yields, results))
+            return out
+
+        if full:
+            state = run(full, lambda i: region.narrowed(axis, start + i * block, block), state)
+        if is_symbolic(rest):
+            at = start + full * block
+            state = run(
+                smaller(rest, 1), lambda i: region.narrowed(axis, at + i, width, rest), state
+            )
+        elif rest:
+            state = loops(region.narrowed(axis, start + full * block, width, rest), left[1:], state)
+        return state
+
+    best, where = loops(r, tuple(a.name for a in axes), (best, where))
+    single = set(others)
+    op = MONOIDS[monoid]
+    top = b.reduce(scope.type(d.body.dtype, single), best, lane, op)
+    hit = b.map("eq", flag, (best, top))
+    if d.body.dtype.is_float:
+        hit = b.map("or", flag, (hit, b.map("isnan", flag, (best,))))
+    last = b.fill(TileType(number), (1 << (number.bits - 1)) - 1)
+    first = b.map("select", index_type, (hit, where, last))
+    return converted(b, b.reduce(scope.type(number, single), first, lane, "min"), I64)
+
+
+def emit_arg(
+    b: Builder,
+    spec: StageSpec,
+    r: Region,
+    scope: TileScope,
+    start: tuple[Tile, Tile] | None = None,
+) -> tuple[Tile, Tile]:
+    """The first best element of a region and its linear position, -1 where there is none; NaN
+    counts as best, as in NumPy.
+
+    One position at a time, after what `start` found before.
+    """
+    d = spec.anchor
+    assert d.reduction is not None
+    value_type = scope.type(d.body.dtype, set(scope.tiled))
+    index_type = scope.type(I64, set(scope.tiled))
+    best = b.fill(value_type, identity_of(d.reduction.monoid, d.body.dtype))
+    where = b.fill(index_type, -1)
+    if start is not None:
+        best, where = start
+    axes = d.reduction.axes
+    opened: list[tuple[str, int, Tile, Tile]] = []
+    region = r
+    for a in axes:
+        n = r.lengths[a.name]
+        var = b.counter()
+        b.enter(var)
+        opened.append((var, n, best, where))
+        best, where = b.carried(value_type), b.carried(index_type)
+        opened[-1] = (var, n, opened[-1][2], opened[-1][3])
+        at = r.starts[a.name] + E.index(var)
+        region = region.with_range(var, n).narrowed(a.name, at, 1)
+        opened.append(("", 0, best, where))
+    inner = scope_of(b, spec, region, {**scope.sizes, **{a.name: 1 for a in axes}})
+    for m in spec.before:
+        define(inner, spec, m, inner.value(m.body))
+    value = inner.value(d.body)
+    linear = E.const(0)
+    for a in axes:
+        linear = linear * int_extent(a.extent) + region.starts[a.name]
+    position = b.position(TileType(I64), linear)
+    flag = scope.type(BOOL, set(scope.tiled))
+    args = (best, value) if d.reduction.monoid == "argmax" else (value, best)
+    better = b.map("lt", flag, args)
+    none = b.map("lt", flag, (where, b.fill(TileType(I64), 0)))
+    if d.body.dtype.is_float:
+        nan = b.map("isnan", scope.type(BOOL, set(value.type.names)), (value,))
+        known = b.map("isnan", flag, (best,))
+        better = b.map(
+            "or", flag, (better, b.map("and", flag, (nan, b.map("not", flag, (known,)))))
+        )
+    better = b.map("or", flag, (better, none))
+    if d.reduction.guard is not None:
+        better = b.map("and", flag, (better, inner.value(d.reduction.guard)))
+    best = b.map("select", value_type, (better, value, best))
+    where = b.map("select", index_type, (better, position, where))
+    while opened:
+        _, _, inside_best, inside_where = opened.pop()
+        var, n, start_best, start_where = opened.pop()
+        nodes = b.leave()
+        results = (b.result(value_type), b.result(index_type))
+        carries = ((inside_best.name, start_best.name), (inside_where.name, start_where.name))
+        names = (results[0].name, results[1].name)
+        b.effect(
+            For(var, E.const(0), E.const(n), 1, nodes, carries, (best.name, where.name), names)
+        )
+        best, where = results
+    return best, where

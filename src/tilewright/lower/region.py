@@ -1,0 +1,178 @@
+"""What is decided about one stage, and the region of it that code is being emitted for.
+
+In: nothing. Out: `Level`, `Fold`, `StageSpec` (decided by the Schedule), `Region`, and the scope of
+one tile of a region. Invariant: a region says for every axis where it starts, how many positions
+the code has and how many of them count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from tilewright.ir.dtypes import DType
+from tilewright.ir.expr import Expr
+from tilewright.ir.extent import ceil_div, is_symbolic
+from tilewright.ir.kernel import int_extent
+from tilewright.ir.nest import TileType
+from tilewright.ir.program import Definition
+from tilewright.lower.builder import Builder, Tile
+from tilewright.lower.tiles import Place, TileScope
+
+__all__ = [
+    "Fold",
+    "Level",
+    "Region",
+    "StageSpec",
+    "converted",
+    "define",
+    "least",
+    "masked_size",
+    "scope_of",
+    "trips",
+]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One loop: `axis` in blocks of `block` positions. tail: peel, mask (lane axis) or overlap; or
+    block: what is inside counts the positions of the last block itself.
+    """
+
+    axis: str
+    block: int
+    tail: str = "peel"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A reduction that absorbs a block of its axis at a time; what came before lies in its place.
+
+    axis: the streamed axis, whose region is a block already. corrected: place and axes of the
+    factor by which sums of earlier blocks are multiplied, or None. state: for a maximum m with
+    z = f(m) the name of z, and place and axes of the factor exp(z before - z now) that it writes.
+    """
+
+    axis: str
+    corrected: tuple[Place, tuple[str, ...]] | None = None
+    state: tuple[str, Place, tuple[str, ...]] | None = None
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """Everything that is decided about one stage.
+
+    levels: loops over output axes, outermost first; the last level of an axis has its register
+    block. reduce: loops over reduce axes, outermost first; `partial`: reduce axes whose positions
+    keep their own accumulators.
+    """
+
+    anchor: Definition
+    before: tuple[Definition, ...]
+    after: tuple[Definition, ...]
+    stored: frozenset[str]
+    levels: tuple[Level, ...]
+    reduce: tuple[Level, ...]
+    lane: str | None
+    partial: frozenset[str] = frozenset()
+    nontemporal: bool = False
+    prefetch: tuple[tuple[str, str, int], ...] = ()  # (tensor, axis, how many positions ahead)
+    places: dict[str, Place] = field(default_factory=dict)
+    # Run when so many levels have been opened, before the next one: stages (packs) an operand of
+    # the region.
+    staging: dict[int, Callable[[Region], None]] = field(default_factory=dict)
+    fold: Fold | None = None
+    # Strips (lower/strips.py): the scratch of their accumulators, how many positions of the
+    # reduced axis they absorb at a time, and how many of `levels` stand around a strip.
+    strip: str = ""
+    rows: int = 0
+    around: int = 0
+    # A reduced axis of which the region has one block, and the extent of the blocks: the stage
+    # makes partial results, the first axis of its anchor numbers them.
+    part: tuple[str, int] | None = None
+    fetches: bool = False  # rows that follow a reduction are asked for before it
+
+
+@dataclass(frozen=True)
+class Region:
+    """Per axis where it starts, how many positions it has in the code, and how many of them are
+    valid; lengths of loops and what is valid may be known at run time only (ir/extent.py).
+    `ragged`: axes of which the region is one of many blocks: the number of the block, how many
+    blocks are whole, and the length of the one after them.
+    """
+
+    starts: dict[str, Expr]
+    lengths: dict[str, int]
+    valid: dict[str, int]
+    ranges: dict[str, tuple[int, int]]
+    ragged: dict[str, tuple[Expr, int, int]] = field(default_factory=dict)
+
+    def narrowed(self, axis: str, start: Expr, length: int, valid: int | None = None) -> Region:
+        v = dict(self.valid)
+        v.pop(axis, None)
+        if valid is not None and (is_symbolic(valid) or valid < length):
+            v[axis] = valid
+        return replace(
+            self,
+            starts={**self.starts, axis: start},
+            lengths={**self.lengths, axis: length},
+            valid=v,
+            ragged={a: x for a, x in self.ragged.items() if a != axis},
+        )
+
+    def block_of(
+        self, axis: str, start: Expr, length: int, i: Expr, full: int, rest: int
+    ) -> Region:
+        """Block `i` of `full` blocks of `length` and one of `rest` positions, in one code."""
+        one = self.narrowed(axis, start, length)
+        return replace(one, ragged={**one.ragged, axis: (i, full, rest)})
+
+    def with_range(self, var: str, hi: int) -> Region:
+        last = hi - 1
+        last = last if is_symbolic(last) else max(0, last)
+        return replace(self, ranges={**self.ranges, var: (0, last)})
+
+
+def trips(level: Level, length: int) -> int:
+    """How many blocks cover `length`, the tail included."""
+    return ceil_div(length, level.block)
+
+
+def masked_size(level: Level, rest: int, lanes: int) -> int:
+    """The tile extent for a masked tail of `rest` positions: whole vectors."""
+    return min(level.block, -(-rest // lanes) * lanes)
+
+
+def least(block: int, length: int) -> int:
+    """Positions in the code of a block of an axis."""
+    return block if is_symbolic(length) else min(block, length)
+
+
+def scope_of(b: Builder, spec: StageSpec, r: Region, sizes: dict[str, int]) -> TileScope:
+    """The scope of one tile of a region."""
+    return TileScope(
+        b,
+        spec.places,
+        r.starts,
+        sizes,
+        spec.lane if sizes.get(spec.lane or "", 1) > 1 else None,
+        r.ranges,
+        {a: v for a, v in r.valid.items() if sizes.get(a, 1) > 1},
+        {a.name: int_extent(a.extent) for a in spec.anchor.all_axes},
+    )
+
+
+def define(scope: TileScope, spec: StageSpec, m: Definition, value: Tile) -> None:
+    """Make a member's tile known, and store it where others need it."""
+    axes = tuple(a.name for a in m.axes)
+    scope.registers[m.name] = (value, axes)
+    scope.memo.clear()
+    if m.name in spec.stored:
+        scope.store(spec.places[m.name], [a.index for a in m.axes], value, spec.nontemporal)
+
+
+def converted(b: Builder, value: Tile, dtype: DType) -> Tile:
+    """The value in another dtype."""
+    if value.type.dtype is dtype:
+        return value
+    return b.map("cast", TileType(dtype, value.type.axes, value.type.lane), (value,))
