@@ -94,9 +94,8 @@ class CompiledModel(CallableModel):
         reuse_outputs: bool = False,
         on_event: Callable[[Any], None] | None = None,
         origins: Mapping[str, str] | None = None,
-        symbolic: bool | None = None,
+        symbolic: str | None = None,
     ) -> None:
-        symbolic = config.current().symbolic if symbolic is None else symbolic
         self.program, shapes = with_shapes(program)
         self.target = target
         self.threads = threads
@@ -108,7 +107,7 @@ class CompiledModel(CallableModel):
         self._variants: dict[tuple[tuple[str, int], ...], _Variant] = {}
         self._latest: _Variant | None = None
         self._builds: list[_Build] = []
-        self.symbolic = symbolic
+        self.symbolic = config.current().symbolic if symbolic is None else symbolic
         self.values: Mapping[str, Array] = {}  # of inputs that the model was imported for
         self._compiling = threading.Lock()
         self.given: Mapping[str, int] = {}  # sizes that were told before any call
@@ -141,7 +140,7 @@ class CompiledModel(CallableModel):
         return found
 
     def _new_variant(self, sizes: Mapping[str, int]) -> _Variant:
-        scope = scope_of_sizes(self.program, sizes, self.symbolic)
+        scope = scope_of_sizes(self.program, sizes, self._varying(sizes))
         build = next((b for b in self._builds if _serves(b.scope, sizes)), None)
         if build is None:
             build = _Build(self, scope)
@@ -152,6 +151,17 @@ class CompiledModel(CallableModel):
 
             dump_by_setting(self, variant)
         return variant
+
+    def _varying(self, sizes: Mapping[str, int]) -> set[str]:
+        """Dims that may stay symbolic in a build for these sizes."""
+        match self.symbolic:
+            case "never":
+                return set()
+            case "always":
+                return set(sizes)
+            case _:
+                seen = [dict(key) for key in self._variants]
+                return {n for n, size in sizes.items() if any(s[n] != size for s in seen)}
 
     # -- looking inside
     @property

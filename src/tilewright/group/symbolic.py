@@ -7,7 +7,7 @@ needs a build of its own. Invariant: the build serves every size in the ranges o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from tilewright.ir.program import Dim, Extern, If, Program, Size, While
@@ -28,6 +28,7 @@ class Scope:
     fixed: tuple[tuple[str, int], ...]
     dims: tuple[Dim, ...]
     reason: str = ""
+    steady: tuple[str, ...] = ()  # dims that nobody asked to stay symbolic
 
     def program(self, p: Program) -> Program:
         """The program of the build."""
@@ -36,8 +37,11 @@ class Scope:
 
     def report(self) -> list[str]:
         """What was specialised, and why: one line for each dim."""
-        why = self.reason or f"below {LEAST} an axis is one point, or nothing"
-        lines = [f"{n} is fixed at {v} in this build: {why}" for n, v in self.fixed]
+        point = f"below {LEAST} an axis is one point, or nothing"
+        lines = []
+        for n, v in self.fixed:
+            why = "no other size was asked for" if n in self.steady else self.reason or point
+            lines.append(f"{n} is fixed at {v} in this build: {why}")
         for d in self.dims:
             most = " and more" if d.hi is None else f" to {d.hi}"
             lines.append(f"{d.name} of {d.lo}{most} shares this build, decided for {d.hint}")
@@ -55,17 +59,19 @@ def _refusal(p: Program) -> str:
     return ""
 
 
-def scope_of_sizes(p: Program, sizes: Mapping[str, int], is_symbolic: bool) -> Scope:
-    """The build that serves `sizes`. is_symbolic: dims may stay symbolic."""
+def scope_of_sizes(p: Program, sizes: Mapping[str, int], may_vary: Collection[str]) -> Scope:
+    """The build that serves `sizes`. may_vary: names of the dims that may stay symbolic."""
     everything = tuple(sorted(sizes.items()))
-    if not is_symbolic or not p.dims:
-        return Scope(everything, ())
+    steady = tuple(n for n, _ in everything if n not in may_vary)
+    if len(steady) == len(everything):
+        return Scope(everything, (), "", steady)
     reason = _refusal(p)
     if reason:
         return Scope(everything, (), reason)
-    dims = tuple(found for d in p.dims if (found := _part(d, sizes[d.name])) is not None)
+    found = (_part(d, sizes[d.name]) for d in p.dims if d.name in may_vary)
+    dims = tuple(d for d in found if d is not None)
     kept = {d.name for d in dims}
-    return Scope(tuple((n, v) for n, v in everything if n not in kept), dims)
+    return Scope(tuple((n, v) for n, v in everything if n not in kept), dims, "", steady)
 
 
 def _part(d: Dim, size: int) -> Dim | None:

@@ -89,7 +89,7 @@ def _summary(model: Any, variant: Any, rates: Any, times: Mapping[int, float]) -
         f"{work.flops:.3g} operations, {_size(work.bytes)} in and out; bound by {which}: "
         f"{format_time_us(bound)} ({source} rates of this machine)",
     ]
-    if model.symbolic:
+    if variant.sizes:
         lines += variant.build.scope.report()
     lines += [f"{d.name} as {d.reason}" for d in variant.derivations]
     lines += [

@@ -159,7 +159,7 @@ SIZES = (
 
 def model(text: str, target: str) -> tuple[Program, CompiledModel]:
     p = parse_program(text)
-    made = CompiledModel(p, target=Target.named(target), threads=1, symbolic=True)
+    made = CompiledModel(p, target=Target.named(target), threads=1, symbolic="always")
     return p, made
 
 
@@ -214,7 +214,7 @@ def test_code_does_not_depend_on_the_hint(name: str) -> None:
     """A schedule chosen, the nest is the same whatever size the decisions were taken for."""
     target = Target.named("x86-avx512")
     p = parse_program(PROGRAMS[name])
-    scope = scope_of_sizes(p, {d.name: 96 for d in p.dims}, True)
+    scope = scope_of_sizes(p, {d.name: 96 for d in p.dims}, {d.name for d in p.dims})
     plan, _ = plan_program(scope.program(p), target)
     assert str(parse_plan(str(plan))) == str(plan)
     for k in plan.kernels:
@@ -267,5 +267,5 @@ program chosen(x: f32[N], c: i64[]):
   return y
 """
     )
-    scope = scope_of_sizes(p, {"N": 12}, True)
+    scope = scope_of_sizes(p, {"N": 12}, {"N"})
     assert scope.fixed == (("N", 12),) and "K" in scope.reason

@@ -36,12 +36,12 @@ def cases(k: int, n: int, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         path = Path(folder) / "bert.onnx"
         path.write_bytes(open_bert())
         threads = settings["threads"]
-        with tw.config(symbolic=True):
+        with tw.config(symbolic="always"):
             any_length = tw.compile(path, threads=threads)
         for length in LENGTHS:
             stream = np.random.default_rng(length)
             ids = stream.integers(0, 30522, (1, length), dtype=np.int64)
-            with tw.config(symbolic=False):
+            with tw.config(symbolic="never"):
                 one = tw.compile(path, dims={"B": 1, "S": length}, threads=threads)
             out.append(_case(any_length, one, ids))
             del one
