@@ -227,8 +227,8 @@ SETTINGS: Mapping[str, Setting] = _table(
      "`strict` switches off what changes rounding beyond the order of a sum: convolutions in fewer "
      "multiplications, dropped denormal weights."),
     ("symbolic", "name", "auto", "auto", _one_of("auto", "always", "never"),
-     "Which dims of a model one build serves in a whole range of sizes: `auto` those of which a second "
-     "size is asked for, the first ones get a build of their own; `always` all; `never` none."),
+     "Which dims one build serves in a whole range of sizes: `auto` those of which a second size "
+     "is asked for (the first one gets a build of its own), `always` all, `never` none."),
     ("budget", "duration", 60.0, "60s", parse_duration_s,
      "Wall-clock time that `tune` may spend when none is given; 0 means no tuning."),
     ("seed", "integer", 0, "0", _integer(0, 2**63 - 1),

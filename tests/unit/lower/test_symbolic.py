@@ -187,6 +187,25 @@ def test_another_size_compiles_nothing() -> None:
         check(made, p, 1, sizes=sizes).raise_if_wrong()
 
 
+def test_by_default_a_dim_is_symbolic_from_its_second_size_on() -> None:
+    p = parse_program(PROGRAMS["mm"])
+    made = CompiledModel(p, target=Target.named("native"), threads=1)
+    at = [{"B": 2, "L": n} for n in (40, 50, 60)] + [{"B": b, "L": 40} for b in (5, 6)]
+    for sizes in at:
+        check(made, p, 1, sizes=sizes).raise_if_wrong()
+    assert made.variant(at[0]).build.scope.report() == [
+        "B is fixed at 2 in this build: no other size was asked for",
+        "L is fixed at 40 in this build: no other size was asked for",
+    ]
+    assert made.variant(at[1]).build is made.variant(at[2]).build
+    assert made.variant(at[1]).build.scope.report() == [
+        "B is fixed at 2 in this build: no other size was asked for",
+        "L of 32 to 255 shares this build, decided for 128",
+    ]
+    assert made.variant(at[3]).build is made.variant(at[4]).build
+    assert len(made.builds) == 3
+
+
 def test_report_says_what_was_specialised() -> None:
     _, made = model(PROGRAMS["mm"], "native")
     made.variant({"B": 1, "L": 40})
