@@ -74,6 +74,17 @@ def _target_of(name: str | Target | None) -> Target:
     return Target.named(name or config.current().target or "native")
 
 
+def _saved_target(name: str | Target) -> Target:
+    """Errors: U003 for a name that is none, or another kind of CPU."""
+    found = _target_of(name)
+    if found.triple != Target.native().triple:
+        raise UserError(
+            "U003", f"a file made here holds no code for {found.name}",
+            hint="save the model on a machine of that kind",
+        )  # fmt: skip
+    return found
+
+
 class CompiledModel(CallableModel):
     """A Program ready to run on this machine, for any sizes within its dims.
 
@@ -96,6 +107,7 @@ class CompiledModel(CallableModel):
         origins: Mapping[str, str] | None = None,
         symbolic: str | None = None,
     ) -> None:
+        self._given_program = program
         self.program, shapes = with_shapes(program)
         self.target = target
         self.threads = threads
@@ -135,7 +147,9 @@ class CompiledModel(CallableModel):
         ):  # a variant that lost a race would take its code away from a call that uses it
             found = self._variants.get(key)
             if found is None:
-                found = self._variants[key] = self._new_variant(sizes)
+                found = self._new_variant(sizes)
+                found.load()
+                self._variants[key] = found
         self._latest = found
         return found
 
@@ -207,14 +221,29 @@ class CompiledModel(CallableModel):
 
         return dump(self, stage, kernel=kernel, folder=folder)
 
-    def save(self, path: Path | str, *, self_test: bool = False) -> None:
+    def save(
+        self,
+        path: Path | str,
+        *,
+        targets: Sequence[str | Target] | None = None,
+        self_test: bool = False,
+    ) -> None:
         """Write the variants compiled so far to one file that `load` runs without compiling.
 
+        targets: machines to compile them for, such as ["native", "x86-avx2", "x86-sse42"]; `load`
+        takes the best that its CPU can run. None: this model's own target. Others than the model's
+        own get the records of its database, else default schedules.
         self_test: call the model some dozens of times, and keep in the file which relations hold
         between its results, so that `tilewright check --self` can test it anywhere.
+        Errors: R004 where no variant was compiled and the sizes are not known; U003 where the file
+        cannot be written, or for a target that is none of this kind of CPU.
         """
-        from tilewright.runtime.package import save_model
+        from tilewright.runtime.save import save_model
 
+        chosen = [self.target]
+        if targets is not None:
+            chosen = list(dict.fromkeys(_saved_target(t) for t in targets)) or chosen
+        parts = [(t, self.variants if t == self.target else self._compiled_for(t)) for t in chosen]
         tests: list[Mapping[str, Any] | None] = []
         if self_test:
             from tilewright.verify.reductions.models import learn_model
@@ -225,7 +254,15 @@ class CompiledModel(CallableModel):
                 return self.run(dict(zip(names, arrays, strict=True)))
 
             tests += [learn_model(run, self.program, v.sizes).to_json() for v in self.variants]
-        save_model(path, self, tests)
+        save_model(path, self, parts, tests)
+
+    def _compiled_for(self, target: Target) -> list[_Variant]:
+        """The variants compiled so far, for another target; none of them is loaded."""
+        other = CompiledModel(
+            self._given_program, target=target, threads=self.threads, db=self.db,
+            frozen=self.frozen, on_event=self.on_event, symbolic=self.symbolic,
+        )  # fmt: skip
+        return [other._new_variant(v.sizes) for v in self.variants]
 
     def save_c(self, folder: Path | str, name: str = "model") -> list[Path]:
         """Write the model as C: NAME.h, NAME.c, objects and constants; runtime/c_export.py says how
@@ -315,9 +352,7 @@ class _Variant:
         self.outputs = tuple(_array_type(tensors[n]) for n in dict.fromkeys(self.program.results))
         self.linked: Linked = link_at(build.built, (self.inputs, self.outputs), left)
         artifact = self.linked.artifact
-        if build.parts is None:
-            build.parts = load_parts(artifact)
-        self.binding = bind_artifact(artifact, parts=build.parts)
+        self._binding: Binding | None = None
         constants = sum(c.nbytes for c in artifact.constants)
         kernels_tuned = 0 if build.tuning is None else build.tuning.kernels_tuned
         self.stats: dict[str, Any] = {
@@ -326,13 +361,27 @@ class _Variant:
             "kernels": len(build.plan.kernels),
             "kernels_compiled": self.linked.kernels_compiled,
             "kernels_tuned": kernels_tuned,
-            "peak_bytes": self.binding.arena_bytes
-            + self.binding.scratch_bytes * self.threads
+            "peak_bytes": artifact.arena_bytes
+            + artifact.scratch_bytes * self.threads
             + constants,
-            "arena_bytes": self.binding.arena_bytes,
+            "arena_bytes": artifact.arena_bytes,
             "constant_bytes": constants,
             "seconds": dict(self.linked.seconds),
         }
+
+    def load(self) -> Binding:
+        """Bring code and constants into this process."""
+        if self._binding is None:
+            artifact = self.linked.artifact
+            if self.build.parts is None:
+                self.build.parts = load_parts(artifact)
+            self._binding = bind_artifact(artifact, parts=self.build.parts)
+        return self._binding
+
+    @property
+    def binding(self) -> Binding:
+        """The variant, ready to call."""
+        return self.load()
 
     def task_key(self, kernel: int) -> str:
         """The work that a kernel was tuned as: that of the build's typical sizes."""

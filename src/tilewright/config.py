@@ -210,7 +210,8 @@ SETTINGS: Mapping[str, Setting] = _table(
     ("num_threads", "integer or empty", None, "CPUs that affinity and cgroup quota allow",
      _optional(_integer(1, 4096)), "Threads that a compiled model runs with."),
     ("target", "name", "native", "native", _one_of(*TARGET_NAMES),
-     "Machine to compile for: " + ", ".join(TARGET_NAMES) + "."),
+     "Machine to compile for, and the most that the code of a loaded file may need: "
+     + ", ".join(TARGET_NAMES) + "."),
     ("db", "path or empty", None, "tuning.sqlite in cache_dir", _optional(_path),
      "The tuning database."),
     ("dump", "stage[,kernel][@pass]", "", "nothing", _dump,

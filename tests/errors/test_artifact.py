@@ -67,8 +67,8 @@ def test_another_file_than_the_one_that_was_named(saved: Path) -> None:
 
 
 def test_another_format(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package, "ARTIFACT_FORMAT", 7)
-    assert "the artifact has format 1 (ABI 1); this release reads 7 (ABI 1)" in text(saved)
+    monkeypatch.setattr(package, "_FORMATS", (6, 7))
+    assert "the artifact has format 2 (ABI 1); this release reads 6 and 7 (ABI 1)" in text(saved)
 
 
 def test_a_missing_feature(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,8 @@ def test_a_missing_feature(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "[R012] this CPU lacks avx512f\n  at an artifact made for native (x86-64-v"
     )
     assert shown.endswith(
-        "  next: compile and save the model for this machine, or for a target that both have"
+        "  next: compile and save the model for this machine, or for one that both have: "
+        'save(path, targets=["native", "x86-sse42"])'
     )
 
 

@@ -118,6 +118,11 @@ class Target:
         return _NAMED[name]
 
     @staticmethod
+    def portable() -> Target:
+        """The least machine of this process's kind of CPU: its code runs on all of them."""
+        return _NAMED["aarch64" if platform.machine() == "aarch64" else "x86-sse42"]
+
+    @staticmethod
     def parse(text: str) -> Target:
         """Inverse of `str`. Errors: TargetError S002 for another format or a malformed line."""
         words = text.split()
@@ -188,17 +193,24 @@ class Target:
             cache_line_bytes=other.cache_line_bytes,
         )
 
+    def lacks(self, machine: Target) -> list[str]:
+        """Features that this target's code uses and `machine` does not have, sorted.
+
+        Errors: TargetError R012 where they are CPUs of different kinds.
+        """
+        if machine.triple.split("-")[0] != self.triple.split("-")[0]:
+            raise TargetError("R012", f"code for {self.triple} cannot run on {machine.triple}")
+        wanted = [f[1:] for f in self.features.split(",") if f]
+        wanted += {"x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}.get(self.cpu, ())
+        return sorted({feature for feature in wanted if not machine.has_feature(feature)})
+
     def require_runnable(self) -> None:
         """Return if this process can run code of this target.
 
         Errors: TargetError R012 naming what is missing.
         """
         here = _native()
-        if here.triple.split("-")[0] != self.triple.split("-")[0]:
-            raise TargetError("R012", f"code for {self.triple} cannot run on {here.triple}")
-        wanted = [f[1:] for f in self.features.split(",") if f]
-        wanted += {"x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}.get(self.cpu, ())
-        missing = sorted({feature for feature in wanted if not here.has_feature(feature)})
+        missing = self.lacks(here)
         if missing:
             raise TargetError(
                 "R012",

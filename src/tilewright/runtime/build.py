@@ -25,8 +25,8 @@ from tilewright.runtime.build_worker import LlvmRefused, MachineSpec, emit, requ
 from tilewright.runtime.cache import ObjectCache, default_cache
 from tilewright.runtime.wire import Worker, WorkerDied
 
-__all__ = ["BuildOptions", "build", "build_counted", "build_many", "emit_assembly", "emit_object"]
-__all__ += ["object_key", "provide", "stop_workers"]
+__all__ = ["BuildOptions", "build", "build_counted", "build_many", "build_shared"]
+__all__ += ["emit_assembly", "emit_object", "object_key", "provide", "shared_key", "stop_workers"]
 
 _log = logging.getLogger("tilewright.runtime.build")
 _WORKER = "tilewright.runtime.build_worker"
@@ -74,10 +74,23 @@ def object_key(text: str, target: Target, options: BuildOptions = DEFAULT) -> st
 _provided: dict[str, bytes] = {}
 
 
+def shared_key(text: str) -> str:
+    """The name of what `build_shared` makes of `text`."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def provide(key: str, data: bytes) -> None:
-    """Let `build` answer with `data` for the text, target and options that `key` stands for, in
-    this process: what a saved model brings along is not compiled again."""
+    """Let `build_shared` answer with `data` for the text of this key, in this process: what a saved
+    model brings along is not compiled again."""
     _provided.setdefault(key, data)
+
+
+def build_shared(text: str) -> bytes:
+    """An object that all models of a process run on: `text` is for `Target.portable()`, so a saved
+    model can bring it to any CPU of this kind. Errors: InternalError C001.
+    """
+    data = _provided.get(shared_key(text))
+    return build(text, Target.portable(), BuildOptions(passes=2)) if data is None else data
 
 
 def emit_object(text: str, target: Target, options: BuildOptions = DEFAULT) -> bytes:
@@ -117,7 +130,7 @@ def build(
     """One object, from the cache or compiled in this process. Errors: InternalError C001."""
     cache = default_cache() if cache is None else cache
     key = object_key(text, target, options)
-    data = _provided.get(key) or cache.get(key)
+    data = cache.get(key)
     if data is None:
         data = emit_object(text, target, options)
         cache.put(key, data)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from tilewright.errors import InternalError, UserError
 from tilewright.machine.target import Target
-from tilewright.runtime.build import BuildOptions, build, object_key
+from tilewright.runtime.build import build_shared, shared_key
 from tilewright.runtime.call_text import call_text
 from tilewright.runtime.context import ArrayType, Binding, CallContext
 from tilewright.runtime.jit import LoadedObject, load_object
@@ -90,8 +90,7 @@ class _MethodDef(ctypes.Structure):
 @lru_cache(maxsize=1)
 def _method() -> tuple[_MethodDef, LoadedObject]:
     """The one method definition that every model's builtin shares; never freed."""
-    target = Target.native()
-    code = load_object(build(call_text(target), target, BuildOptions(passes=2))).keep_forever()
+    code = load_object(build_shared(call_text(Target.portable()))).keep_forever()
     method = _MethodDef(
         b"call",
         code.address("tw_call"),
@@ -104,9 +103,8 @@ def _method() -> tuple[_MethodDef, LoadedObject]:
 
 def shared_objects() -> list[tuple[str, bytes]]:
     """Keys and bytes of the objects that every model of this process runs on: pool and wrapper."""
-    target, options = Target.native(), BuildOptions(passes=2)
-    texts = (pool_text(target), call_text(target))
-    return [(object_key(t, target, options), build(t, target, options)) for t in texts]
+    texts = (pool_text(Target.portable()), call_text(Target.portable()))
+    return [(shared_key(t), build_shared(t)) for t in texts]
 
 
 @lru_cache(maxsize=1)

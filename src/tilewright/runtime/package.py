@@ -1,37 +1,36 @@
-"""One file for a compiled model: save it, load it, compile nothing.
+"""One file for a compiled model: load it, compile nothing. (`runtime.save` writes it.)
 
-In: a compiled model, or the path of a `.twa` file. Out: the file, or a `LoadedModel`. Invariants:
-the file is a zip archive of uncompressed members: `manifest.json`, ELF objects by content, all
-constants as one safetensors file; every member's SHA-256 is in the manifest, and the manifest's is
-in the archive's comment; all are checked before anything of the file is used. A file appears whole
-or not at all. Nothing is unpickled, and no callback is named that `ir.externs` does not list.
+In: the path of a `.twa` file. Out: a `LoadedModel`. Invariants: the file is a zip archive of
+uncompressed members: `manifest.json`, ELF objects by content, and for each target the constants of
+its variants as one safetensors file; every member's SHA-256 is in the manifest, and the manifest's
+is in the archive's comment; each is checked before anything of the member is used. One target's
+part of the file is used: the best that this CPU can run. Nothing is unpickled, and no callback is
+named that `ir.externs` does not list.
 
-Constants of all variants are read once, straight from their place in the file into one block of
-memory, so loading costs their size and little more.
+Constants are read once, straight from their place in the file into one block of memory, so loading
+costs their size and little more. Format 1 had one target, in the manifest itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-import platform
 import struct
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 
+import tilewright.config as config
 from tilewright.errors import TargetError, UserError
-from tilewright.ir.dtypes import DTYPES, dtype_of
+from tilewright.ir.dtypes import DTYPES
 from tilewright.ir.externs import EXTERNS
-from tilewright.ir.program import Dim, Program, array_key
+from tilewright.ir.program import Dim
 from tilewright.machine.target import Target
 from tilewright.runtime.artifact import (
     Argument,
@@ -42,215 +41,22 @@ from tilewright.runtime.artifact import (
     bind_artifact,
 )
 from tilewright.runtime.build import provide
-from tilewright.runtime.call import shared_objects
 from tilewright.runtime.context import ArrayType, Binding
 from tilewright.runtime.jit import exported_symbols
 from tilewright.runtime.model import CallableModel
 from tilewright.runtime.pages import Memory
-from tilewright.runtime.tensors import Entry, read_header, write_tensors
+from tilewright.runtime.tensors import Entry, read_header
 
-__all__ = ["ARTIFACT_FORMAT", "LoadedModel", "load", "save_model"]
+__all__ = ["ABI", "ARTIFACT_FORMAT", "COMMENT", "LoadedModel", "load"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-ARTIFACT_FORMAT = 1
+ARTIFACT_FORMAT = 2
+_FORMATS = (1, 2)  # that this release reads
 ABI = 1  # of phase functions: raise it when docs/architecture.md says something else about them
-_COMMENT = b"tilewright artifact, manifest sha256 "
-_CONSTANTS = "constants.safetensors"
+COMMENT = b"tilewright artifact, manifest sha256 "
 _BLOCK_BYTES = 1 << 20
 _MOST_BYTES = 1 << 46  # of memory, half of what a process can address
-
-
-class _Linked(Protocol):
-    @property
-    def artifact(self) -> Artifact: ...
-
-
-class Variant(Protocol):
-    """A compiled model at fixed sizes, as far as saving needs it."""
-
-    @property
-    def sizes(self) -> Mapping[str, int]: ...
-    @property
-    def linked(self) -> _Linked: ...
-    @property
-    def stats(self) -> Mapping[str, Any]: ...
-
-
-class Saveable(Protocol):
-    """What `save_model` needs of a compiled model."""
-
-    @property
-    def program(self) -> Program: ...
-    @property
-    def target(self) -> Target: ...
-    @property
-    def input_specs(self) -> tuple[ArrayType, ...]: ...
-    @property
-    def results(self) -> tuple[ArrayType, ...]: ...
-    @property
-    def order(self) -> list[int]: ...
-    @property
-    def shapes(self) -> Mapping[int, int]: ...
-    @property
-    def variants(self) -> tuple[Variant, ...]: ...
-
-
-# ---- saving ------------------------------------------------------------------------------------
-
-
-def save_model(
-    path: Path | str, model: Saveable, self_tests: Sequence[Mapping[str, Any] | None] = ()
-) -> None:
-    """Write every variant that was compiled so far.
-
-    self_tests: plain data of a self-test for each variant, for `LoadedModel.self_tests`.
-    Errors: R004 where no variant was compiled and the sizes are not known; U003 where the file
-    cannot be written.
-    """
-    path = Path(path)
-    objects: dict[str, bytes] = {}
-    constants: dict[str, Array] = {}
-    variants = [_variant_out(v, objects, constants) for v in model.variants]
-    for out, test in zip(variants, self_tests, strict=False):
-        out["self_test"] = test
-    shared = {}
-    for key, data in shared_objects():
-        shared[key] = _object_name(data)
-        objects[shared[key]] = data
-    manifest = {
-        "format": ARTIFACT_FORMAT,
-        "abi": ABI,
-        "made_by": {"tilewright": _version("tilewright"), "llvmlite": _version("llvmlite")},
-        "os": sys.platform,
-        "machine": platform.machine(),
-        "byte_order": sys.byteorder,
-        "target": str(model.target),
-        "name": model.program.name,
-        "dims": [[d.name, d.lo, d.hi, d.multiple, d.hint] for d in model.program.dims],
-        "inputs": [_array_out(a) for a in model.input_specs],
-        "results": [_array_out(a) for a in model.results],
-        "order": list(model.order),
-        "shapes": [list(pair) for pair in model.shapes.items()],
-        "shared_objects": shared,
-        "variants": variants,
-    }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            hashes = {_CONSTANTS: _write_constants(archive, constants)}
-            for name, data in objects.items():
-                hashes[name] = hashlib.sha256(data).hexdigest()
-                archive.writestr(_member(name), data)
-            text = json.dumps({**manifest, "members": hashes}, indent=1).encode()
-            archive.writestr(_member("manifest.json"), text)
-            archive.comment = _COMMENT + hashlib.sha256(text).hexdigest().encode()
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            "U003", f"{path} cannot be written: {error.strerror}",
-            hint="give a path in a folder that exists and has space",
-        ) from None  # fmt: skip
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _version(distribution: str) -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "source"
-
-
-def _member(name: str) -> zipfile.ZipInfo:
-    """A member with a fixed date, so that equal models give equal files."""
-    return zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-
-
-def _object_name(data: bytes) -> str:
-    return f"objects/{hashlib.sha256(data).hexdigest()[:32]}.o"
-
-
-class _Hashed(io.RawIOBase):
-    """Writes to a file and hashes what went through."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.hash = hashlib.sha256()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any, /) -> int:
-        self.hash.update(data)
-        return self.file.write(data)
-
-
-def _write_constants(archive: zipfile.ZipFile, constants: Mapping[str, Array]) -> str:
-    info = _member(_CONSTANTS)
-    with archive.open(info, "w", force_zip64=True) as file:
-        hashed = _Hashed(file)
-        begin = archive.fp.tell() if archive.fp is not None else 0
-        write_tensors(hashed, constants, at=begin)  # type: ignore[arg-type]
-    return hashed.hash.hexdigest()
-
-
-def _variant_out(
-    v: Variant, objects: dict[str, bytes], constants: dict[str, Array]
-) -> dict[str, Any]:
-    a = v.linked.artifact
-    names = []
-    for data in a.objects:
-        names.append(_object_name(data))
-        objects[names[-1]] = data
-    keys = []
-    for c in a.constants:
-        keys.append(array_key(c))
-        constants.setdefault(keys[-1], c)
-    return {
-        "sizes": dict(v.sizes),
-        "kernels": v.stats.get("kernels"),
-        "inputs": [_array_out(x) for x in a.inputs],
-        "outputs": [_array_out(x) for x in a.outputs],
-        "objects": names,
-        "constants": keys,
-        "arena_bytes": a.arena_bytes,
-        "scratch_bytes": a.scratch_bytes,
-        "fills": [
-            [f.offset, f.dtype, f.count, np.asarray(f.value, f.dtype).tobytes().hex()]
-            for f in a.fills
-        ],
-        "steps": [_step_out(s) for s in a.steps],
-    }
-
-
-def _array_out(a: ArrayType) -> dict[str, Any]:
-    dtype = dtype_of(a.dtype)
-    assert dtype is not None
-    return {"name": a.name, "dtype": dtype.name, "shape": list(a.shape)}
-
-
-def _step_out(s: ArtifactStep) -> dict[str, Any]:
-    out: dict[str, Any] = {"arguments": [[x.kind, x.value] for x in s.arguments]}
-    if s.control:
-        return {
-            "control": s.control, "to": s.chunks, "count": s.count, "bytes": s.bytes, **out
-        }  # fmt: skip
-    if s.callback is None:
-        return {"object": s.object, "symbol": s.symbol, "chunks": s.chunks, **out}
-    c = s.callback
-    attributes = [
-        [name, list(value) if isinstance(value, tuple) else value] for name, value in c.attributes
-    ]
-    args = [[name, list(shape)] for name, shape in c.args]
-    return {
-        "extern": c.function, "attributes": attributes, "args": args, "results": c.results, **out,
-    }  # fmt: skip
-
-
-# ---- loading -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -264,17 +70,20 @@ class LoadedModel(CallableModel):
     """A saved model: called like a compiled one, for the sizes that were saved."""
 
     def __init__(
-        self, manifest: Mapping[str, Any], artifacts: list[Artifact], keys: list[list[str]],
+        self, manifest: Mapping[str, Any], part: Mapping[str, Any], artifacts: list[Artifact],
         constants: Memory, entries: Mapping[str, Entry], threads: int | None, started: float,
     ) -> None:  # fmt: skip
         self.name: str = manifest["name"]
-        self._sizes = [dict(v["sizes"]) for v in manifest["variants"]]
-        self.self_tests = [(dict(v["sizes"]), v.get("self_test")) for v in manifest["variants"]]
+        self.target = Target.parse(part["target"])
+        """What the code that runs was made for."""
+        self._sizes = [dict(v["sizes"]) for v in part["variants"]]
+        self.self_tests = [(dict(v["sizes"]), v.get("self_test")) for v in part["variants"]]
         """The sizes of each variant, and the data of its self-test or None."""
-        self._artifacts, self._keys = artifacts, keys
+        self._artifacts = artifacts
+        self._keys = [list(v["constants"]) for v in part["variants"]]
         self._constants, self._entries = constants, entries
         self._bindings: dict[int, Binding] = {}
-        kernels = [v["kernels"] for v in manifest["variants"]]
+        kernels = [v["kernels"] for v in part["variants"]]
         super().__init__(
             tuple(_array_in(a) for a in manifest["inputs"]),
             tuple(_array_in(a) for a in manifest["results"]),
@@ -323,15 +132,19 @@ def _sizes_text(sizes: Mapping[str, int]) -> str:
 
 
 def load(
-    path: Path | str, *, threads: int | None = None, sha256: str | None = None
+    path: Path | str, *, threads: int | None = None, sha256: str | None = None,
+    target: str | Target | None = None,
 ) -> LoadedModel:
     """A saved model, ready to run; compiles nothing. An artifact is code: load only what you trust.
 
-    sha256: what the whole file must hash to, in hexadecimal. Errors: R011 for a damaged file, an
-    unknown version, or another hash; R012, R013 where the machine lacks something; U003 where the
-    file cannot be read.
-    """
+    sha256: what the whole file must hash to, in hexadecimal. target: run no code that this machine
+    could not run; None follows the setting, which is the CPU's own ("native"). Errors: R011 for a
+    damaged file, an unknown version, or another hash; R012, R013 where the machine lacks something;
+    U003 where the file cannot be read.
+    """  # fmt: skip
     started = time.perf_counter()
+    if not isinstance(target, Target):
+        target = Target.named(target or config.current().target)
     try:
         with open(path, "rb") as file:
             if sha256 is not None:
@@ -342,7 +155,7 @@ def load(
                         where=str(path), hint="this is another file than the one that was named",
                     )  # fmt: skip
                 file.seek(0)
-            return _load(file, threads, started)
+            return _load(file, target, threads, started)
     except UserError as error:
         if error.code != "R011" or error.where:
             raise
@@ -356,24 +169,23 @@ def load(
         ) from None
 
 
-def _load(file: IO[bytes], threads: int | None, started: float) -> LoadedModel:
+def _load(file: IO[bytes], limit: Target, threads: int | None, started: float) -> LoadedModel:
     try:
         archive = zipfile.ZipFile(file)
         manifest = _manifest(archive)
-        _require_machine(manifest)
+        part = _best_part(manifest, limit)
         hashes = manifest["members"]
-        entries, constants = _read_constants(archive, file, hashes[_CONSTANTS])
-        objects = {
-            name: _read_member(archive, name, digest)
-            for name, digest in hashes.items() if name != _CONSTANTS
-        }  # fmt: skip
-        for key, name in manifest["shared_objects"].items():
-            provide(key, objects[name])
-        artifacts = [_variant_in(v, objects, entries) for v in manifest["variants"]]
-        keys = [list(v["constants"]) for v in manifest["variants"]]
+        name = part["constants"]
+        entries, constants = _read_constants(archive, file, name, hashes[name])
+        shared = manifest["shared_objects"]
+        names = {n for v in part["variants"] for n in v["objects"]}
+        objects = {n: _read_member(archive, n, hashes[n]) for n in (*names, *shared.values())}
+        for key, n in shared.items():
+            provide(key, objects[n])
+        artifacts = [_variant_in(v, objects, entries) for v in part["variants"]]
         if not artifacts:
             raise ValueError("no variant")
-        return LoadedModel(manifest, artifacts, keys, constants, entries, threads, started)
+        return LoadedModel(manifest, part, artifacts, constants, entries, threads, started)
     except (
         zipfile.BadZipFile, KeyError, ValueError, TypeError, IndexError, AttributeError, EOFError,
         NotImplementedError, RuntimeError, struct.error,
@@ -384,38 +196,61 @@ def _load(file: IO[bytes], threads: int | None, started: float) -> LoadedModel:
 
 def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
     comment = archive.comment
-    if not comment.startswith(_COMMENT):
+    if not comment.startswith(COMMENT):
         raise UserError("R011", "this is no artifact of tilewright")
-    text = _read_member(archive, "manifest.json", comment[len(_COMMENT) :].decode())
+    text = _read_member(archive, "manifest.json", comment[len(COMMENT) :].decode())
     manifest: dict[str, Any] = json.loads(text)
-    if manifest["format"] != ARTIFACT_FORMAT or manifest["abi"] != ABI:
+    if manifest["format"] not in _FORMATS or manifest["abi"] != ABI:
         raise UserError(
             "R011",
             f"the artifact has format {manifest['format']} (ABI {manifest['abi']}); this release "
-            f"reads {ARTIFACT_FORMAT} (ABI {ABI})",
+            f"reads {' and '.join(map(str, _FORMATS))} (ABI {ABI})",
         )
+    if {*manifest["members"], "manifest.json"} != set(archive.namelist()):
+        raise ValueError("the members are not those of the manifest")
+    if manifest["format"] == 1:
+        part = {n: manifest[n] for n in ("target", "variants")}
+        manifest["parts"] = [{**part, "constants": "constants.safetensors"}]
     return manifest
 
 
-def _require_machine(manifest: Mapping[str, Any]) -> None:
-    """Errors: TargetError R012 for a missing CPU feature, R013 for another system."""
+def _best_part(manifest: Mapping[str, Any], limit: Target) -> Mapping[str, Any]:
+    """The part for the widest machine among those that this CPU and `limit` can stand for.
+
+    Errors: TargetError R012 naming the features that are missing, R013 for another system.
+    """
     made_for = (manifest["os"], manifest["byte_order"])
     if made_for != (sys.platform, sys.byteorder):
         raise TargetError(
             "R013", f"the artifact is for {made_for[0]}, this is {sys.platform}",
             hint="compile and save the model on this system",
         )  # fmt: skip
-    try:
-        target = Target.parse(manifest["target"])
-    except TargetError as error:
-        raise UserError("R011", error.message) from None
-    try:
-        target.require_runnable()
-    except TargetError as error:
+    found: list[tuple[tuple[int, int], Mapping[str, Any]]] = []
+    refused: list[tuple[Target, str]] = []
+    for part in manifest["parts"]:
+        try:
+            target = Target.parse(part["target"])
+        except TargetError as error:
+            raise UserError("R011", error.message) from None
+        try:
+            target.require_runnable()
+            if missing := target.lacks(limit):
+                raise TargetError("R012", f"{limit.name} lacks {', '.join(missing)}")
+        except TargetError as error:
+            refused.append((target, error.message))
+            continue
+        found.append(((target.vector_bits, target.features.count("+")), part))
+    if not found:
+        if not refused:
+            raise ValueError("no part")
+        made_for_cpus = "; ".join(f"{t.name} ({t.cpu})" for t, _ in refused)
         raise TargetError(
-            error.code, error.message, where=f"an artifact made for {target.name} ({target.cpu})",
-            hint="compile and save the model for this machine, or for a target that both have",
-        ) from None  # fmt: skip
+            "R012", "; ".join(dict.fromkeys(m for _, m in refused)),
+            where=f"an artifact made for {made_for_cpus}",
+            hint="compile and save the model for this machine, or for one that both have: "
+            'save(path, targets=["native", "x86-sse42"])',
+        )  # fmt: skip
+    return max(found, key=lambda x: x[0])[1]
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, digest: str) -> bytes:
@@ -426,10 +261,10 @@ def _read_member(archive: zipfile.ZipFile, name: str, digest: str) -> bytes:
 
 
 def _read_constants(
-    archive: zipfile.ZipFile, file: IO[bytes], digest: str
+    archive: zipfile.ZipFile, file: IO[bytes], name: str, digest: str
 ) -> tuple[dict[str, Entry], Memory]:
     """The constants in one block of memory, checked on the way."""
-    info = archive.getinfo(_CONSTANTS)
+    info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError("the constants are compressed")
     file.seek(info.header_offset)

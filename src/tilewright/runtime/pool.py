@@ -22,7 +22,7 @@ from typing import Protocol
 from tilewright.config import current
 from tilewright.errors import UserError
 from tilewright.machine.target import Target, available_cpus
-from tilewright.runtime.build import BuildOptions, build
+from tilewright.runtime.build import build_shared
 from tilewright.runtime.jit import LoadedObject, load_object
 from tilewright.runtime.pages import SCRATCH_BYTES, Memory
 from tilewright.runtime.pool_text import CONTROL, MAX_THREADS, POOL_BYTES, pool_text
@@ -97,13 +97,12 @@ _lock = threading.Lock()
 
 @lru_cache(maxsize=1)
 def _pool() -> LoadedObject:
-    target = Target.native()
     pages = mmap.mmap(-1, POOL_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     _pages.append(pages)
     # Where the kernel cannot wipe the mapping in a forked child, the hook below does.
     with suppress(OSError, ValueError):
         pages.madvise(_MADV_WIPEONFORK)
-    loaded = load_object(build(pool_text(target), target, BuildOptions(passes=2))).keep_forever()
+    loaded = load_object(build_shared(pool_text(Target.portable()))).keep_forever()
     address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     ctypes.c_uint64.from_address(loaded.address("tw_pool")).value = address
     return loaded

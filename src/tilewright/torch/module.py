@@ -47,8 +47,10 @@ class CompiledModule:
             entry = self._entries[key] = self._export(args, named)
         return entry(leaves)
 
-    def save(self, path: Any) -> None:
+    def save(self, path: Any, *, targets: Sequence[str] | None = None) -> None:
         """Write the compiled module to a file that `tilewright.load` runs without PyTorch.
+
+        targets: as `CompiledModel.save` takes them.
 
         The file takes and returns arrays in the order of the graph's tensors, in the memory order
         that the module was compiled with. Errors: R004 where nothing was compiled yet, F005 where
@@ -60,7 +62,7 @@ class CompiledModule:
                 hint="compile it with example inputs, of one kind, then save it",
             )  # fmt: skip
         (entry,) = self._entries.values()
-        entry.native().model.save(path)
+        entry.native().model.save(path, targets=targets)
 
     def _kind(self, x: Any) -> Any:
         """What of an input a graph depends on: its guard."""

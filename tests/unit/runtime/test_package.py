@@ -120,8 +120,9 @@ def test_what_the_file_holds(saved: tuple[Path, Any]) -> None:
     assert manifest["format"] == ARTIFACT_FORMAT
     assert set(manifest["members"]) == {i.filename for i in infos} - {"manifest.json"}
     assert all(i.compress_type == zipfile.ZIP_STORED for i in infos)
-    assert [v["sizes"] for v in manifest["variants"]] == [{"N": 3}, {"N": 8}]
-    assert Target.parse(manifest["target"]) == Target.native()
+    (part,) = manifest["parts"]
+    assert [v["sizes"] for v in part["variants"]] == [{"N": 3}, {"N": 8}]
+    assert Target.parse(part["target"]) == Target.native()
     names = [i.filename for i in infos]
     assert names[0] == "constants.safetensors" and all(n.endswith(".o") for n in names[1:-1])
 
@@ -255,12 +256,12 @@ def test_a_cpu_without_a_feature(saved: tuple[Path, Any], tmp_path: Path) -> Non
     other = replace(target, features=features)
 
     def change(m: dict[str, Any]) -> None:
-        m["target"] = str(other)
+        m["parts"][0]["target"] = str(other)
 
     assert "amx-tile" in refused(rewritten(saved[0], tmp_path / "amx.twa", change), "R012").message
 
     def arm(m: dict[str, Any]) -> None:
-        m["target"] = str(Target.named("aarch64"))
+        m["parts"][0]["target"] = str(Target.named("aarch64"))
 
     refused(rewritten(saved[0], tmp_path / "arm.twa", arm), "R012")
 
@@ -272,21 +273,121 @@ def test_a_cpu_without_a_feature(saved: tuple[Path, Any], tmp_path: Path) -> Non
     assert caught.value.code == "R013" and "darwin" in caught.value.message
 
 
+def test_the_previous_format(saved: tuple[Path, Any], tmp_path: Path) -> None:
+    def older(m: dict[str, Any]) -> None:
+        (part,) = m.pop("parts")
+        m.update(format=1, target=part["target"], variants=part["variants"])
+        m["shared_objects"] = {n: n for n in m["shared_objects"].values()}  # other keys then
+
+    loaded = tw.load(rewritten(saved[0], tmp_path / "older.twa", older))
+    for n in (3, 8):
+        x = random(n, n, 24)
+        for got, wanted in zip(loaded(x), saved[1](x), strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+
+# ---- several targets in one file ---------------------------------------------------------------
+
+LEVELS = ["x86-sse42", "x86-avx512", "x86-avx2"]
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if Target.native().isa == "aarch64":
+        pytest.skip("levels of x86-64")
+    path = tmp_path_factory.mktemp("several") / "net.twa"
+    model = tw.compile(network(), dims={"N": 5})
+    model.save(path, targets=LEVELS)
+    assert model.variants[0].binding is model.variants[0].binding
+    return path
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_a_file_holds_code_for_several_cpus(several: Path, name: str) -> None:
+    if Target.named(name).lacks(Target.native()):
+        pytest.skip(f"this CPU is less than {name}")
+    loaded = tw.load(several, target=name)
+    assert loaded.target == Target.named(name)
+    with tw.config(target=name):
+        assert tw.load(several).target == loaded.target
+    x = random(4, 5, 24)
+    model = tw.compile(network(), dims={"N": 5}, target=name)
+    for got, wanted in zip(loaded(x), model(x), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    y = np.maximum(x.astype(float) @ random(1, 24, 17) + random(2, 17), 0)
+    np.testing.assert_allclose(loaded(x)[0], y, rtol=1e-4, atol=1e-5)
+
+
+def test_the_best_code_for_this_cpu_is_taken(several: Path) -> None:
+    assert tw.load(several).target.name == Target.native().isa
+
+
+def test_one_target_costs_the_memory_of_one(several: Path, tmp_path: Path) -> None:
+    tw.compile(network(), dims={"N": 5}, target="x86-sse42").save(tmp_path / "one.twa")
+    one, best = tw.load(tmp_path / "one.twa"), tw.load(several, target="x86-sse42")
+    assert one.stats["constant_bytes"] == best.stats["constant_bytes"]
+
+
+def test_a_file_for_several_cpus_without_this_one(several: Path, tmp_path: Path) -> None:
+    def beyond(m: dict[str, Any]) -> None:
+        for part, feature in zip(m["parts"], ("amx-tile", "amx-int8", "avx10.2"), strict=True):
+            target = Target.parse(part["target"])
+            features = ",".join(sorted({*filter(None, target.features.split(",")), f"+{feature}"}))
+            part["target"] = str(replace(target, features=features))
+
+    error = refused(rewritten(several, tmp_path / "beyond.twa", beyond), "R012")
+    assert all(f in error.message for f in ("amx-tile", "amx-int8", "avx10.2"))
+    assert "x86-avx2" in error.where and "x86-sse42" in error.hint
+
+    def all_but_one(m: dict[str, Any]) -> None:
+        kept = m["parts"][0]
+        beyond(m)
+        kept["target"] = str(Target.named("x86-sse42"))
+
+    loaded = tw.load(rewritten(several, tmp_path / "falls.twa", all_but_one))
+    assert loaded.target.name == "x86-sse42"
+    model = tw.compile(network(), dims={"N": 5}, target="x86-sse42")
+    x = random(4, 5, 24)
+    np.testing.assert_array_equal(loaded(x)[0], model(x)[0])
+
+
+def test_a_limit_below_what_the_file_holds(saved: tuple[Path, Any]) -> None:
+    if not Target.native().lacks(Target.portable()):
+        pytest.skip("this CPU is the least one")
+    with pytest.raises(TargetError) as caught:
+        tw.load(saved[0], target=Target.portable())
+    assert caught.value.code == "R012"
+    assert f"{Target.portable().name} lacks " in caught.value.message
+
+
+def test_targets_that_cannot_be_saved(tmp_path: Path) -> None:
+    model = tw.compile("y[i] = 2.0 * x[i]", dims={"I": 5})
+    foreign = "x86-avx2" if Target.native().isa == "aarch64" else "aarch64"
+    for name in (foreign, "pentium"):
+        with pytest.raises((UserError, TargetError)) as caught:
+            model.save(tmp_path / "m.twa", targets=["native", name])
+        assert caught.value.code == "U003" and name in caught.value.message
+    assert not (tmp_path / "m.twa").exists()
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        lambda m: m["variants"].clear(),
-        lambda m: m["variants"][0]["steps"][0].update(object=99),
-        lambda m: m["variants"][0]["steps"][0]["arguments"].append(["const", 99]),
-        lambda m: m["variants"][0]["steps"][0]["arguments"].append(["arena", -64]),
-        lambda m: m["variants"][0]["steps"][0]["arguments"].append(["file", 0]),
-        lambda m: m["variants"][0]["steps"][0].update(extern="os.system"),
-        lambda m: m["variants"][0]["constants"].append("0" * 64),
-        lambda m: m["variants"][0].update(fills=[[1 << 40, "float32", 4, "0000803f"]]),
+        lambda m: m["parts"][0]["variants"].clear(),
+        lambda m: m["parts"][0]["variants"][0]["steps"][0].update(object=99),
+        lambda m: m["parts"][0]["variants"][0]["steps"][0]["arguments"].append(["const", 99]),
+        lambda m: m["parts"][0]["variants"][0]["steps"][0]["arguments"].append(["arena", -64]),
+        lambda m: m["parts"][0]["variants"][0]["steps"][0]["arguments"].append(["file", 0]),
+        lambda m: m["parts"][0]["variants"][0]["steps"][0].update(extern="os.system"),
+        lambda m: m["parts"][0]["variants"][0]["constants"].append("0" * 64),
+        lambda m: m["parts"][0]["variants"][0].update(fills=[[1 << 40, "float32", 4, "0000803f"]]),
         lambda m: m.pop("order"),
         lambda m: m["inputs"][0].update(dtype="object"),
         lambda m: m["members"].update({"objects/none.o": "0" * 64}),
-        lambda m: m.update(target="pentium"),
+        lambda m: m["members"].pop(m["parts"][0]["variants"][0]["objects"][0]),
+        lambda m: m["parts"][0].update(target="pentium"),
+        lambda m: m["parts"].clear(),
+        lambda m: m["parts"][0].update(constants="manifest.json"),
     ],
 )
 def test_a_manifest_that_does_not_fit(

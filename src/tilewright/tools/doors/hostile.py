@@ -305,8 +305,8 @@ def _artifact_files() -> Iterator[Hostile]:
     yield edit("newer_abi", lambda m: m.update(abi=999))
     yield edit("other_system", lambda m: m.update(os="plan9"), "R013")
     yield edit("other_byte_order", lambda m: m.update(byte_order="middle"), "R013")
-    yield edit("no_variant", lambda m: m.update(variants=[]))
-    yield edit("unknown_target", lambda m: m.update(target="quantum"))
+    yield edit("no_variant", lambda m: m["parts"][0].update(variants=[]))
+    yield edit("unknown_target", lambda m: m["parts"][0].update(target="quantum"))
     yield edit("huge_arena", lambda m: _variant(m, arena_bytes=2**62))
     yield edit("negative_arena", lambda m: _variant(m, arena_bytes=-64))
     yield edit("huge_scratch", lambda m: _variant(m, scratch_bytes=2**62))
@@ -339,11 +339,11 @@ def _flipped(at: int) -> Callable[[Path], Path]:
 
 
 def _variant(manifest: dict[str, Any], **new: Any) -> None:
-    manifest["variants"][0].update(new)
+    manifest["parts"][0]["variants"][0].update(new)
 
 
 def _step(manifest: dict[str, Any], **new: Any) -> None:
-    manifest["variants"][0]["steps"][0].update(new)
+    manifest["parts"][0]["variants"][0]["steps"][0].update(new)
 
 
 def _constants_of(members: Mapping[str, bytes]) -> str:
