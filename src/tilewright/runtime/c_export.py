@@ -10,7 +10,6 @@ refused.
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,38 +19,15 @@ import numpy as np
 from tilewright.errors import UserError
 from tilewright.runtime.artifact import Artifact
 from tilewright.runtime.context import ArrayType
-from tilewright.runtime.jit import exported_symbols
+from tilewright.runtime.elf import Elf
 
-__all__ = ["export_c", "renamed"]
+__all__ = ["export_c"]
 
 _TYPES = {
     "float32": "float", "float64": "double", "bool": "uint8_t", "float16": "uint16_t",
     "bfloat16": "uint16_t",
 }  # fmt: skip
 _ALIGN = 64
-_SECTION = struct.Struct("<IIQQQQIIQQ")
-_SYMBOL = struct.Struct("<IBBHQQ")
-
-
-def renamed(data: bytes, names: Mapping[str, str]) -> bytes:
-    """An ELF object with exported symbols renamed: a new string table at its end."""
-    out = bytearray(data)
-    (table,) = struct.unpack_from("<Q", data, 40)
-    size, count = struct.unpack_from("<HH", data, 58)
-    sections = [list(_SECTION.unpack_from(data, table + size * k)) for k in range(count)]
-    for symbols in (s for s in sections if s[1] == 2):
-        strings = sections[symbols[6]]
-        text = bytearray(data[strings[4] : strings[4] + strings[5]])
-        for at in range(symbols[4], symbols[4] + symbols[5], _SYMBOL.size):
-            name, *rest = _SYMBOL.unpack_from(data, at)
-            old = bytes(text[name : text.index(0, name)]).decode()
-            if old in names:
-                _SYMBOL.pack_into(out, at, len(text), *rest)
-                text += names[old].encode() + b"\0"
-        strings[4:6] = [len(out), len(text)]
-        out += text
-        _SECTION.pack_into(out, table + size * symbols[6], *strings)
-    return bytes(out)
 
 
 def export_c(folder: Path | str, name: str, artifact: Artifact) -> list[Path]:
@@ -74,9 +50,10 @@ def export_c(folder: Path | str, name: str, artifact: Artifact) -> list[Path]:
     files: dict[str, bytes] = {f"{name}.h": b"", f"{name}.c": b"", f"{name}.bin": constants}
     symbols: dict[tuple[int, str], str] = {}
     for k, data in enumerate(artifact.objects):
-        names = {old: f"{name}_{k}_{old}" for old in exported_symbols(data)}
+        elf = Elf(data)
+        names = {old: f"{name}_{k}_{old}" for old in elf.exported}
         symbols.update({(k, old): new for old, new in names.items()})
-        files[f"{name}_{k}.o"] = renamed(data, names)
+        files[f"{name}_{k}.o"] = elf.renamed(names)
     files[f"{name}.h"] = _header(name, artifact).encode()
     files[f"{name}.c"] = _source(name, artifact, places, symbols).encode()
     out = []

@@ -2,8 +2,12 @@
 
 In: ELF bytes that `runtime.build` made for this kind of CPU. Out: a `LoadedObject` whose
 `address(name)` is callable machine code for as long as the object lives.
-Invariant: the process has one loader, made at the first load and never torn down, because threads
-may still sleep inside loaded code when the interpreter ends.
+Invariant: code of the pool is never unloaded, because threads may still sleep inside it when the
+interpreter ends.
+
+Objects of x86-64 are placed by `runtime.elf`: a process that only runs saved models needs no
+compiler then, and starts without loading one. Those of other CPUs are placed by LLVM's linker, of
+which a process has one, made at the first load and never torn down.
 """
 
 from __future__ import annotations
@@ -11,12 +15,12 @@ from __future__ import annotations
 import ctypes
 import itertools
 import platform
-import struct
 import threading
 from collections.abc import Iterable
 from typing import Any
 
 from tilewright.errors import InternalError, UserError
+from tilewright.runtime.elf import Elf, place
 
 __all__ = ["LoadedObject", "exported_symbols", "load_object"]
 
@@ -28,8 +32,8 @@ _loader: Any = None
 class LoadedObject:
     """Machine code in memory; dropping the last reference unloads it."""
 
-    def __init__(self, tracker: Any, addresses: dict[str, int]) -> None:
-        self._tracker = tracker
+    def __init__(self, held: Any, addresses: dict[str, int]) -> None:
+        self._held = held
         self._addresses = addresses
 
     @property
@@ -45,7 +49,7 @@ class LoadedObject:
 
     def keep_forever(self) -> LoadedObject:
         """Never unload, not even when the interpreter ends."""
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._tracker))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._held))
         return self
 
 
@@ -54,11 +58,18 @@ def load_object(data: bytes, imports: Iterable[tuple[str, int]] = ()) -> LoadedO
 
     Errors: UserError R011 when the bytes are no object of this CPU or name unknown symbols.
     """
+    elf = Elf(data)
+    if platform.machine() != "x86_64":
+        return _load_by_llvm(elf, imports)
+    placed = place(elf, dict(imports))
+    return LoadedObject(placed, placed.addresses)
+
+
+def _load_by_llvm(elf: Elf, imports: Iterable[tuple[str, int]]) -> LoadedObject:
     import llvmlite.binding as llvm
 
-    names = exported_symbols(data)
-    builder = llvm.JITLibraryBuilder().add_object_img(data).add_current_process()
-    for name in names:
+    builder = llvm.JITLibraryBuilder().add_object_img(elf.data).add_current_process()
+    for name in elf.exported:
         builder.export_symbol(name)
     for name, address in imports:
         builder.import_symbol(name, address)
@@ -67,7 +78,7 @@ def load_object(data: bytes, imports: Iterable[tuple[str, int]] = ()) -> LoadedO
             tracker = builder.link(_the_loader(), f"tilewright-{next(_numbers)}")
         except RuntimeError as error:  # what llvmlite raises for every refusal of the linker
             raise UserError("R011", f"the object cannot be loaded: {error}") from None
-    return LoadedObject(tracker, {name: int(tracker[name]) for name in names})
+    return LoadedObject(tracker, {name: int(tracker[name]) for name in elf.exported})
 
 
 def _the_loader() -> Any:
@@ -82,39 +93,9 @@ def _the_loader() -> Any:
     return _loader
 
 
-_SECTION = struct.Struct("<IIQQQQIIQQ")
-_SYMBOL = struct.Struct("<IBBHQQ")
-_SYMBOL_TABLE = 2
-_GLOBAL = 1
-_DATA_OR_FUNCTION = (1, 2)
-_MACHINES = {62: "x86_64", 183: "aarch64"}
-
-
 def exported_symbols(data: bytes) -> tuple[str, ...]:
     """Global functions and variables that an ELF object defines, in the order of its symbol table.
 
     Errors: UserError R011 when the bytes are no ELF object of this kind of CPU.
     """
-    if data[:6] != b"\x7fELF\x02\x01" or len(data) < 64:
-        raise UserError("R011", "not a 64-bit ELF object")
-    try:
-        return tuple(_symbols(data))
-    except (struct.error, UnicodeDecodeError, IndexError, ValueError):
-        raise UserError("R011", "the ELF object is truncated or damaged") from None
-
-
-def _symbols(data: bytes) -> Iterable[str]:
-    if _MACHINES.get(struct.unpack_from("<H", data, 18)[0]) != platform.machine():
-        raise ValueError("another kind of CPU")
-    (table,) = struct.unpack_from("<Q", data, 40)
-    size, count = struct.unpack_from("<HH", data, 58)
-    sections = [_SECTION.unpack_from(data, table + size * index) for index in range(count)]
-    for section in sections:
-        if section[1] != _SYMBOL_TABLE:
-            continue
-        strings = sections[section[6]][4]
-        for offset in range(section[4], section[4] + section[5], _SYMBOL.size):
-            name, info, _, index, _, _ = _SYMBOL.unpack_from(data, offset)
-            if info >> 4 == _GLOBAL and info & 15 in _DATA_OR_FUNCTION and index != 0:
-                start = strings + name
-                yield data[start : data.index(b"\0", start)].decode()
+    return Elf(data).exported

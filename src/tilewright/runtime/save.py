@@ -63,6 +63,8 @@ class Saveable(Protocol):
     def order(self) -> list[int]: ...
     @property
     def shapes(self) -> Mapping[int, int]: ...
+
+
 # ---- saving ------------------------------------------------------------------------------------
 
 
