@@ -31,6 +31,7 @@ __all__ = [
     "parse_duration_s",
     "parse_size_bytes",
     "settings",
+    "value",
 ]
 
 DUMP_STAGES = ("program", "derived", "kernels", "plan", "schedule", "loops", "llvm", "asm")
@@ -338,6 +339,12 @@ def current(**arguments: object) -> Config:
         else:
             values[name] = _resolve(name, file)[0]
     return Config(**values)  # type: ignore[arg-type]
+
+
+def value(name: str) -> object:
+    """The value of one setting now. Errors: as `current`."""
+    _check_names({name: None}, "argument")
+    return _resolve(name, _file_values())[0]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2] / "src" / "tilewright"
 # Data flows down this list; a package imports only those above it, and itself.
 ORDER = (
     "errors", "config", "ir", "machine", "frontend", "derive", "group", "schedule", "lower", "memory",
-    "codegen", "runtime", "verify", "tune", "tools", "api", "arrays", "onnx", "torch", "__main__",
+    "codegen", "runtime", "runner", "verify", "tune", "tools", "api", "arrays", "onnx", "torch", "__main__",
 )  # fmt: skip
 MAY_USE_THE_PUBLIC_NAMES = {"tools", "api", "onnx", "torch", "__main__", "__init__"}
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tilewright.errors import UserError
+from tilewright.errors import TargetError, UserError
 
 __all__ = ["Elf", "Placed", "Section", "Symbol", "place"]
 
@@ -36,6 +36,7 @@ _UNDEFINED, _SPECIAL = 0, 0xFF00  # numbers of sections
 _GLOBAL, _DATA_OR_FUNCTION = 1, (1, 2)
 
 _ABS64, _PC32, _PLT32, _GOT, _GOT_RELAXED, _GOT_RELAXED_REX, _PC64 = 1, 2, 4, 9, 41, 42, 24
+_MOST_BYTES = 1 << 30
 _JUMP = b"\xff\x25"  # jmp *[rip + offset]
 _JUMP_BYTES = 8
 
@@ -149,7 +150,7 @@ class _Image:
 
     elf: Elf
     base: int
-    data: bytearray
+    data: memoryview
     places: dict[int, int]  # section -> offset
     imports: Mapping[str, int]
     table: int  # offset of the addresses of symbols from outside, then of the jumps to them
@@ -215,8 +216,15 @@ def place(elf: Elf, imports: Mapping[str, int]) -> Placed:
     """Copy an object of x86-64 into memory, relocate it, and make its code executable.
 
     imports: addresses by name; other names are looked for in the process. Errors: UserError R011
-    for what cannot be loaded, R014 where the system gives no memory.
+    for what cannot be loaded, TargetError R014 where the system gives no memory.
     """
+    try:
+        return _place(elf, imports)
+    except (struct.error, IndexError, ValueError, OverflowError):
+        raise UserError("R011", "the ELF object is truncated or damaged") from None
+
+
+def _place(elf: Elf, imports: Mapping[str, int]) -> Placed:
     page = mmap.PAGESIZE
     relocations = list(_relocations(elf))
     called = dict.fromkeys(
@@ -226,9 +234,8 @@ def place(elf: Elf, imports: Mapping[str, int]) -> Placed:
     slots = {name: k for k, name in enumerate(called)}
     kept = [(k, s) for k, s in enumerate(elf.sections) if _is_kept(s)]
     places: dict[int, int] = {}
-    end = jumps = 8 * len(slots)
-    end += _JUMP_BYTES * len(slots)
-    code_end = 0
+    jumps = 8 * len(slots)
+    end = code_end = jumps + _JUMP_BYTES * len(slots)
     for part in (0, _WRITE):
         for k, s in kept:
             if s.flags & _WRITE == part:
@@ -236,35 +243,29 @@ def place(elf: Elf, imports: Mapping[str, int]) -> Placed:
                 places[k] = end
                 end += s.size
         end += -end % page
-        code_end = code_end or end
+        code_end = end if part == 0 else code_end
     size = max(page, end)
+    if size > _MOST_BYTES or any(s.align > page for _, s in kept):
+        raise UserError("R011", f"the object cannot be loaded: it wants {size} bytes")
     base = _map(
         None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
     )
     if base in (None, ctypes.c_void_p(-1).value):
-        raise UserError("R014", f"no memory for {size} bytes of code: {_reason()}")
+        raise TargetError("R014", f"no memory for {size} bytes of code: {_reason()}")
     placed = Placed(base, size, {})
-    image = _Image(elf, base, bytearray(size), places, imports, 0, jumps, slots)
-    try:
-        for k, s in kept:
-            if s.type == _CODE_OR_DATA:
-                if s.at + s.size > len(elf.data):
-                    raise ValueError("a section lies outside")
-                image.data[places[k] : places[k] + s.size] = elf.data[s.at : s.at + s.size]
-        for section, offset, kind, symbol, addend in relocations:
-            if section in places:
-                if not 0 <= offset < elf.sections[section].size:
-                    raise ValueError("a relocation lies outside")
-                image.relocate(places[section] + offset, kind, symbol, addend)
-        placed.addresses.update(
-            (s.name, image.address(s)) for s in elf.symbols
-            if s.is_global and s.is_named and s.section != _UNDEFINED
-        )  # fmt: skip
-    except (struct.error, IndexError, ValueError):
-        raise UserError("R011", "the ELF object is truncated or damaged") from None
-    ctypes.memmove(base, bytes(image.data), size)
+    memory = memoryview((ctypes.c_uint8 * size).from_address(base)).cast("B")
+    image = _Image(elf, base, memory, places, imports, 0, jumps, slots)
+    for k, s in kept:
+        if s.type == _CODE_OR_DATA:
+            memory[places[k] : places[k] + s.size] = elf.data[s.at : s.at + s.size]
+    for section, offset, kind, symbol, addend in relocations:
+        if not 0 <= offset < elf.sections[section].size:
+            raise ValueError("a relocation lies outside")
+        image.relocate(places[section] + offset, kind, symbol, addend)
+    defined = (s for s in elf.symbols if s.is_global and s.is_named and s.section != _UNDEFINED)
+    placed.addresses.update((s.name, image.address(s)) for s in defined)
     if code_end and _protect(base, code_end, mmap.PROT_READ | mmap.PROT_EXEC):
-        raise UserError(
+        raise TargetError(
             "R014", f"the system lets no new code run: {_reason()}",
             hint="allow executable memory to this process (SELinux: execmem; systemd: "
             "MemoryDenyWriteExecute)",

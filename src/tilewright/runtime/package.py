@@ -144,7 +144,7 @@ def load(
     """  # fmt: skip
     started = time.perf_counter()
     if not isinstance(target, Target):
-        target = Target.named(target or config.current().target)
+        target = Target.named(target or str(config.value("target")))
     try:
         with open(path, "rb") as file:
             if sha256 is not None:

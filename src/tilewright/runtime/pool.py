@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from tilewright.config import current
+from tilewright.config import value
 from tilewright.errors import UserError
 from tilewright.machine.target import Target, available_cpus
 from tilewright.runtime.build import build_shared
@@ -128,7 +128,8 @@ def num_threads() -> int:
     """Threads a step may use: `set_num_threads`, else the setting, else the CPUs available."""
     if _chosen_threads is not None:
         return _chosen_threads
-    return min(current().num_threads or available_cpus(), MAX_THREADS - 1)
+    chosen = value("num_threads")
+    return min(chosen if isinstance(chosen, int) else available_cpus(), MAX_THREADS - 1)
 
 
 def set_num_threads(threads: int | None) -> None:
