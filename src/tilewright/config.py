@@ -147,6 +147,7 @@ class Config:
     cache_dir: Path
     cache_max_bytes: int
     num_threads: int | None
+    pool: str
     target: str
     db: Path | None
     dump: str
@@ -210,6 +211,9 @@ SETTINGS: Mapping[str, Setting] = _table(
      "Built objects beyond this total are removed, the longest unused first."),
     ("num_threads", "integer or empty", None, "CPUs that affinity and cgroup quota allow",
      _optional(_integer(1, 4096)), "Threads that a compiled model runs with."),
+    ("pool", "name", "auto", "auto", _one_of("auto", "own", "openmp"),
+     "Whose threads models run on: our own, or those of the OpenMP runtime that is loaded; `auto` "
+     "shares that of PyTorch where PyTorch is imported."),
     ("target", "name", "native", "native", _one_of(*TARGET_NAMES),
      "Machine to compile for, and the most that the code of a loaded file may need: "
      + ", ".join(TARGET_NAMES) + "."),

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.runtime.pages import HUGE_BYTES, SCRATCH_BYTES, Memory, recycled_array
-from tilewright.runtime.pool import NativeStep, Step, write_step
+from tilewright.runtime.pool import NativeStep, Step, share_threads, write_step
 
 __all__ = [
     "RING",
@@ -152,6 +152,7 @@ class CallContext:
     """Memory for one call at a time; `native.busy` says whether one is running."""
 
     def __init__(self, binding: Binding, threads: int) -> None:
+        share_threads()
         self.binding = binding
         self.threads = threads
         self._arena = Memory(binding.arena_bytes) if binding.arena_bytes else None

@@ -2,6 +2,7 @@
 
 In: steps (function, args, chunks). Out: `run_steps` and `walker_address`, the native function
 `void tw_run(ctx)` that call contexts and the call wrapper use; `set_num_threads`.
+`share_threads`: run steps on the OpenMP runtime that the process has already, or no longer.
 Invariant: no thread exists before the first step that runs on more than one; a step runs on the
 pool if the pool is free, else alone on its caller, with the same bits.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import re
+import sys
 import threading
 import weakref
 from collections.abc import Sequence
@@ -25,7 +28,8 @@ from tilewright.machine.target import Target, available_cpus
 from tilewright.runtime.build import build_shared
 from tilewright.runtime.jit import LoadedObject, load_object
 from tilewright.runtime.pages import SCRATCH_BYTES, Memory
-from tilewright.runtime.pool_text import CONTROL, MAX_THREADS, POOL_BYTES, pool_text
+from tilewright.runtime.pool_text import MAX_THREADS, POOL_BYTES, pool_text
+from tilewright.runtime.walk_text import CONTROL
 
 __all__ = [
     "Context",
@@ -37,6 +41,7 @@ __all__ = [
     "run_steps",
     "set_num_threads",
     "set_spin",
+    "share_threads",
     "start_threads",
     "walker_address",
     "write_step",
@@ -108,9 +113,60 @@ def _pool() -> LoadedObject:
     return loaded
 
 
+_OPENMP = re.compile(r"/\S*/lib(?:gomp|omp|iomp5)\b[^/\s]*\.so[^/\s]*")
+_team: str | None = None  # the OpenMP runtime that steps run on
+_asked: tuple[object, bool] = ("own", False)  # setting, PyTorch is there: what `_team` follows
+_is_forked = False
+
+
+def share_threads() -> None:
+    """Follow the setting `pool`, and what has been imported by now: run steps on the threads of an
+    OpenMP runtime of this process, as two pools take each other's cores. Calls under way finish
+    where they began. A forked child uses threads of our own: runtimes do not survive a fork.
+    """
+    global _team, _asked
+    asked = (value("pool"), "torch" in sys.modules)
+    if asked == _asked or _is_forked:
+        return
+    wanted = asked[0] == "openmp" or asked == ("auto", True)
+    with _lock:
+        path = _openmp() if wanted else None
+        if path != _team:
+            code = _pool()
+            team = ctypes.c_uint64.from_address(code.address("tw_team"))
+            if path is None:
+                team.value = 0
+            else:
+                runtime = ctypes.CDLL(path)
+                number = ctypes.c_uint64.from_address(code.address("tw_number"))
+                number.value = ctypes.cast(runtime.omp_get_thread_num, ctypes.c_void_p).value or 0
+                team.value = ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value or 0
+            _team = path
+        if path is not None or not wanted:  # else it may be loaded later
+            _asked = asked
+
+
+def _openmp() -> str | None:
+    """The file of the OpenMP runtime in this process, PyTorch's before another one; None where
+    there is none, or none that speaks as GCC's does.
+    """
+    with open("/proc/self/maps") as file:
+        paths: list[str] = list(dict.fromkeys(_OPENMP.findall(file.read())))
+    paths.sort(key=lambda path: "/torch" not in path)
+    for path in paths:
+        with suppress(OSError):
+            library = ctypes.CDLL(path)
+            if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_get_thread_num"):
+                return path
+    return None
+
+
 def _wipe_after_fork() -> None:
-    global _lock
+    global _lock, _team, _is_forked
     _lock = threading.Lock()
+    if _team is not None:
+        ctypes.c_uint64.from_address(_pool().address("tw_team")).value = 0
+    _team, _is_forked = None, True
     for pages in _pages:
         ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(pages)), 0, POOL_BYTES)
 
@@ -125,11 +181,18 @@ def walker_address() -> int:
 
 
 def num_threads() -> int:
-    """Threads a step may use: `set_num_threads`, else the setting, else the CPUs available."""
+    """Threads a step may use: `set_num_threads`, else the setting, else the CPUs available, or as
+    many as PyTorch uses where steps share its threads.
+    """
     if _chosen_threads is not None:
         return _chosen_threads
     chosen = value("num_threads")
-    return min(chosen if isinstance(chosen, int) else available_cpus(), MAX_THREADS - 1)
+    if not isinstance(chosen, int):
+        chosen = available_cpus()
+        ask = getattr(sys.modules.get("torch"), "get_num_threads", None)
+        if ask is not None and value("pool") != "own":
+            chosen = min(chosen, int(ask()))
+    return min(chosen, MAX_THREADS - 1)
 
 
 def set_num_threads(threads: int | None) -> None:

@@ -1,6 +1,7 @@
 """The thread pool and the step walker as LLVM text.
 
-In: a Target. Out: text of a module that exports `tw_run`, `tw_pool_start`, `tw_pool` and `tw_spin`.
+In: a Target. Out: text of a module that exports `tw_run`, `tw_pool_start`, `tw_pool`, `tw_spin`,
+`tw_team` and `tw_number`.
 Invariant: every unit of a step is claimed exactly once, by compare-and-swap on the range of one
 thread; a claimed and unreported unit keeps the job alive, so whoever holds one may read the job.
 
@@ -11,11 +12,16 @@ costs nothing. The caller is thread 0 and never waits for a helper that has clai
 helper polls its word for `tw_spin` pauses, or `tw_spin_inside` while some call is walking a table,
 then sleeps in a futex: the gap between two steps of one call is short, and waking takes long.
 
+Where `tw_team` holds the address of an OpenMP runtime's `GOMP_parallel`, and `tw_number` that of
+its `omp_get_thread_num`, a step runs on a team of that runtime instead: the same units, claimed in
+the same way, from a second row of slots, as helpers of our own may still watch the first. The step
+ends when all threads of the team have left, so every one of them may steal.
+
 The pool lives in one zeroed private mapping that a forked child sees zeroed again: no lock is held
 there and no helper is running, so the child starts its own.
 
   pool:  0 i32 lock   4 i32 helpers   64 i32 calls under way   128 job   256 i64 units reported
-         512+128t slot of thread t
+         512+128t slot of thread t   512+128*(MAX_THREADS+t) slot of thread t of a team
   job:   0 ptr fn   8 ptr args   16 i64 grain   24 i64 chunks   32 ptr scratch   40 i64 scratch
          stride   48 i64 threads
   slot:  0 i64 word   8 i32 asleep (the futex)
@@ -23,26 +29,18 @@ there and no helper is running, so the child starts its own.
          40 ptr clock readings (or null)
   step:  0 ptr fn   8 ptr args   16 i64 chunks   24 i64 serial   32 i64 grain   40 i64 units
 
-A step without a function is one of the walker's own, by its number at 24 (JUMP and so on below);
-args are addresses, 16 is the number of the step to go on with, 32 a count, 40 a number of bytes:
-  jump    go there             unless  go there if the byte args[0] is 0
-  begin   the counter args[0] (i64) = 0
-  while   go there if the counter args[0] is the count or more, or the byte args[1] is 0
-  next    add 1 to the counter args[0], go there
-  copy    bytes from args[0] to args[1]        fill    bytes at args[0] with the byte that counts
-  stack   bytes from args[0] to args[1] + bytes * the counter args[2]
-Readings of the clock are sums of what came before, so that a step that ran twice counts twice.
+Steps without a function are the walker's own: see `walk_text`.
 """
 
 from __future__ import annotations
 
 from tilewright.machine.target import Target
+from tilewright.runtime.walk_text import WALK
 
-__all__ = ["CONTROL", "MAX_THREADS", "POOL_BYTES", "pool_text"]
+__all__ = ["MAX_THREADS", "POOL_BYTES", "pool_text"]
 
 MAX_THREADS = 256
-CONTROL = ("", "jump", "unless", "begin", "while", "next", "copy", "fill", "stack")
-POOL_BYTES = 512 + 128 * MAX_THREADS
+POOL_BYTES = 512 + 2 * 128 * MAX_THREADS
 
 
 def pool_text(target: Target) -> str:
@@ -51,7 +49,8 @@ def pool_text(target: Target) -> str:
         machine, futex = _AARCH64, 98
     else:
         machine, futex = _X86, 202
-    text = machine + _COMMON.replace("FUTEX", str(futex)).replace("POOL_LAST", str(MAX_THREADS - 1))
+    text = machine + _COMMON.replace("FUTEX", str(futex)) + WALK
+    text = text.replace("POOL_LAST", str(MAX_THREADS - 1)).replace("TEAM_FIRST", str(MAX_THREADS))
     return text.replace("#A", target.function_attributes())
 
 
@@ -123,6 +122,8 @@ done:
 """
 _COMMON = """
 @tw_pool = global ptr null
+@tw_team = global ptr null
+@tw_number = global ptr null
 @tw_spin = global i32 100
 @tw_spin_inside = global i32 4000
 @name = private constant [11 x i8] c"tilewright\\00"
@@ -378,34 +379,8 @@ define internal void @serial(ptr %ctx, ptr %step) alwaysinline #A {
   ret void
 }
 
-define internal void @parallel(ptr %ctx, ptr %step, i64 %threads) noinline #A {
-entry:
-  %pool = load ptr, ptr @tw_pool
-  %pair = cmpxchg ptr %pool, i32 0, i32 1 acquire monotonic, align 4
-  %free = extractvalue {i32, i1} %pair, 1
-  br i1 %free, label %mine, label %alone
-alone:
-  call void @serial(ptr %ctx, ptr %step)
-  ret void
-mine:
-  %most = call i64 @llvm.umin.i64(i64 %threads, i64 POOL_LAST)
-  %narrow = trunc i64 %most to i32
-  %wanted = sub i32 %narrow, 1
-  %pc = getelementptr i8, ptr %pool, i64 4
-  %have0 = load i32, ptr %pc
-  %short = icmp ult i32 %have0, %wanted
-  br i1 %short, label %more, label %go
-more:
-  %have1 = call i32 @start(ptr %pool, i32 %wanted)
-  br label %go
-go:
-  %have = phi i32 [%have0, %mine], [%have1, %more]
-  %have64 = zext i32 %have to i64
-  %can = add i64 %have64, 1
-  %t1 = call i64 @llvm.umin.i64(i64 %can, i64 %most)
-  %pu = getelementptr i8, ptr %step, i64 40
-  %units = load i64, ptr %pu
-  %n = call i64 @llvm.umin.i64(i64 %t1, i64 %units)
+; Write the job for %n threads.
+define internal void @describe(ptr %pool, ptr %ctx, ptr %step, i64 %n) alwaysinline #A {
   %job = getelementptr i8, ptr %pool, i64 128
   %fn = load ptr, ptr %step
   store ptr %fn, ptr %job
@@ -431,6 +406,119 @@ go:
   store i64 %stride, ptr %j5
   %j6 = getelementptr i8, ptr %job, i64 48
   store i64 %n, ptr %j6
+  ret void
+}
+
+; What each thread of a team runs: units of its own slot, then of the others.
+define internal void @member(ptr %pool) #A {
+entry:
+  %mode = call i64 @float_mode_default()
+  %ask = load ptr, ptr @tw_number
+  %narrow = call i32 %ask()
+  %t = zext i32 %narrow to i64
+  %pt = getelementptr i8, ptr %pool, i64 176
+  %threads = load i64, ptr %pt
+  %known = icmp ult i64 %t, %threads
+  br i1 %known, label %look, label %out
+look:
+  %d = phi i64 [0, %entry], [%d1, %skip], [%d, %run]
+  %more = icmp ult i64 %d, %threads
+  br i1 %more, label %take, label %out
+take:
+  %s = add i64 %t, %d
+  %over = icmp uge i64 %s, %threads
+  %s2 = sub i64 %s, %threads
+  %v = select i1 %over, i64 %s2, i64 %s
+  %v2 = add i64 %v, TEAM_FIRST
+  %slot = call ptr @slot(ptr %pool, i64 %v2)
+  %own = icmp eq i64 %d, 0
+  %end = select i1 %own, i64 1, i64 -4294967296
+  %u = call i64 @claim(ptr %slot, i64 %end)
+  %none = icmp eq i64 %u, -1
+  br i1 %none, label %skip, label %run
+skip:
+  %d1 = add i64 %d, 1
+  br label %look
+run:
+  call void @run_unit(ptr %pool, i64 %t, i64 %u)
+  br label %look
+out:
+  call void @float_mode_set(i64 %mode)
+  ret void
+}
+
+; A step on a team of %threads threads at most; the caller holds the lock.
+define internal void @together(
+    ptr %pool, ptr %ctx, ptr %step, i64 %threads, ptr %fork) noinline #A {
+entry:
+  %pu = getelementptr i8, ptr %step, i64 40
+  %units = load i64, ptr %pu
+  %n = call i64 @llvm.umin.i64(i64 %threads, i64 %units)
+  call void @describe(ptr %pool, ptr %ctx, ptr %step, i64 %n)
+  %each = udiv i64 %units, %n
+  %whole = mul i64 %each, %n
+  %rest = sub i64 %units, %whole
+  br label %share
+share:
+  %t = phi i64 [0, %entry], [%tn, %give]
+  %lo = phi i64 [0, %entry], [%hi, %give]
+  %all = icmp uge i64 %t, %n
+  br i1 %all, label %go, label %give
+give:
+  %extra = icmp ult i64 %t, %rest
+  %one = zext i1 %extra to i64
+  %len = add i64 %each, %one
+  %hi = add i64 %lo, %len
+  %place = add i64 %t, TEAM_FIRST
+  %slot = call ptr @slot(ptr %pool, i64 %place)
+  %high = shl i64 %hi, 32
+  %w = or i64 %high, %lo
+  store atomic i64 %w, ptr %slot release, align 8
+  %tn = add i64 %t, 1
+  br label %share
+go:
+  %narrow = trunc i64 %n to i32
+  call void %fork(ptr @member, ptr %pool, i32 %narrow, i32 0)
+  ret void
+}
+
+define internal void @parallel(ptr %ctx, ptr %step, i64 %threads) noinline #A {
+entry:
+  %pool = load ptr, ptr @tw_pool
+  %pair = cmpxchg ptr %pool, i32 0, i32 1 acquire monotonic, align 4
+  %free = extractvalue {i32, i1} %pair, 1
+  br i1 %free, label %mine, label %alone
+alone:
+  call void @serial(ptr %ctx, ptr %step)
+  ret void
+mine:
+  %most = call i64 @llvm.umin.i64(i64 %threads, i64 POOL_LAST)
+  %fork = load ptr, ptr @tw_team
+  %shared = icmp ne ptr %fork, null
+  br i1 %shared, label %team, label %own
+team:
+  call void @together(ptr %pool, ptr %ctx, ptr %step, i64 %most, ptr %fork)
+  store atomic i32 0, ptr %pool release, align 4
+  ret void
+own:
+  %narrow = trunc i64 %most to i32
+  %wanted = sub i32 %narrow, 1
+  %pc = getelementptr i8, ptr %pool, i64 4
+  %have0 = load i32, ptr %pc
+  %short = icmp ult i32 %have0, %wanted
+  br i1 %short, label %more, label %go
+more:
+  %have1 = call i32 @start(ptr %pool, i32 %wanted)
+  br label %go
+go:
+  %have = phi i32 [%have0, %own], [%have1, %more]
+  %have64 = zext i32 %have to i64
+  %can = add i64 %have64, 1
+  %t1 = call i64 @llvm.umin.i64(i64 %can, i64 %most)
+  %pu = getelementptr i8, ptr %step, i64 40
+  %units = load i64, ptr %pu
+  %n = call i64 @llvm.umin.i64(i64 %t1, i64 %units)
+  call void @describe(ptr %pool, ptr %ctx, ptr %step, i64 %n)
   %reported = getelementptr i8, ptr %pool, i64 256
   store atomic i64 0, ptr %reported monotonic, align 8
   %each = udiv i64 %units, %n
@@ -475,199 +563,6 @@ yield:
   br label %check
 out:
   store atomic i32 0, ptr %pool release, align 4
-  ret void
-}
-
-define internal void @read_clock(ptr %to) noinline #A {
-  %time = alloca [2 x i64]
-  %e = call i32 @clock_gettime(i32 1, ptr %time)
-  %s = load i64, ptr %time
-  %pn = getelementptr i8, ptr %time, i64 8
-  %n = load i64, ptr %pn
-  %ns = mul i64 %s, 1000000000
-  %all = add i64 %ns, %n
-  store i64 %all, ptr %to
-  ret void
-}
-
-declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
-
-; One of the walker's own steps; the step that comes next.
-define internal ptr @control(ptr %steps, ptr %step) noinline #A {
-entry:
-  %after = getelementptr i8, ptr %step, i64 48
-  %p1 = getelementptr i8, ptr %step, i64 8
-  %args = load ptr, ptr %p1
-  %p2 = getelementptr i8, ptr %step, i64 16
-  %number = load i64, ptr %p2
-  %o = mul i64 %number, 48
-  %there = getelementptr i8, ptr %steps, i64 %o
-  %p3 = getelementptr i8, ptr %step, i64 24
-  %kind = load i64, ptr %p3
-  %p4 = getelementptr i8, ptr %step, i64 32
-  %count = load i64, ptr %p4
-  %p5 = getelementptr i8, ptr %step, i64 40
-  %bytes = load i64, ptr %p5
-  %a = load ptr, ptr %args
-  %pb = getelementptr i8, ptr %args, i64 8
-  switch i64 %kind, label %done [
-    i64 1, label %jump
-    i64 2, label %unless
-    i64 3, label %begin
-    i64 4, label %while
-    i64 5, label %next
-    i64 6, label %copy
-    i64 7, label %fill
-    i64 8, label %stack
-  ]
-jump:
-  ret ptr %there
-unless:
-  %c = load i8, ptr %a
-  %no = icmp eq i8 %c, 0
-  %way = select i1 %no, ptr %there, ptr %after
-  ret ptr %way
-begin:
-  store i64 0, ptr %a
-  ret ptr %after
-while:
-  %t = load i64, ptr %a
-  %over = icmp sge i64 %t, %count
-  br i1 %over, label %jump, label %asked
-asked:
-  %b1 = load ptr, ptr %pb
-  %go = load i8, ptr %b1
-  %stop = icmp eq i8 %go, 0
-  %on = select i1 %stop, ptr %there, ptr %after
-  ret ptr %on
-next:
-  %u = load i64, ptr %a
-  %u1 = add i64 %u, 1
-  store i64 %u1, ptr %a
-  ret ptr %there
-copy:
-  %b2 = load ptr, ptr %pb
-  call void @llvm.memcpy.p0.p0.i64(ptr %b2, ptr %a, i64 %bytes, i1 false)
-  ret ptr %after
-fill:
-  %byte = trunc i64 %count to i8
-  call void @llvm.memset.p0.i64(ptr %a, i8 %byte, i64 %bytes, i1 false)
-  ret ptr %after
-stack:
-  %b3 = load ptr, ptr %pb
-  %pc = getelementptr i8, ptr %args, i64 16
-  %r = load ptr, ptr %pc
-  %row = load i64, ptr %r
-  %skip = mul i64 %row, %bytes
-  %to = getelementptr i8, ptr %b3, i64 %skip
-  call void @llvm.memcpy.p0.p0.i64(ptr %to, ptr %a, i64 %bytes, i1 false)
-  ret ptr %after
-done:
-  ret ptr %after
-}
-
-define void @tw_run(ptr %ctx) #A {
-entry:
-  %now = alloca i64
-  %mode = call i64 @float_mode_default()
-  %steps = load ptr, ptr %ctx
-  %c1 = getelementptr i8, ptr %ctx, i64 8
-  %count = load i64, ptr %c1
-  %c4 = getelementptr i8, ptr %ctx, i64 32
-  %threads = load i64, ptr %c4
-  %c5 = getelementptr i8, ptr %ctx, i64 40
-  %clock = load ptr, ptr %c5
-  %timed = icmp ne ptr %clock, null
-  %length = mul i64 %count, 48
-  %last = getelementptr i8, ptr %steps, i64 %length
-  %pool = load ptr, ptr @tw_pool
-  %inside = getelementptr i8, ptr %pool, i64 64
-  %helped = icmp ugt i64 %threads, 1
-  %long = icmp ugt i64 %count, 1
-  %counted = and i1 %helped, %long
-  br i1 %counted, label %enter, label %begin
-enter:
-  %calls = atomicrmw add ptr %inside, i32 1 monotonic, align 4
-  br label %begin
-begin:
-  br i1 %timed, label %first, label %loop
-first:
-  ; Reading k + 1 is first the time that step k took.
-  %zeros = shl i64 %count, 3
-  %readings = getelementptr i8, ptr %clock, i64 8
-  call void @llvm.memset.p0.i64(ptr %readings, i8 0, i64 %zeros, i1 false)
-  call void @read_clock(ptr %clock)
-  call void @read_clock(ptr %now)
-  br label %loop
-loop:
-  %step = phi ptr [%steps, %begin], [%steps, %first], [%next, %after], [%next, %tick]
-  %end = icmp eq ptr %step, %last
-  br i1 %end, label %out, label %body
-body:
-  %function = load ptr, ptr %step
-  %own = icmp eq ptr %function, null
-  br i1 %own, label %turn, label %work
-turn:
-  %there = call ptr @control(ptr %steps, ptr %step)
-  br label %after
-work:
-  %following = getelementptr i8, ptr %step, i64 48
-  %p3 = getelementptr i8, ptr %step, i64 24
-  %flag = load i64, ptr %p3
-  %p5 = getelementptr i8, ptr %step, i64 40
-  %units = load i64, ptr %p5
-  %several = icmp ugt i64 %units, 1
-  %parallelstep = icmp eq i64 %flag, 0
-  %manythreads = icmp ugt i64 %threads, 1
-  %b1 = and i1 %several, %parallelstep
-  %b2 = and i1 %b1, %manythreads
-  br i1 %b2, label %together, label %alone
-together:
-  call void @parallel(ptr %ctx, ptr %step, i64 %threads)
-  br label %after
-alone:
-  call void @serial(ptr %ctx, ptr %step)
-  br label %after
-after:
-  %next = phi ptr [%there, %turn], [%following, %together], [%following, %alone]
-  br i1 %timed, label %tick, label %loop
-tick:
-  %before = load i64, ptr %now
-  call void @read_clock(ptr %now)
-  %later = load i64, ptr %now
-  %took = sub i64 %later, %before
-  %from = ptrtoint ptr %steps to i64
-  %to = ptrtoint ptr %step to i64
-  %offset = sub i64 %to, %from
-  %index = sdiv i64 %offset, 48
-  %index1 = add i64 %index, 1
-  %reading = getelementptr i64, ptr %clock, i64 %index1
-  %sum = load i64, ptr %reading
-  %sum1 = add i64 %sum, %took
-  store i64 %sum1, ptr %reading
-  br label %loop
-out:
-  br i1 %timed, label %total, label %finish
-total:
-  %k = phi i64 [0, %out], [%k1, %totalled]
-  %further = icmp slt i64 %k, %count
-  br i1 %further, label %totalled, label %finish
-totalled:
-  %pk = getelementptr i64, ptr %clock, i64 %k
-  %vk = load i64, ptr %pk
-  %k1 = add i64 %k, 1
-  %pk1 = getelementptr i64, ptr %clock, i64 %k1
-  %vk1 = load i64, ptr %pk1
-  %vsum = add i64 %vk, %vk1
-  store i64 %vsum, ptr %pk1
-  br label %total
-finish:
-  br i1 %counted, label %leave, label %quit
-leave:
-  %calls2 = atomicrmw sub ptr %inside, i32 1 monotonic, align 4
-  br label %quit
-quit:
-  call void @float_mode_set(i64 %mode)
   ret void
 }
 """

@@ -1,4 +1,7 @@
-"""The pool: every chunk once, same bits for any threads and callers, fork, spawn, nesting, float mode."""
+"""The pool: every chunk once, same bits for any threads and callers, fork, spawn, nesting, float mode.
+
+All of it with threads of our own, and with those of the OpenMP runtime that PyTorch brings.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ import pytest
 
 from tilewright.config import config
 from tilewright.errors import UserError
-from tilewright.machine.target import Target
+from tilewright.machine.target import Target, available_cpus
+from tilewright.runtime import pool
 from tilewright.runtime.build import build
 from tilewright.runtime.jit import LoadedObject, load_object
 from tilewright.runtime.pool import (
@@ -24,6 +28,7 @@ from tilewright.runtime.pool import (
     run_steps,
     set_num_threads,
     set_spin,
+    share_threads,
     start_threads,
 )
 
@@ -122,10 +127,17 @@ def code() -> LoadedObject:
     return load_object(build(TEXT, TARGET))
 
 
-@pytest.fixture(autouse=True)
-def default_threads() -> Iterator[None]:
-    yield
+@pytest.fixture(params=["own", "openmp"], autouse=True)
+def whose_threads(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "openmp":
+        pytest.importorskip("torch")
+    with config(pool=request.param):
+        share_threads()
+        assert (pool._team is not None) == (request.param == "openmp")
+        yield request.param
     set_num_threads(None)
+    with config(pool="own"):
+        share_threads()
 
 
 def args_of(*values: object) -> ctypes.Array[ctypes.c_uint64]:
@@ -270,7 +282,7 @@ def test_a_fresh_process_has_no_threads_until_a_parallel_step() -> None:
     program = """
 import os, ctypes
 tasks = lambda: len(os.listdir('/proc/self/task'))
-from tilewright.machine.target import Target
+from tilewright.machine.target import Target, available_cpus
 from tilewright.runtime.build import build
 from tilewright.runtime.jit import load_object
 from tilewright.runtime import pool
@@ -315,3 +327,71 @@ def test_number_of_threads() -> None:
         with pytest.raises(UserError, match="U003"):
             set_num_threads(wrong)
     assert start_threads(2) >= 2
+
+
+def test_work_changes_its_threads_while_it_runs(code: LoadedObject) -> None:
+    """Steps under way, and the next ones, count every chunk once, whoever runs them."""
+    pytest.importorskip("torch")
+    counts = np.zeros((4, 500), np.int64)
+    left = threading.Event()
+
+    def work(number: int) -> None:
+        args = args_of(counts[number])
+        for _ in range(200):
+            run_steps([Step(code.address("count"), address(args), 500, grain=1)] * 5, threads=3)
+
+    callers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for caller in callers:
+        caller.start()
+    names = itertools.cycle(("openmp", "own"))
+    while any(caller.is_alive() for caller in callers):
+        with config(pool=next(names)):
+            share_threads()
+        left.wait(0.002)
+    for caller in callers:
+        caller.join()
+    assert (counts == 1000).all()
+
+
+TORCH = """
+import os
+import numpy as np
+import tilewright as tw
+from tilewright.runtime import pool
+
+def helpers():
+    tasks = (open(f"/proc/self/task/{t}/comm").read().strip() for t in os.listdir("/proc/self/task"))
+    return sum(name == "tilewright" for name in tasks)
+
+x = np.random.default_rng(0).standard_normal((512, 700)).astype("f4")
+model = tw.compile("x: f32[512, 700]; y[i] = sum(j) exp(x[i, j])", threads=2)
+before = model(x)
+own = helpers(), pool._team is not None
+import torch
+torch.set_num_threads(2)
+torch.ones(1 << 20).add(1)
+tasks = len(os.listdir("/proc/self/task"))
+again = tw.compile("x: f32[512, 700]; y[i] = sum(j) exp(x[i, j])", threads=2)
+after = again(x), model(x)
+more = len(os.listdir("/proc/self/task")) - tasks
+torch.set_num_threads(1)
+print(own, pool._team is not None, more, pool.num_threads(), all((y == before).all() for y in after))
+child = os.fork()
+if child == 0:
+    same = (tw.compile("x: f32[512, 700]; y[i] = sum(j) exp(x[i, j])", threads=2)(x) == before).all()
+    os._exit(0 if same and pool._team is None else 1)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+def test_the_threads_of_pytorch_are_shared_when_it_is_imported(whose_threads: str) -> None:
+    pytest.importorskip("torch")
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TILEWRIGHT_NUM_THREADS": ""}
+    variables["TILEWRIGHT_POOL"] = "own" if whose_threads == "own" else "auto"
+    done = subprocess.run(
+        [sys.executable, "-c", TORCH], env=variables, capture_output=True, text=True, check=True
+    )
+    shared = whose_threads != "own"
+    cpus = available_cpus()
+    threads = 1 if shared else cpus
+    assert done.stdout.splitlines() == [f"(1, False) {shared} 0 {threads} True", "0"]
