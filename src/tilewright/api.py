@@ -262,7 +262,9 @@ class CompiledModel(CallableModel):
             self._given_program, target=target, threads=self.threads, db=self.db,
             frozen=self.frozen, on_event=self.on_event, symbolic=self.symbolic,
         )  # fmt: skip
-        return [other._new_variant(v.sizes) for v in self.variants]
+        for v in self.variants:
+            other._variants[tuple(sorted(v.sizes.items()))] = other._new_variant(v.sizes)
+        return list(other._variants.values())
 
     def save_c(self, folder: Path | str, name: str = "model") -> list[Path]:
         """Write the model as C: NAME.h, NAME.c, objects and constants; runtime/c_export.py says how
