@@ -149,16 +149,20 @@ def _reason(name: str) -> str:
 
 
 def core_operators() -> list[Any]:
-    """Every overload with the tag `core`, by name."""
+    """Every registered ATen overload with the tag `core`, by name.
+
+    Asked of the dispatcher: `dir(torch.ops.aten)` grows with what was used in the process before.
+    """
     import torch
 
     from tilewright.frontend.torch import name_of
 
     found = []
-    for packet in dir(torch.ops.aten):
-        held = getattr(torch.ops.aten, packet)
-        for overload in getattr(held, "overloads", list)():
-            op = getattr(held, overload)
+    for name in torch._C._dispatch_get_all_op_names():
+        namespace, _, rest = name.partition("::")
+        packet, _, overload = rest.partition(".")
+        if namespace == "aten":
+            op = getattr(getattr(torch.ops.aten, packet), overload or "default")
             if torch.Tag.core in op.tags:
                 found.append(op)
     return sorted(found, key=name_of)
