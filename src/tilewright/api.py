@@ -24,7 +24,7 @@ import tilewright.config as config
 from tilewright.derive.bilinear import Derivation, faster_convolutions
 from tilewright.errors import UserError
 from tilewright.group.bounded import bounded, with_shapes
-from tilewright.group.fuse import Decision
+from tilewright.group.groups import Decision
 from tilewright.group.plan import own_results, plan_program
 from tilewright.group.symbolic import Scope, scope_of_sizes
 from tilewright.ir import expr as E

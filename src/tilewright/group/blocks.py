@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from tilewright.group.fuse import Decision
+from tilewright.group.groups import Decision
 from tilewright.group.normalize import statement_reads
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL

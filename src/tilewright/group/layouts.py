@@ -18,7 +18,7 @@ from math import prod
 
 import numpy as np
 
-from tilewright.group.fuse import Group, is_contraction
+from tilewright.group.groups import Group, is_contraction
 from tilewright.group.normalize import axis_ranges, statement_reads
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr

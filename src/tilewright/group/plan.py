@@ -15,7 +15,8 @@ from tilewright.group.blocks import (
     own_results,
     resolve_branches,
 )
-from tilewright.group.fuse import Decision, Group, group_program
+from tilewright.group.fuse import group_program
+from tilewright.group.groups import Decision, Group
 from tilewright.group.layouts import choose_layouts
 from tilewright.group.merge import merge_axes, split_axes
 from tilewright.group.normalize import normalize

@@ -23,6 +23,7 @@ __all__ = [
     "BINARY",
     "COMPARE",
     "Expr",
+    "TRANSCENDENTAL",
     "UNARY",
     "add",
     "binary",
@@ -49,17 +50,9 @@ __all__ = [
 
 # Unary operations on floats, except where the comment says otherwise. Their NumPy meaning is in
 # ir/scalar.py.
-UNARY: frozenset[str] = frozenset(
+# Unary functions that cost tens of instructions.
+TRANSCENDENTAL: frozenset[str] = frozenset(
     [
-        "neg",
-        "abs",
-        "sign",
-        "floor",
-        "ceil",
-        "round",
-        "trunc",
-        "sqrt",
-        "rsqrt",
         "exp",
         "exp2",
         "expm1",
@@ -80,6 +73,19 @@ UNARY: frozenset[str] = frozenset(
         "atanh",
         "erf",
         "sigmoid",
+    ]
+)
+UNARY: frozenset[str] = TRANSCENDENTAL | frozenset(
+    [
+        "neg",
+        "abs",
+        "sign",
+        "floor",
+        "ceil",
+        "round",
+        "trunc",
+        "sqrt",
+        "rsqrt",
         "isnan",
         "isinf",
         "not",
@@ -326,8 +332,10 @@ def polynomial(e: Expr) -> Polynomial:
 
 def is_affine(e: Expr) -> bool:
     """Is it an i64 sum of products of variables, sizes and constants only, in canonical form?"""
-    return e.op in ("add", "mul") and e.dtype is I64 and not any(
-        atom.args for atoms in polynomial(e) for atom in atoms
+    return (
+        e.op in ("add", "mul")
+        and e.dtype is I64
+        and not any(atom.args for atoms in polynomial(e) for atom in atoms)
     )
 
 

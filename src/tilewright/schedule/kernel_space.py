@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import ceil, prod
 
-from tilewright.group.fuse import cost
+from tilewright.group.groups import cost
 from tilewright.ir.kernel import Kernel
 from tilewright.machine.target import Target
 from tilewright.schedule.roles import StageRoles, stage_roles

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from math import ceil, log, prod
 
-from tilewright.group.fuse import cost
+from tilewright.group.groups import cost
 from tilewright.ir.kernel import Kernel
 from tilewright.machine.cost import Loop, Stream, Tiling, Work, balance, lines, stage_cycles
 from tilewright.machine.target import Target

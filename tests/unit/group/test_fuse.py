@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tilewright.group.fuse import Decision
+from tilewright.group.groups import Decision
 from tilewright.group.plan import plan_program
 from tilewright.ir.plan import KernelCall, Plan
 from tilewright.ir.program import Program, array_key
