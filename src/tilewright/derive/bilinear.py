@@ -72,12 +72,17 @@ class Derivation:
 
 @dataclass(frozen=True)
 class _Window:
-    """An output axis that slides along a reduced one: `x` is subscripted by out + tap + shift."""
+    """An output axis that slides along a reduced one: `x` is subscripted by out + step * tap + a
+    shift. Outputs that lie `step` apart slide along with each other, the others by themselves.
+    """
 
     out: Axis
     tap: Axis
-    position: int  # of the subscript in the read of x
-    shift: int
+    step: int
+
+    def tiles(self, m: int) -> int:
+        """Tiles of m outputs that lie `step` apart, from one of the first `step` on."""
+        return -(-int_extent(self.out.extent) // (self.step * m))
 
 
 @dataclass(frozen=True)
@@ -156,20 +161,21 @@ def _convolution(d: Definition, constants: Mapping[str, str]) -> _Convolution | 
             return None
     windows: list[_Window] = []
     in_x: set[str] = set()
-    for position, s in enumerate(x.args[:-1] if x.attr[1] else x.args):
+    for s in x.args[:-1] if x.attr[1] else x.args:
         terms = dict(E.polynomial(_point(s, axes, d)))
         shift = terms.pop((), 0)
-        if any(len(a) != 1 or a[0].op != "index" or c != 1 for a, c in terms.items()):
+        if any(len(a) != 1 or a[0].op != "index" or c < 1 for a, c in terms.items()):
             return None
-        names = [a[0].attr for a in terms]
+        by = {a[0].attr: c for a, c in terms.items()}
+        names = list(by)
         if in_x & set(names):
             return None
         in_x.update(names)
         taps = [n for n in names if n in reduced]
         outs = [n for n in names if n not in reduced]
-        if len(names) == 2 and len(taps) == len(outs) == 1:
-            windows.append(_Window(axes[outs[0]], axes[taps[0]], position, shift))
-        elif len(names) > 1 or (names and shift):
+        if len(names) == 2 and len(taps) == len(outs) == 1 and by[outs[0]] == 1:
+            windows.append(_Window(axes[outs[0]], axes[taps[0]], by[taps[0]]))
+        elif len(names) > 1 or (names and (shift or by[names[0]] != 1)):
             return None
     sliding = {w.out.name for w in windows}
     tapped = {w.tap.name for w in windows}
@@ -218,7 +224,7 @@ def _gain(c: _Convolution, m: int, target: Target) -> float:
     columns = prod(int_extent(a.extent) for a in c.columns)
     rows = prod(int_extent(a.extent) for a in c.kept)
     points = rows * prod(int_extent(w.out.extent) for w in c.windows)
-    tiles = rows * prod(-(-int_extent(w.out.extent) // m) for w in c.windows)
+    tiles = rows * prod(w.step * w.tiles(m) for w in c.windows)
     if min(depth, columns) < lanes:
         return 0.0
     plain = points * depth * columns * 3**many / (2 * lanes) / 0.85
@@ -297,10 +303,20 @@ def _rewrite(
     n, count = m + 2, len(c.windows)
     d = c.d
     numbers = _fresh(c, *(f"{w.out.name}_t" for w in c.windows))
-    tiles = [
-        Axis(name, E.const(-(-int_extent(w.out.extent) // m)))
-        for name, w in zip(numbers, c.windows, strict=True)
-    ]
+    phases = _fresh(c, *(f"{w.out.name}_r" for w in c.windows))
+    tiles: list[Axis] = []
+    spread: dict[Expr, Expr] = {}  # axes of the definition by those of a tile
+    back: dict[Expr, Expr] = {}  # and the other way round
+    for w, number, phase in zip(c.windows, numbers, phases, strict=True):
+        t, o, g = Axis(number, E.const(w.tiles(m))), w.out.index, w.step
+        tiles.append(t)
+        spread[o] = t.index * (g * m)
+        back[t.index] = o // (g * m)
+        if g > 1:
+            r = Axis(phase, E.const(g))
+            tiles.append(r)
+            spread[o] += r.index
+            back[r.index] = o % g
     points = [Axis(x, E.const(n)) for x in _fresh(c, "e0", "e1")[:count]]
     inner = [Axis(x, E.const(n)) for x in _fresh(c, "d0", "d1")[:count]]
     some = [Axis(x, E.const(m)) for x in _fresh(c, "q0", "q1")[:count]]
@@ -314,9 +330,7 @@ def _rewrite(
 
     # The input in tiles, one window after the other.
     one_point = {a.index: E.const(0) for a in d.all_axes if int_extent(a.extent) == 1}
-    spread = {
-        w.out.index: t.index * m for w, t in zip(c.windows, tiles, strict=True)
-    } | {w.tap.index: i.index for w, i in zip(c.windows, inner, strict=True)}
+    spread |= {w.tap.index: i.index for w, i in zip(c.windows, inner, strict=True)}
     subs = c.x.args[:-1] if c.x.attr[1] else c.x.args
     value = E.read(
         c.x.attr[0], [E.substitute(s, spread | one_point) for s in subs], F32, E.const(0.0, F32)
@@ -337,8 +351,7 @@ def _rewrite(
         behind = [*c.kept, *tiles, *some[: i + 1], *points[i + 1 :], *c.columns]
         weight = E.read(table["at"], [some[i].index, points[i].index], F32)
         value = define(f"out{i}", behind, (points[i],), E.mul(weight, value))
-    back = {t.index: w.out.index // m for w, t in zip(c.windows, tiles, strict=True)}
-    back |= {q.index: w.out.index % m for w, q in zip(c.windows, some, strict=True)}
+    back |= {q.index: w.out.index // w.step % m for w, q in zip(c.windows, some, strict=True)}
     weight = E.read(table["at"], [some[-1].index, points[count - 1].index], F32)
     last = E.substitute(E.mul(weight, value), back)
     out.append(Definition(d.name, F32, d.axes, last, Reduction("sum", (points[count - 1],))))
@@ -353,7 +366,7 @@ def faster_convolutions(
     strict: leave everything as it is.
 
     Only definitions at the top level, of f32, whose weights are constant and whose windows have
-    three taps and slide by one. The values of new constants are made where the old ones are known.
+    three taps, next to each other or a fixed step apart, and slide by one. The values of new constants are made where the old ones are known.
     """
     if strict or program.dims:
         return program, []
