@@ -67,7 +67,38 @@ program k format 1(t0: f32[37, 29], t1: f32[29, 45]):
 )
 
 
-@pytest.mark.parametrize("case", [BRANCH, BRANCH_GATHER, ONE_POINT, REDUCED_LANE])
+# A tensor times itself: both factors, and what follows, were read from the packed block of one.
+GRAM = (
+    """kernel format 1:
+  stage t2 of t2, t1
+  layout t0: [3,31] a0*31+a1*1 size 93
+  layout t1: [31,31] a0*31+a1*1 size 961
+program k format 1(t0: f32[3, 31]):
+  t2: f32[a0<31, a1<31] = sum(a2<3 if t0[a2, a1] < -0.5) t0[a2, a1] * t0[a2, a0]
+  t1: f32[a0<31, a1<31] = cos(max(t2[a0, a1], t0[min(a0, 2), a1]))
+  return t1
+""",
+    "x86-avx512",
+    '{"format":1,"chunk":1,"par":0,"s0.ahead":0,"s0.fetch":1,"s0.lane":"n0","s0.order":"m0:L2,n0,m0","s0.pack.a":"block","s0.pack.b":"none","s0.reg.k0":2,"s0.reg.m0":12,"s0.reg.n0":32,"s0.rows":0,"s0.strip":0,"s0.tail.m0":"peel","s0.tile.m0":24,"s0.tile.n0":31}',
+)
+# The same for 16-bit floats that are packed as f32.
+GRAM_HALF = (
+    """kernel format 1:
+  stage t1 of t1
+  layout t0: [37,19] a0*19+a1*1 size 703
+  layout t1: [37,37] a0*37+a1*1 size 1369
+program k format 1(t0: f16[37, 19]):
+  t1: f32[a0<37, a1<37] = sum(a2<19) f32(t0[a0, a2]) * f32(t0[a1, a2])
+  return t1
+""",
+    "x86-avx2",
+    '{"format":1,"chunk":1,"par":1,"s0.ahead":0,"s0.fetch":0,"s0.lane":"n0","s0.order":"m0:L2,n0,m0","s0.pack.a":"block","s0.pack.b":"panel","s0.reg.k0":2,"s0.reg.m0":6,"s0.reg.n0":16,"s0.rows":0,"s0.strip":0,"s0.tail.m0":"peel","s0.tile.m0":12,"s0.tile.n0":37}',
+)
+
+
+@pytest.mark.parametrize(
+    "case", [BRANCH, BRANCH_GATHER, ONE_POINT, REDUCED_LANE, GRAM, GRAM_HALF]
+)
 def test_schedule(case: tuple[str, str, str]) -> None:
     text, target, schedule = case
     finding = replay(

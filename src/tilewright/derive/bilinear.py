@@ -359,11 +359,17 @@ def _rewrite(
 
 
 def faster_convolutions(
-    program: Program, target: Target, strict: bool = False
+    program: Program,
+    target: Target,
+    strict: bool = False,
+    *,
+    sizes: Sequence[int] = SIZES,
+    worth: float = WORTH,
 ) -> tuple[Program, list[Derivation]]:
     """The Program with each convolution in the form that is estimated to be fastest.
 
-    strict: leave everything as it is.
+    strict: leave everything as it is. sizes: outputs of a tile that are tried. worth: estimated
+    gain below which the plain form stays; 0 rewrites whatever the rule matches.
 
     Only definitions at the top level, of f32, whose weights are constant and whose windows have
     three taps, next to each other or a fixed step apart, and slide by one. The values of new constants are made where the old ones are known.
@@ -379,9 +385,9 @@ def faster_convolutions(
     made: dict[int, dict[str, str]] = {}
     for s in program.body:
         c = _convolution(s, constants) if isinstance(s, Definition) else None
-        gains = {m: _gain(c, m, target) for m in SIZES} if c is not None else {}
+        gains = {m: _gain(c, m, target) for m in sizes} if c is not None else {}
         m = max(gains, key=lambda m: gains[m], default=0)
-        if c is None or gains[m] < WORTH:
+        if c is None or gains[m] < worth:
             body.append(s)
             continue
         at, g, bt = (_array(t) for t in tables(m, 3))
@@ -389,14 +395,14 @@ def faster_convolutions(
             made[m] = {}
             for name, table in (("at", at), ("bt", bt)):
                 array = table.astype(np.float32)
-                full, shape = names.new(f"table_{name}{m}"), tuple(map(E.const, array.shape))
-                added.append((Tensor(full, F32, shape), array_key(array)))
+                full, table_shape = names.new(f"table_{name}{m}"), tuple(map(E.const, array.shape))
+                added.append((Tensor(full, F32, table_shape), array_key(array)))
                 values[array_key(array)] = array
                 made[m][name] = full
         definitions, wide = _rewrite(c, m, names, made[m])
         key = _derived_key(c.key, c, m)
-        sizes = (*[m + 2] * len(c.windows), *(int_extent(a.extent) for a in (*c.depth, *c.columns)))
-        added.append((Tensor(wide, F32, tuple(map(E.const, sizes))), key))
+        shape = (*[m + 2] * len(c.windows), *(int_extent(a.extent) for a in (*c.depth, *c.columns)))
+        added.append((Tensor(wide, F32, tuple(map(E.const, shape))), key))
         if c.key in values and key not in values:
             values[key] = _transformed(np.asarray(values[c.key]), c, g)
         body += definitions

@@ -31,14 +31,17 @@ def narrow_factors(d: Definition) -> tuple[Expr, Expr] | None:
     return inner[0], inner[1]
 
 
-def widened(d: Definition, read: Expr) -> Definition:
+def widened(d: Definition, read: Expr, name: str = "") -> Definition:
     """A sum of products that reads 16-bit floats as `NAME.wide`, a copy of them in f32 (see
-    `wide_name`); the same one where it does not widen what it reads.
+    `wide_name`); the same one where it does not widen what it reads. name: of the copy instead.
     """
     body = d.body
-    name = wide_name(d, read)
+    name = name or wide_name(d, read)
     if name == read.attr[0]:
         return d
+    if wide_name(d, read) == read.attr[0]:  # a copy as it is
+        copy = E.read(name, list(read.args), read.dtype)
+        return replace(d, body=E.substitute(body, {read: copy}))
     wide = E.read(name, list(read.args), F32)
     args = [wide if x.op == "cast" and x.args[0] is read else x for x in body.args]
     return replace(d, body=E.mul(args[0], args[1]))

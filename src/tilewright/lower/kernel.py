@@ -412,6 +412,10 @@ class _Lowering:
         across = f"q{row}" if size == 1 else f"q{column}"  # groups are copied as they are
         wide = wide_name(spec.anchor, read)
         dtype = source.dtype if wide == name else F32
+        members = (spec.anchor, *spec.before, *spec.after)
+        others = {r for d in members for e in d.expressions() for r in e.reads()} - {read}
+        if any(r.attr[0] in (name, wide) for r in others):
+            wide += ".block"  # a block holds what this read needs, and no more
         buffer = Buffer(f"a{k}", dtype, E.const(layout.size), "scratch")
         self.scratch.append(buffer)
         places = dict(self.places)
@@ -463,7 +467,7 @@ class _Lowering:
 
         # Blocks of the packed operand start at whole tiles, so the last tile cannot be moved back.
         levels = tuple(replace(x, tail="peel") if x.axis == m else x for x in spec.levels)
-        anchor = widened(spec.anchor, read)
+        anchor = widened(spec.anchor, read, wide)
         return replace(spec, anchor=anchor, levels=levels, places=places, staging={position: stage})
 
     # -- phases

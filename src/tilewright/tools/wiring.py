@@ -246,17 +246,20 @@ def oracle(model: Any, inputs: Mapping[str, Array]) -> Any:
     return witness.references(program_of(model), inputs)
 
 
-def is_bilinear(model: Any, sizes: Mapping[str, int] | None) -> bool:
-    """Does the model hold convolutions that are computed in a form with fewer multiplications?"""
+def is_bilinear(model: Any, sizes: Mapping[str, int] | None, target: str = "native") -> bool:
+    """Does the model hold convolutions that are computed in a form with fewer multiplications?
+
+    target: the name of the machine that it is compiled for.
+    """
     config = importlib.import_module("tilewright.config")
     derive = importlib.import_module("tilewright.derive.bilinear")
-    target = importlib.import_module("tilewright.machine.target").Target.native()
+    machine = importlib.import_module("tilewright.machine.target").Target.named(target)
     program = program_of(model)
     if sizes:
         program = program.bind(sizes)
     blind = dataclasses.replace(program, values={})  # the form does not depend on values
     strict = config.current().numerics == "strict"
-    return bool(derive.faster_convolutions(blind, target, strict)[1])
+    return bool(derive.faster_convolutions(blind, machine, strict)[1])
 
 
 def compare(

@@ -25,14 +25,14 @@ import numpy as np
 from tilewright.errors import UserError
 from tilewright.ir.program import Program
 from tilewright.verify.generate import random_inputs
-from tilewright.verify.oracle import compare_outputs
-from tilewright.verify.policy import FACTOR, Verdict
+from tilewright.verify.oracle import Outcome, compare_outputs
+from tilewright.verify.policy import BILINEAR, FACTOR, Verdict
 from tilewright.verify.programs import Case, draw
 from tilewright.verify.reduce import reduce_case
 from tilewright.verify.witness import References, references, spreads
 
 __all__ = ["Crash", "Failure", "FuzzReport", "Run", "fingerprint", "fuzz", "isolated", "judge"]
-__all__ += ["judge_on"]
+__all__ += ["first_wrong", "judge_on"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[Program, dict[str, Array]], Sequence[Array]]
@@ -87,14 +87,15 @@ class FuzzReport:
         return "\n\n".join([text, *map(str, self.failures)])
 
 
-def judge(run: Run, case: Case) -> tuple[str, str] | None:
-    """Kind and message of what goes wrong with a case; None where all is right.
+def judge(run: Run, case: Case, bilinear: bool = False) -> tuple[str, str] | None:
+    """Kind and message of what goes wrong with a case; None where all is right. bilinear: the code
+    under test computes some of its sums in a form with fewer multiplications.
 
     Errors: those of the oracle, which show that the case is not valid.
     """
     inputs = random_inputs(case.program, case.sizes, case.seed)
-    expected = references(case.program, inputs, dims=case.sizes)
-    return judge_on(run, case.program, inputs, expected, case.sizes, case.seed)
+    expected = references(case.program, inputs, dims=case.sizes, bilinear=bilinear)
+    return judge_on(run, case.program, inputs, expected, case.sizes, case.seed, bilinear)
 
 
 def judge_on(
@@ -104,6 +105,7 @@ def judge_on(
     expected: References,
     sizes: Mapping[str, int],
     seed: int = -1,
+    bilinear: bool = False,
 ) -> tuple[str, str] | None:
     """`judge` for given inputs and what they should give."""
     try:
@@ -113,17 +115,34 @@ def judge_on(
     except Exception as e:  # noqa: BLE001 - whatever it raises is a finding
         kind = fingerprint(e)
         return kind if kind.startswith("wrong") else f"error {kind}", f"{type(e).__name__}: {e}"
+    o = first_wrong(program, got, expected, inputs, sizes, seed, bilinear)
+    return None if o is None else (_wrong(o.verdict), f"output {o.output}: {o.verdict}")
+
+
+def first_wrong(
+    program: Program,
+    got: Sequence[Array],
+    expected: References,
+    inputs: Mapping[str, Array],
+    sizes: Mapping[str, int] | None = None,
+    seed: int = -1,
+    bilinear: bool = False,
+    values: Mapping[str, Array] | None = None,
+) -> Outcome | None:
+    """The first output that is wrong beyond what rounding explains; values: of constants.
+
+    The policy's bound is tied to one evaluation, which may be lucky: `spreads` is a second opinion.
+    """
     moved: list[float] | None = None
-    for k, o in enumerate(compare_outputs(program, got, expected, seed)):
+    for k, o in enumerate(compare_outputs(program, got, expected, seed, bilinear)):
         if o.verdict.ok:
             continue
         if not o.verdict.message.startswith("the ") and np.isfinite(o.verdict.max_err):
-            # The policy's bound is tied to one evaluation, which may be lucky: a second opinion.
             if moved is None:
-                moved = spreads(program, inputs, dims=sizes)
-            if o.verdict.max_err <= FACTOR * moved[k]:
+                moved = spreads(program, inputs, values=values, dims=sizes)
+            if o.verdict.max_err <= (BILINEAR if bilinear else FACTOR) * moved[k]:
                 continue
-        return _wrong(o.verdict), f"output {o.output}: {o.verdict}"
+        return o
     return None
 
 

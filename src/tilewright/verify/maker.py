@@ -49,6 +49,7 @@ class Maker(Expressions):
         self.body: list[Statement] = []
         self.read: Counter[str] = Counter()
         self.number = 0
+        self.weights: set[str] = set()  # inputs that are constants wherever that can be
 
     # ---- pieces ----
 
@@ -139,6 +140,18 @@ class Maker(Expressions):
         t = Tensor(d.name, dtype, d.shape)
         self.tensors.append(t)
         return t
+
+    def known_inputs(self, program: Program) -> tuple[str, ...]:
+        """Inputs of the program that are to be constants: the weights, and now and then others."""
+        rng = self.rng
+        share = rng.choice((0.0, 0.0, 0.0, 0.5))
+        return tuple(
+            t.name
+            for t in program.inputs
+            if all(E.int_value(e) is not None for e in t.shape)
+            and t.name not in program.results
+            and (t.name in self.weights or rng.random() < share)
+        )
 
     def program(self) -> Program:
         """What was made so far; unread tensors and some others are the results."""

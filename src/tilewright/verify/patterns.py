@@ -6,7 +6,7 @@ are those at which the pattern is treated so, and those just below.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F16, F32, F64, I64
@@ -94,7 +94,9 @@ def _long(m: Maker) -> None:
     rng = m.rng
     dtype = rng.choice((F32, F32, F64))
     long = rng.choice((511, 512, 1000, 2049, 8193, 33_000))
-    few = rng.choice([n for n in (1, 2, 3, 9, 33, 64) if n * long <= 1 << 17])
+    fits = [n for n in (1, 2, 3, 9, 33, 64) if n * long <= 1 << 17]
+    much = [n for n in fits if n * long >= 1 << 15]  # enough to be split
+    few = rng.choice(much if much and rng.random() < 0.6 else fits)
     across = rng.random() < 0.5
     shape = [E.const(long), E.const(few)] if across else [E.const(few), E.const(long)]
     if rng.random() < 0.2:
@@ -114,8 +116,62 @@ def _long(m: Maker) -> None:
     m.add(result, outer, body, Reduction(monoid, (along,)))
 
 
+def _sliding(m: Maker) -> None:
+    """A sum over one or two windows that slide by one, with known weights, in any order of axes:
+    wide enough that a form with fewer multiplications pays, or not.
+    """
+    rng = m.rng
+    dtype = rng.choice((F32, F32, F32, F32, F32, F64, F16))
+    rank = rng.choice((1, 2, 2, 2))
+    wide = rng.random() < 0.75
+    taps = [rng.choice((3, 3, 3, 3, 5))] * rank
+    if rng.random() < 0.15:
+        taps[-1] = rng.choice((2, 3, 5))
+    depth, outs = (rng.choice((24, 32, 48, 64) if wide else (1, 3, 8, 17)) for _ in range(2))
+    if wide and rank == 1:
+        depth = outs = 64
+    places = (64, 129, 131) if rank == 1 else (12, 13, 16, 19)
+    space = [rng.choice(places if wide else (3, 4, 7, 12)) for _ in taps]
+    pads = [rng.choice((0, 1, k // 2, k)) for k in taps]
+    extents = [n + 2 * p - k + 1 for n, p, k in zip(space, pads, taps, strict=True)]
+    if min(extents) < 1:
+        return
+    batch = [Axis("n", E.const(rng.choice((1, 2))))] if rng.random() < 0.5 else []
+    o, c = Axis("o", E.const(outs)), Axis("c", E.const(depth))
+    slides = [Axis(x, E.const(n)) for x, n in zip("hw", extents, strict=False)]
+    windows = [Axis(x, E.const(k)) for x, k in zip("uv", taps, strict=False)]
+
+    def shuffled(things: Sequence[Axis]) -> list[Axis]:
+        return rng.sample(things, len(things))
+
+    from_x = shuffled([*batch, c, *slides])
+    from_k = shuffled([o, c, *windows])
+    inside = dict(zip(slides, zip(windows, pads, space, strict=True), strict=True))
+    x = m.operand(dtype, [E.const(inside[a][2]) if a in inside else a.extent for a in from_x])
+    k = m.new_input(dtype, [a.extent for a in from_k])
+    m.weights.add(k.name)
+    at = [
+        a.index + inside[a][0].index - inside[a][1] if a in inside else a.index for a in from_x
+    ]
+    padded = E.const(0, dtype) if any(pads) or rng.random() < 0.2 else None
+    factors = [
+        E.read(x.name, at, dtype, padded),
+        E.read(k.name, [a.index for a in from_k], dtype),
+    ]
+    axes = shuffled([*batch, o, *slides])
+    body = E.mul(*rng.sample(factors, 2))
+    y = m.add(dtype, axes, body, Reduction("sum", tuple(shuffled([c, *windows]))))
+    if rng.random() < 0.7:
+        bias = m.new_input(dtype, [o.extent])
+        m.weights.add(bias.name)
+        moved = E.read(y.name, [a.index for a in axes], dtype)
+        moved = E.add(moved, E.read(bias.name, [o.index], dtype))
+        m.add(dtype, axes, E.maximum(moved, E.const(0, dtype)) if rng.random() < 0.6 else moved)
+
+
 PATTERNS: dict[str, tuple[Callable[[Maker], None], int]] = {
     "attention": (_attention, 1),
     "ragged": (_ragged, 1),
     "long": (_long, 1),
+    "sliding": (_sliding, 1),
 }

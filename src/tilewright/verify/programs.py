@@ -22,16 +22,20 @@ __all__ = ["BLOCK_KINDS", "KINDS", "Case", "draw", "generate"]
 
 @dataclass(frozen=True)
 class Case:
-    """A Program with sizes for its dims and the seed of its inputs."""
+    """A Program with sizes for its dims and the seed of its inputs. `constants`: inputs whose
+    values the compiler may know.
+    """
 
     program: Program
     sizes: dict[str, int]
     seed: int
     kinds: tuple[str, ...] = field(default=(), compare=False)
+    constants: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         sizes = " ".join(f"{n}={v}" for n, v in self.sizes.items())
-        return f"# sizes {sizes}\n# seed {self.seed}\n{self.program}"
+        known = f"# constants {' '.join(self.constants)}\n" if self.constants else ""
+        return f"# sizes {sizes}\n# seed {self.seed}\n{known}{self.program}"
 
     @staticmethod
     def parse(text: str) -> Case:
@@ -41,7 +45,9 @@ class Case:
             raise UserError("F010", "a case begins with a line of sizes and a line with the seed")
         sizes = dict(x.split("=") for x in lines[0].split()[2:])
         seed = int(lines[1].split()[2])
-        return Case(parse_program(text), {n: int(v) for n, v in sizes.items()}, seed)
+        known = lines[2].split()[2:] if lines[2].startswith("# constants") else ()
+        values = {n: int(v) for n, v in sizes.items()}
+        return Case(parse_program(text), values, seed, constants=tuple(known))
 
 
 def generate(
@@ -70,7 +76,9 @@ def generate(
         made[name][0](maker)
         if len(maker.body) > before:
             kinds.append(name)
-    return Case(maker.program(), maker.sizes, rng.randrange(1 << 30), tuple(kinds))
+    program = maker.program()
+    known = maker.known_inputs(program)
+    return Case(program, maker.sizes, rng.randrange(1 << 30), tuple(kinds), known)
 
 
 def draw(seed: int) -> Case:

@@ -94,10 +94,15 @@ def _clean(case: Case, **changes: object) -> Case:
     p = replace(p, inputs=inputs, body=tuple(body)).bind(values)
     sizes = {n: v for n, v in case.sizes.items() if n in used}
     dims = tuple(d for d in p.dims if d.name in used)
-    return Case(replace(p, dims=dims), sizes, case.seed)
+    names = {t.name for t in inputs}
+    known = tuple(n for n in case.constants if n in names)
+    return Case(replace(p, dims=dims), sizes, case.seed, constants=known)
 
 
 def _results(case: Case) -> Iterator[Case]:
+    """Without constants; fewer results."""
+    if case.constants:
+        yield replace(case, constants=())
     names = case.program.results
     if len(names) > 1:
         for n in names:
@@ -233,7 +238,9 @@ def _smaller(e: Expr) -> Iterator[Expr]:
 
 
 def _dims(case: Case) -> Iterator[Case]:
-    """Sizes as constants, expressions in shapes folded."""
+    """Sizes as constants, constants as inputs, expressions in shapes folded."""
+    for n in case.constants:
+        yield replace(case, constants=tuple(x for x in case.constants if x != n))
     for n in case.sizes:
         bound = case.program.bind({n: case.sizes[n]})
         yield _clean(replace(case, program=bound), inputs=bound.inputs)

@@ -32,7 +32,7 @@ from tilewright.ir.program import (
     defined_by,
     statement_reads,
 )
-from tilewright.verify.policy import FACTOR, UNIT_ROUNDOFF
+from tilewright.verify.policy import BILINEAR, FACTOR, UNIT_ROUNDOFF
 
 __all__ = ["References", "references", "spreads"]
 
@@ -66,8 +66,12 @@ def references(
     dims: Mapping[str, int] | None = None,
     moves: int = 6,
     seed: int = 0,
+    bilinear: bool = False,
 ) -> References:
-    """Everything that `policy.compare` needs. Errors: those of `run_program`."""
+    """Everything that `policy.compare` needs. bilinear: operands of discrete operations may be
+    off by what the policy allows such forms. Errors: those of `run_program`.
+    """
+    factor = BILINEAR if bilinear else FACTOR
     sizes = bind_sizes(program, {n: np.asarray(a).shape for n, a in inputs.items()}, dims)
     exact = Runner(gather_arrays(program, inputs, values, ORACLE), dict(sizes), ORACLE)
     naive = Runner(gather_arrays(program, inputs, values, NAIVE), dict(sizes), NAIVE)
@@ -77,8 +81,8 @@ def references(
     keys: dict[str, tuple[Array, float, int]] = {}
     with np.errstate(all="ignore"):
         for k, s in enumerate(program.body):
-            keys.update(_ordered(s, exact, naive, sure))
-            _step(s, exact, naive, moved, sure)
+            keys.update(_ordered(s, exact, naive, sure, factor))
+            _step(s, exact, naive, moved, sure, factor)
             for name in [n for n, at in last.items() if at == k]:
                 exact.arrays.pop(name, None)
                 naive.arrays.pop(name, None)
@@ -94,7 +98,7 @@ def references(
 
 
 def _ordered(
-    s: Statement, exact: Runner, naive: Runner, sure: set[str]
+    s: Statement, exact: Runner, naive: Runner, sure: set[str], factor: float
 ) -> dict[str, tuple[Array, float, int]]:
     """The `keys` of a statement that orders inexact values."""
     if not isinstance(s, Extern) or s.function not in ("sort", "topk") or s.args[0] in sure:
@@ -103,7 +107,7 @@ def _ordered(
     if x.dtype.kind != "f" or rough.shape != x.shape:
         return {}
     axis = int(dict(s.attributes).get("axis", -1))  # type: ignore[arg-type]
-    by = _bound(x, rough, s.results[0].dtype.name)
+    by = factor * _gap(x, rough, s.results[0].dtype.name)
     return {s.results[1].name: (x.copy(), by, axis)}
 
 
@@ -145,9 +149,16 @@ class _Moved:
                 self.own[t.name] = new
 
 
-def _step(s: Statement, exact: Runner, naive: Runner, moved: list[_Moved], sure: set[str]) -> None:
+def _step(
+    s: Statement,
+    exact: Runner,
+    naive: Runner,
+    moved: list[_Moved],
+    sure: set[str],
+    factor: float,
+) -> None:
     if isinstance(s, Extern):
-        _extern_step(s, exact, naive, moved, sure)
+        _extern_step(s, exact, naive, moved, sure, factor)
         return
     if isinstance(s, Size | If | While):
         _control_step(s, exact, naive, moved, sure)
@@ -166,7 +177,7 @@ def _step(s: Statement, exact: Runner, naive: Runner, moved: list[_Moved], sure:
             rough = seen.get((e, k, frame))
             if rough is None or rough.shape != x.shape:
                 rough = x
-            by = _bound(x, rough, operand.dtype.name)
+            by = factor * _gap(x, rough, operand.dtype.name)
             deltas[e, k] = max(deltas.get((e, k), 0.0), by)
         return x
 
@@ -184,14 +195,19 @@ def _step(s: Statement, exact: Runner, naive: Runner, moved: list[_Moved], sure:
 
 
 def _extern_step(
-    s: Extern, exact: Runner, naive: Runner, moved: list[_Moved], sure: set[str]
+    s: Extern,
+    exact: Runner,
+    naive: Runner,
+    moved: list[_Moved],
+    sure: set[str],
+    factor: float,
 ) -> None:
     """An extern may choose by comparing its arguments, so the inexact ones are moved."""
     by = {}
     for name in s.args:
         x, rough = exact.arrays[name], naive.arrays[name]
         if name not in sure and x.dtype.kind == "f":
-            by[name] = _bound(x, rough if rough.shape == x.shape else x, "f32")
+            by[name] = factor * _gap(x, rough if rough.shape == x.shape else x, "f32")
     naive.statement(s)
     exact.statement(s)
     for m in moved:
@@ -221,11 +237,12 @@ def _control_step(
     sure.update(t.name for t in defined_by(s) if not t.dtype.is_float)
 
 
-def _bound(x: Array, rough: Array, dtype: str) -> float:
+def _gap(x: Array, rough: Array, dtype: str) -> float:
+    """The error that the policy's bound is a multiple of."""
     both = np.isfinite(x) & np.isfinite(rough)
     gap = float(np.max(np.abs(x[both] - rough[both]), initial=0.0))
     scale = float(np.max(np.abs(x[both]), initial=0.0))
-    return FACTOR * max(gap, 8 * UNIT_ROUNDOFF[dtype] * scale)
+    return max(gap, 8 * UNIT_ROUNDOFF[dtype] * scale)
 
 
 def _parts(s: Definition | Scatter) -> list[Expr]:
@@ -300,7 +317,7 @@ def spreads(
                 for t in defined_by(s):
                     x, rough = exact.arrays[t.name], naive.arrays[t.name]
                     if t.dtype.is_float and rough.shape == x.shape == runner.arrays[t.name].shape:
-                        by = _bound(x, rough, t.dtype.name) / FACTOR
+                        by = _gap(x, rough, t.dtype.name)
                         runner.arrays[t.name] = shake.move(runner.arrays[t.name], by)
     out = []
     for name in program.results:

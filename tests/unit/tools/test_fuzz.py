@@ -16,16 +16,19 @@ import pytest
 
 from tilewright.errors import TilewrightError, UserError
 from tilewright.frontend.onnx import import_onnx
+from tilewright.group.plan import plan_program
+from tilewright.machine.target import Target
 from tilewright.runtime.wire import WorkerDied
+from tilewright.schedule.kernel_space import space_of
 from tilewright.tools.fuzz import campaign
 from tilewright.tools.fuzz.corpus import Corpus, FailedCase
-from tilewright.tools.fuzz.kinds import KINDS
+from tilewright.tools.fuzz.kinds import KINDS, derived
 from tilewright.tools.fuzz.models import _onnxruntime, check_model, model_of, reduce_model, text_of
 from tilewright.tools.fuzz.nests import NestFuzzer
-from tilewright.tools.fuzz.programs import Options
+from tilewright.tools.fuzz.programs import Options, check_program
 from tilewright.verify.models import draw_model
 from tilewright.verify.models.rows import all_rows
-from tilewright.verify.programs import Case
+from tilewright.verify.programs import Case, generate
 
 AVX2 = Options("x86-avx2", 1)
 
@@ -160,3 +163,34 @@ def test_reducing_a_program_keeps_its_failure() -> None:
     assert Case.parse(KINDS["programs"].reduce(text, "wrong", AVX2, 5.0).decode()) == Case.parse(text.decode())
     with pytest.raises(TilewrightError):
         KINDS["programs"].replay(b"no case", AVX2, False)
+
+
+def test_parts_and_forms_of_convolutions_are_drawn() -> None:
+    """Cases of `schedules` hold reductions that are split, and convolutions in every form."""
+    target = Target.named("x86-avx2")
+    wanted = {"parameter parts", *(r for r in KINDS["schedules"].rows() if r.startswith("form "))}
+    seen: set[str] = set()
+    for number in range(100):
+        case = Case.parse(KINDS["schedules"].text_of(number).decode())
+        program, facts = derived(case, number, target)
+        plan, _ = plan_program(program, target)
+        groups = [g for k in plan.kernels for g in space_of(k, target, 2).groups]
+        seen |= facts | {"parameter parts" for g in groups if "s0.parts" in g.names}
+        if wanted <= seen:
+            return
+    raise AssertionError(f"not drawn: {wanted - seen}")
+
+
+def test_inputs_that_the_compiler_knows() -> None:
+    """A case whose weights are constants is compiled in a form with fewer multiplications, and is
+    the same after its text was read again.
+    """
+    for number in range(100):
+        case = generate(number, 1, kind="sliding")
+        again = Case.parse(str(case))
+        assert again.constants == case.constants and again.program == case.program
+        answer = check_program(case, AVX2)
+        assert answer.found is None, answer.found
+        if "rule bilinear" in answer.drawn:
+            return
+    raise AssertionError("no case is computed in another form")

@@ -18,21 +18,24 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.derive.bilinear import SIZES, faster_convolutions
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.externs import EXTERNS
 from tilewright.ir.program import MONOIDS, Program
 from tilewright.machine.target import Target
+from tilewright.tools import wiring
 from tilewright.tools.fuzz import coverage
 from tilewright.tools.fuzz.nests import NestFuzzer
-from tilewright.tools.fuzz.programs import Answer, Options, check_program, compiled_outputs
-from tilewright.verify.fuzz import isolated, judge
+from tilewright.tools.fuzz.programs import Answer, Options, check_program, judged
+from tilewright.verify.fuzz import isolated
+from tilewright.verify.generate import random_inputs
 from tilewright.verify.programs import BLOCK_KINDS, Case, draw, generate
 from tilewright.verify.programs import KINDS as STATEMENTS
 from tilewright.verify.reduce import reduce_case
 from tilewright.verify.schedules import PARAMETERS, ScheduleReport, fuzz_schedules
 
-__all__ = ["KINDS", "Kind", "draw_options", "options_of", "rows_of"]
+__all__ = ["KINDS", "Kind", "derived", "draw_options", "options_of", "rows_of"]
 
 
 def options_of(header: Mapping[str, Any]) -> Options:
@@ -90,6 +93,7 @@ class Programs(Kind):
         statements = ("definition", "recurrence", "scatter", "extern", "size", "if", "while")
         out |= {f"statement {s}" for s in statements}
         out |= {f"kind {k}" for k in (*STATEMENTS, *BLOCK_KINDS)}
+        out |= {"rule bilinear", "rule stream", "constant"}
         return out | {"else", "gather", "guard", "ragged", "read", "extern sort", "extern topk"}
 
     def check(self, number: int, options: Options, careful: bool) -> Answer:
@@ -105,11 +109,8 @@ class Programs(Kind):
         case = Case.parse(data.decode())
 
         def fails(c: Case) -> bool:
-            def run(program: Program, inputs: dict[str, Any]) -> list[Any]:
-                return compiled_outputs(program, dict(c.sizes), inputs, options)
-
             try:
-                found = judge(isolated(run) if failure == "crash" else run, c)
+                found = judged(c, options, isolated if failure == "crash" else None)
             except UserError:
                 return False
             return found is not None and found[0] == failure
@@ -123,17 +124,33 @@ class Programs(Kind):
         return str(draw(number)).encode()
 
 
+def derived(case: Case, number: int, target: Target) -> tuple[Program, set[str]]:
+    """The Program of a case for fixed sizes, its known inputs as constants and its convolutions in
+    a form with fewer multiplications; what was done.
+    """
+    program = case.program.bind(case.sizes) if case.sizes else case.program
+    if not case.constants:
+        return program, set()
+    given = random_inputs(case.program, case.sizes, number)
+    program = wiring.with_constants(program, {n: given[n] for n in case.constants})
+    size = random.Random(number).choice(SIZES)
+    program, found = faster_convolutions(program, target, sizes=(size,), worth=0.0)
+    return program, {f"form F({size},3)"} if found else set()
+
+
 class Schedules(Kind):
     """Schedules of the kernels of random Programs."""
 
     def rows(self) -> set[str]:
         out = {f"parameter {p}" for p in PARAMETERS}
         out |= {f"tail {t}" for t in ("overlap", "peel", "mask")}
+        out |= {f"form F({m},3)" for m in SIZES}
         return out
 
     def _case(self, number: int) -> Case:
         rng = random.Random(f"schedules {number}")
-        kind = rng.choice(list(STATEMENTS))
+        # Long reductions and forms of convolutions have parameters that nothing else has.
+        kind = rng.choice([*STATEMENTS, "long", "long", "sliding"])
         count = rng.choice((1, 1, 2, 2, 3, 5))
         return generate(number, count, zero_sizes=rng.random() < 0.2, kind=kind)
 
@@ -147,12 +164,12 @@ class Schedules(Kind):
     def _check(self, case: Case, number: int, options: Options, careful: bool) -> Answer:
         target = Target.named(options.target)
         rng = np.random.default_rng(number)
-        program = case.program.bind(case.sizes) if case.sizes else case.program
+        program, rules = derived(case, number, target)
         report = ScheduleReport()
         fuzz_schedules(
             program, target, rng, 3, report=report, isolate=careful, most_findings=1, most_kernels=4
         )
-        answer = Answer(report.native, len(program.body), set(report.drawn))
+        answer = Answer(report.native, len(program.body), set(report.drawn) | rules)
         if report.findings:
             finding = report.findings[0]
             crash = "killed by" in finding.message or "no answer" in finding.message

@@ -22,11 +22,14 @@ from tilewright.machine.target import Target
 from tilewright.runtime.build import emit_object
 from tilewright.runtime.link import lower_kernel
 from tilewright.runtime.pool import set_num_threads
+from tilewright.tools import wiring
 from tilewright.verify.fuzz import Run, fingerprint, judge
+from tilewright.verify.generate import random_inputs
 from tilewright.verify.guards import guarded, poison
 from tilewright.verify.programs import Case
 
 __all__ = ["Answer", "Options", "Unstable", "check_program", "compiled_outputs", "drawn_by"]
+__all__ += ["judged"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 THREADS = (1, 2)
@@ -137,6 +140,8 @@ def compiled_outputs(
         if options.rebuild:
             _rebuild(variant, target)
         if answer is not None:
+            answer.drawn |= _rules_of(variant)
+        if answer is not None:
             held = hashlib.sha256()
             for part in (*variant.linked.artifact.objects, *(a.tobytes() for a in first)):
                 held.update(part)
@@ -146,9 +151,15 @@ def compiled_outputs(
     return first
 
 
+def _rules_of(variant: Any) -> set[str]:
+    """The derivation rules that a compiled model was made with."""
+    out = {"rule bilinear"} if variant.derivations else set()
+    return out | ({"rule stream"} if any(k.stream for k in variant.plan.kernels) else set())
+
+
 def _rebuild(variant: Any, target: Target) -> None:
     """Plan, lower, emit and build again; objects must be the same bytes. Errors: Unstable."""
-    plan, _ = plan_program(variant.program, target)
+    plan, _ = plan_program(variant.derived, target)
     if str(plan) != str(variant.plan):
         raise Unstable("wrong rebuilt", "a second plan differs")
     linked = variant.linked
@@ -168,18 +179,39 @@ def check_program(
     """Build, run and compare one Program; `isolate` wraps the part that may crash."""
     answer = Answer(1, len(case.program.body), drawn_by(case.program))
     answer.drawn |= {f"kind {k}" for k in case.kinds}
-
-    def run(program: Program, inputs: dict[str, Array]) -> list[Array]:
-        return compiled_outputs(program, dict(case.sizes), inputs, options, answer)
-
+    answer.drawn |= {"constant"} if case.constants else set()
     try:
-        answer.found = judge(isolate(run) if isolate is not None else run, case)
+        answer.found = judged(case, options, isolate, answer)
     except TilewrightError as error:  # of the oracle: the case means nothing
         answer.valid = False
         answer.found = (f"invalid {fingerprint(error)}", f"the oracle refuses: {error}")
     if answer.found is not None:
         answer.data = str(case).encode()
     return answer
+
+
+def judged(
+    case: Case,
+    options: Options,
+    isolate: Callable[[Run], Run] | None = None,
+    answer: Answer | None = None,
+) -> tuple[str, str] | None:
+    """Kind and message of what goes wrong with a case; None where all is right.
+
+    Errors: those of the oracle, which show that the case is not valid.
+    """
+
+    def run(program: Program, inputs: dict[str, Array]) -> list[Array]:
+        known = {n: inputs.pop(n) for n in case.constants}
+        program = wiring.with_constants(program, known) if known else program
+        return compiled_outputs(program, dict(case.sizes), inputs, options, answer)
+
+    program = case.program
+    if case.constants:
+        given = random_inputs(program, case.sizes, case.seed)
+        program = wiring.with_constants(program, {n: given[n] for n in case.constants})
+    bilinear = wiring.is_bilinear(program, case.sizes, options.target)
+    return judge(isolate(run) if isolate is not None else run, case, bilinear)
 
 
 def drawn_by(program: Program) -> set[str]:
