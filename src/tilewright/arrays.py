@@ -18,6 +18,7 @@ import numpy as np
 from tilewright.api import CompiledModel, compile
 from tilewright.errors import UserError
 from tilewright.frontend.arrays import record
+from tilewright.runtime.exchange import array_of
 
 __all__ = ["Function", "einsum", "function"]
 
@@ -54,10 +55,10 @@ class Function:
                     found = self.models[key] = self._made(list(bound.arguments), arrays)
         model, single = found
         got = model(*arrays, out=out)
-        return got if single or isinstance(got, list) else [got]
+        return got if single or out is not None or isinstance(got, list) else [got]
 
     def _made(self, names: list[str], arrays: list[Any]) -> tuple[CompiledModel, bool]:
-        held = [np.from_dlpack(x) if not isinstance(x, np.ndarray) else x for x in arrays]
+        held = [array_of(f"argument {n!r}", x) for n, x in zip(names, arrays, strict=True)]
         specs = [(n, x.shape, x.dtype) for n, x in zip(names, held, strict=True)]
         program, single = record(self._plain, specs)
         return compile(program, **self._options), single

@@ -33,6 +33,7 @@ from tilewright.machine.target import Target
 from tilewright.runtime.build import build_shared, shared_key
 from tilewright.runtime.call_text import call_text
 from tilewright.runtime.context import ArrayType, Binding, CallContext
+from tilewright.runtime.exchange import array_of
 from tilewright.runtime.jit import LoadedObject, load_object
 from tilewright.runtime.pool import listen, num_threads, walker_address
 from tilewright.runtime.pool_text import pool_text
@@ -413,25 +414,7 @@ class ModelCall:
 
 def _as_input(kind: ArrayType, value: Any) -> NDArray[Any]:
     """A C-contiguous array of the declared dtype and rank; strided ones are copied."""
-    if type(value) is np.ndarray:
-        array = value
-    elif isinstance(value, np.ndarray | np.generic | memoryview | bytearray | bytes):
-        array = np.asarray(value)
-    elif hasattr(value, "__dlpack__"):
-        try:
-            array = np.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(
-                "R005", f"input {kind.name!r} cannot be read through DLPack: {error}"
-            ) from None
-    elif hasattr(value, "__array_interface__"):
-        array = np.asarray(value)
-    else:
-        raise UserError(
-            "R005",
-            f"input {kind.name!r} is {_describe(value)}",
-            hint="pass a NumPy array, or an object with a buffer or __dlpack__",
-        )
+    array = value if type(value) is np.ndarray else array_of(f"input {kind.name!r}", value)
     if array.dtype.kind not in "biufcV" or array.dtype.names is not None:
         raise UserError(
             "R005",

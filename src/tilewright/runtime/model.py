@@ -8,7 +8,6 @@ and runs the same native entry.
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,9 +17,10 @@ from tilewright.errors import UserError
 from tilewright.ir.program import Dim
 from tilewright.runtime.call import ModelCall
 from tilewright.runtime.context import ArrayType, Binding
+from tilewright.runtime.exchange import as_kind, memory_of
 from tilewright.runtime.pool_text import MAX_THREADS
 
-__all__ = ["CallableModel", "as_kind", "check_sizes", "memory_of", "nearest"]
+__all__ = ["CallableModel", "check_sizes", "nearest"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -30,32 +30,6 @@ def nearest(name: str, known: Sequence[str], otherwise: str) -> str:
     near = [k for k in known if k.casefold() == name.casefold()]
     near = near or difflib.get_close_matches(name, known, 1, 0.4)
     return f"did you mean {near[0]!r}?" if near else otherwise
-
-
-def as_kind(first: Any, array: Array) -> Any:
-    """`array` as the library of `first` has arrays, sharing its memory; NumPy's where it has none.
-
-    The library is asked by the array API standard, or is PyTorch.
-    """
-    if isinstance(first, np.ndarray | np.generic | memoryview | bytes | bytearray):
-        return array
-    namespace = getattr(first, "__array_namespace__", None)
-    library = namespace() if namespace is not None else sys.modules.get("torch")
-    if library is None or (namespace is None and not isinstance(first, library.Tensor)):
-        return array
-    return library.from_dlpack(array)
-
-
-def memory_of(out: Any) -> Any:
-    """`out=` arrays of another library as NumPy arrays over the same memory."""
-    if isinstance(out, tuple | list):
-        held = [memory_of(x) for x in out]
-        return out if all(a is b for a, b in zip(held, out, strict=True)) else tuple(held)
-    if isinstance(out, np.ndarray) or not hasattr(out, "__dlpack__"):
-        return out
-    if hasattr(out, "numpy") and not getattr(out, "requires_grad", False):
-        return out.numpy()  # torch: NumPy takes what DLPack gives for read-only
-    return np.from_dlpack(out)
 
 
 class CallableModel:
@@ -124,7 +98,7 @@ class CallableModel:
                 return as_kind(arrays[0], got) if foreign else got
             many = self._in_order(got)
             return [as_kind(arrays[0], x) for x in many] if foreign else many
-        if foreign and (held := memory_of(out)) is not out:
+        if type(out) is not np.ndarray and (held := memory_of(out)) is not out:
             self(*arrays, out=held)
             return out
         if self._is_plain:
