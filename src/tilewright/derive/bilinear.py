@@ -372,7 +372,8 @@ def faster_convolutions(
     gain below which the plain form stays; 0 rewrites whatever the rule matches.
 
     Only definitions at the top level, of f32, whose weights are constant and whose windows have
-    three taps, next to each other or a fixed step apart, and slide by one. The values of new constants are made where the old ones are known.
+    three taps, next to each other or a fixed step apart, and slide by one. The values of new
+    constants are made where the old ones are known.
     """
     if strict or program.dims:
         return program, []

@@ -22,7 +22,7 @@ does not turn into NaN, as it would if it were multiplied by 0).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -32,7 +32,7 @@ from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.program import Axis, Definition, Reduction
 from tilewright.ir.ranges import simplify
 
-__all__ = ["StreamPlan", "StreamStage", "Streamed", "find_stream", "stream_plan"]
+__all__ = ["StreamPlan", "StreamStage", "Streamed", "find_stream", "scaled_terms", "stream_plan"]
 
 _DTYPES = ("f32", "f64")
 
@@ -93,6 +93,55 @@ def find_stream(
         except _Outside:
             continue
     return None
+
+
+def scaled_terms(d: Definition, inner: Definition, taken: Set[str]) -> list[Definition]:
+    """`d`, a product or quotient of the sum `inner` and a factor, as sums whose terms have the
+    factor: in their first part, and in their second. Nothing where `d` is something else.
+
+    taken: names that are in use.
+    """
+    reduction = inner.reduction
+    if d.reduction is not None or d.scan is not None or d.body.op not in ("mul", "div"):
+        return []
+    if reduction is None or reduction.monoid != "sum" or inner.body.op != "mul":
+        return []
+    total, factor = d.body.args
+    if d.body.op == "mul" and total.attr != (inner.name, False):
+        total, factor = factor, total
+    if total.op != "read" or total.attr != (inner.name, False) or d.dtype is not inner.dtype:
+        return []
+    if any(r.attr[0] == inner.name for r in factor.reads()):
+        return []
+    own = {a.name: int_extent(a.extent) for a in d.axes}
+    swap: dict[Expr, Expr] = {}
+    for s, a in zip(total.args, inner.axes, strict=True):
+        n = int_extent(a.extent)
+        if n != 1 and (s.op != "index" or own.get(s.attr) != n):
+            return []
+        if s.op == "index":
+            own.pop(s.attr, None)
+        swap[a.index] = s
+    if any(n != 1 for n in own.values()):
+        return []
+    axes = []
+    for a in reduction.axes:
+        fresh = a.name
+        while fresh in taken or any(x.name == fresh for x in d.axes):
+            fresh += "_"
+        axes.append(replace(a, name=fresh))
+        swap[a.index] = axes[-1].index
+    guard = None if reduction.guard is None else E.substitute(reduction.guard, swap)
+    over = Reduction("sum", tuple(axes), guard)
+    first, second = (E.substitute(x, swap) for x in inner.body.args)
+    op = d.body.op
+    return [
+        Definition(d.name, d.dtype, d.axes, E.mul(*parts), over)
+        for parts in (
+            (E.binary(op, first, factor), second),
+            (first, E.binary(op, second, factor)),
+        )
+    ]
 
 
 class _Outside(Exception):

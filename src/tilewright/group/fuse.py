@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
-from tilewright.derive.stream import find_stream
+from tilewright.derive.stream import Streamed, find_stream, scaled_terms
 from tilewright.group.groups import (
     Decision,
     Group,
@@ -51,11 +51,12 @@ CHEAP = 4
 def _find_streams(st: Grouping) -> None:
     """Put definitions that stream along one axis into a group of their own."""
     for name in reversed(list(st.definitions)):
-        d = st.definitions.get(name)
-        if d is None or d.reduction is None or d.body.op != "mul":
+        if name not in st.definitions:
             continue
         taken = frozenset({*st.program.tensors, *st.definitions})
         found = find_stream(name, st.definitions, st.readers, st.other_readers, taken)
+        if found is None:
+            found = _scaled_stream(st, name, taken)
         if found is None:
             continue
         home = st.group_of[name]
@@ -78,6 +79,25 @@ def _find_streams(st: Grouping) -> None:
         )
         for n in sorted(found.replaced - {name}):
             st.note(n, name, True, reason)
+
+
+def _scaled_stream(st: Grouping, name: str, taken: frozenset[str]) -> Streamed | None:
+    """The stream of a sum that `name` multiplies or divides, with the factor in its terms."""
+    d = st.definitions[name]
+    for source in d.read_names:
+        inner = st.definitions.get(source)
+        if inner is None or st.other_readers(source) or set(st.readers(source)) != {name}:
+            continue
+        others = {n: x for n, x in st.definitions.items() if n != source}
+
+        def readers(tensor: str, gone: str = source) -> list[str]:
+            return [name if n == gone else n for n in st.readers(tensor)]
+
+        for whole in scaled_terms(d, inner, taken):
+            found = find_stream(name, {**others, name: whole}, readers, st.other_readers, taken)
+            if found is not None:
+                return replace(found, replaced=found.replaced | {source})
+    return None
 
 
 # ---- epilogues -----------------------------------------------------------------------------------

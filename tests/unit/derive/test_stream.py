@@ -39,6 +39,58 @@ def test_a_chain_of_reductions_is_one_kernel() -> None:
     assert not any(150 in x.shape for n, x in kernel.layouts if n in kernel.definitions)
 
 
+LATE = TEXT.replace("  w: f32[h<2, i<40, j<150] = p[h, i, j] / l[h, i]\n", "").replace("w[h", "p[h")
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "o[h, i, e] / l[h, i]",
+        "o[h, i, e] * r[h, i]",
+        "r[h, i] * o[h, i, e]",
+    ],
+)
+def test_a_sum_that_is_divided_later_streams_too(last: str) -> None:
+    reciprocal = "  r: f32[h<2, i<40] = 1.0 / l[h, i]\n" if "r[" in last else ""
+    text = LATE.replace("  return o", f"{reciprocal}  y: f32[h<2, i<40, e<6] = {last}\n  return y")
+    (kernel,) = kernels(text)
+    assert kernel.extents[kernel.stream] == 150
+    program = parse_program(text)
+    rng = np.random.default_rng(4)
+    arrays = [
+        rng.standard_normal(s).astype(np.float32)
+        for s in ((2, 40, 8), (2, 150, 8), (2, 150, 6), (40, 150))
+    ]
+    got = tw.compile(program, threads=1)(*arrays)
+    q, k, v, z = (a.astype(np.float64) for a in arrays)
+    scores = np.einsum("hie,hje->hij", q, k) + z
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    want = np.einsum("hij,hje->hie", weights / weights.sum(-1, keepdims=True), v)
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "o[h, e, i] / l[h, i]",  # turned: e and i are as long here
+        "o[h, i, e] / (l[h, i] + abs(o[h, i, 0]))",  # the factor reads the sum
+        "o[h, i, e] - l[h, i]",
+    ],
+)
+def test_a_sum_that_is_used_otherwise_is_left(last: str) -> None:
+    text = LATE.replace("e<6]", "e<40]").replace("2, 150, 6]", "2, 150, 40]")
+    text = text.replace("  return o", f"  y: f32[h<2, i<40, e<40] = {last}\n  return y")
+    program = parse_program(text)
+    rng = np.random.default_rng(5)
+    arrays = [
+        rng.standard_normal(s).astype(np.float32)
+        for s in ((2, 40, 8), (2, 150, 8), (2, 150, 40), (40, 150))
+    ]
+    got = tw.compile(program, threads=1)(*arrays)
+    (want,) = run_program(program, dict(zip("qkvz", arrays, strict=True)))
+    np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize(
     "old, new",
     [
