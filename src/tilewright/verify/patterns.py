@@ -133,7 +133,10 @@ def _sliding(m: Maker) -> None:
     places = (64, 129, 131) if rank == 1 else (12, 13, 16, 19)
     space = [rng.choice(places if wide else (3, 4, 7, 12)) for _ in taps]
     pads = [rng.choice((0, 1, k // 2, k)) for k in taps]
-    extents = [n + 2 * p - k + 1 for n, p, k in zip(space, pads, taps, strict=True)]
+    steps = [rng.choice((1, 1, 1, 1, 2, 3)) for _ in taps]  # from tap to tap
+    extents = [
+        n + 2 * p - s * (k - 1) for n, p, k, s in zip(space, pads, taps, steps, strict=True)
+    ]
     if min(extents) < 1:
         return
     batch = [Axis("n", E.const(rng.choice((1, 2))))] if rng.random() < 0.5 else []
@@ -146,13 +149,15 @@ def _sliding(m: Maker) -> None:
 
     from_x = shuffled([*batch, c, *slides])
     from_k = shuffled([o, c, *windows])
-    inside = dict(zip(slides, zip(windows, pads, space, strict=True), strict=True))
+    inside = dict(zip(slides, zip(windows, pads, space, steps, strict=True), strict=True))
     x = m.operand(dtype, [E.const(inside[a][2]) if a in inside else a.extent for a in from_x])
     k = m.new_input(dtype, [a.extent for a in from_k])
     m.weights.add(k.name)
-    at = [
-        a.index + inside[a][0].index - inside[a][1] if a in inside else a.index for a in from_x
-    ]
+    at = [a.index for a in from_x]
+    for place, a in enumerate(from_x):
+        if a in inside:
+            window, pad, _, step = inside[a]
+            at[place] = a.index + window.index * step - pad
     padded = E.const(0, dtype) if any(pads) or rng.random() < 0.2 else None
     factors = [
         E.read(x.name, at, dtype, padded),

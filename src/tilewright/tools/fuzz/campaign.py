@@ -21,6 +21,7 @@ from typing import Any
 from tilewright.errors import TargetError
 from tilewright.runtime.wire import Header, Worker, WorkerDied
 from tilewright.tools.fuzz.corpus import Corpus, FailedCase, Tally
+from tilewright.tools.fuzz.torch_opinion import is_available
 
 __all__ = ["ALL_KINDS", "ALL_TARGETS", "Settings", "available_kinds", "run"]
 
@@ -31,6 +32,7 @@ ALL_TARGETS = ("x86-avx512", "x86-avx2", "x86-sse42")
 _CASE_S = 300.0
 _REDUCE_S = 30.0
 _SAVE_EVERY_S = 20.0
+_THIRD_EVERY = 4  # one case in so many is shown to PyTorch
 _TWIN_EVERY = 25  # one case in so many is built in a second process, too
 _MOST_REDUCED = 12
 _AT_ONCE = 2  # cases that are worked on; the compiler's Python and LLVM take turns in each
@@ -92,7 +94,8 @@ class _Run:
 
 class Children:
     """Two children for cases, one for nests (its branches are watched), one for cases that a child
-    did not survive, a twin that repeats cases, and a reducer; each is replaced when it dies.
+    did not survive, a twin that repeats cases, one for third parties, and a reducer; each is
+    replaced when it dies.
     """
 
     def __init__(self, arcs: Path) -> None:
@@ -325,6 +328,8 @@ def _finish(state: _Run, children: Children, ticket: _Ticket) -> None:
         found, data = _twin(children, header, answer["digest"])
         if found is not None:
             tally.wrong += 1
+    if found is None and kind == "programs" and ticket.index % _THIRD_EVERY == 0:
+        found, data = _third(children, header, tally)
     if found is not None:
         _keep(state, children, kind, header, found, data)
 
@@ -352,6 +357,20 @@ def _twin(children: Children, header: Header, digest: str) -> tuple[Any, bytes]:
     if other.get("digest") == digest:
         return None, b""
     return ["wrong twin", "another process makes other objects or results of the case"], data
+
+
+def _third(children: Children, header: Header, tally: Tally) -> tuple[Any, bytes]:
+    """What PyTorch says of the case, in a process that runs no compiled code."""
+    if not is_available():
+        tally.others["torch not installed"] += 1
+        return None, b""
+    try:
+        answer, data = children.ask("third", {**header, "do": "third"}, b"", _CASE_S)
+    except WorkerDied:
+        tally.others["torch died"] += 1
+        return None, b""
+    tally.others.update(answer["others"])
+    return answer["found"], data
 
 
 def _count(tally: Tally, answer: Header, target: str) -> None:
@@ -417,6 +436,8 @@ def _replay_failed(state: _Run, children: Children) -> None:
     for failed in state.corpus.failed:
         data = state.corpus.data_of(failed)
         if failed.fixed or not data or failed.campaign not in state.settings.kinds:
+            continue
+        if failed.failure == "differs torch":  # nothing that is run here shows it
             continue
         careful = failed.failure in ("crash", "hang")
         more = {"do": "replay", "rebuild": True, "careful": careful}

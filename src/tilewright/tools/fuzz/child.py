@@ -44,6 +44,8 @@ def _answer(header: Header, body: bytes) -> tuple[Header, bytes]:
     match header["do"]:
         case "case":
             answer = kind.check(header["number"], kinds.options_of(header), header["careful"])
+        case "third":
+            answer = kind.third(header["number"])
         case "replay":
             answer = kind.replay(body, kinds.options_of(header), header["careful"])
         case "reduce":

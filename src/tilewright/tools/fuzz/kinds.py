@@ -28,6 +28,7 @@ from tilewright.tools import wiring
 from tilewright.tools.fuzz import coverage
 from tilewright.tools.fuzz.nests import NestFuzzer
 from tilewright.tools.fuzz.programs import Answer, Options, check_program, judged
+from tilewright.tools.fuzz.torch_opinion import opinion
 from tilewright.verify.fuzz import isolated
 from tilewright.verify.generate import random_inputs
 from tilewright.verify.programs import BLOCK_KINDS, Case, draw, generate
@@ -69,6 +70,10 @@ class Kind(ABC):
     def replay(self, data: bytes, options: Options, careful: bool) -> Answer:
         """Run a case that was written down."""
 
+    def third(self, number: int) -> Answer:
+        """What a third party that has to be kept apart says of case `number`."""
+        return Answer()
+
     def reduce(self, data: bytes, failure: str, options: Options, seconds: float) -> bytes:
         """A smaller case that fails in the same way."""
         return data
@@ -104,6 +109,15 @@ class Programs(Kind):
 
     def _check(self, case: Case, options: Options, careful: bool) -> Answer:
         return check_program(case, options, isolated if careful else None)
+
+    def third(self, number: int) -> Answer:
+        """What PyTorch says of a case; to be asked in a process of its own."""
+        case = draw(number)
+        verdict, how = opinion(case)
+        answer = Answer(0, len(case.program.body), others=[f"torch {verdict}"])
+        if verdict == "differs":
+            answer.found, answer.data = ("differs torch", str(how)), str(case).encode()
+        return answer
 
     def reduce(self, data: bytes, failure: str, options: Options, seconds: float) -> bytes:
         case = Case.parse(data.decode())
