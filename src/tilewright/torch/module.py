@@ -8,6 +8,8 @@ the module, not copied unless they are packed.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,8 @@ from tilewright.torch.lowering import decompositions
 from tilewright.torch.native import NativeGraph, Options
 
 __all__ = ["CompiledModule", "compile_module"]
+
+_log = logging.getLogger("tilewright.torch")
 
 
 class CompiledModule:
@@ -45,6 +49,10 @@ class CompiledModule:
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = self._export(args, named)
+        if entry.updates_shared_memory(leaves):
+            _log.warning("a tensor that is updated shares its memory with another: PyTorch runs it")
+            with torch.no_grad():
+                return self.module(*args, **named)
         return entry(leaves)
 
     def save(self, path: Any, *, targets: Sequence[str] | None = None) -> None:
@@ -106,6 +114,10 @@ def _order(x: Any) -> tuple[int, ...]:
     return tuple(sorted(range(x.dim()), key=lambda k: (-x.stride(k), k)))
 
 
+def _storage(t: Any) -> int:
+    return int(t.untyped_storage().data_ptr())
+
+
 class _Entry:
     """One exported graph: arguments from leaves, results into the module's structure."""
 
@@ -158,10 +170,22 @@ class _Entry:
             )  # fmt: skip
         return graph.parts[0]
 
-    def __call__(self, leaves: Sequence[Any]) -> Any:
+    def _arguments(self, leaves: Sequence[Any]) -> list[Any]:
         args = list(self._lifted)
         for k, x in zip(self._users, leaves, strict=True):
             args[k] = x
+        return args
+
+    def updates_shared_memory(self, leaves: Sequence[Any]) -> bool:
+        """Would an update show in another argument? The exported graph holds that none does."""
+        if not self._updates:
+            return False
+        args = self._arguments(leaves)
+        memory = Counter(_storage(x) for x in args if isinstance(x, torch.Tensor))
+        return any(memory[_storage(args[place])] > 1 for _, place in self._updates)
+
+    def __call__(self, leaves: Sequence[Any]) -> Any:
+        args = self._arguments(leaves)
         with torch.no_grad():
             results = self.graph(*args)
             for k, place in self._updates:

@@ -119,6 +119,78 @@ def test_updates_in_place() -> None:
     assert two[0]._version > before
 
 
+def test_updates_of_inputs_that_share_memory() -> None:
+    def f(a: Any, b: Any) -> Any:
+        a.add_(1)
+        return b * 2, a + b
+
+    for first, second in ((slice(0, 6), slice(3, 9)), (slice(0, 6), slice(0, 6))):
+        torch._dynamo.reset()
+        base = torch.randn(10)
+        twin = base.clone()
+        want, got = f(base[first], base[second]), compiled(f)(twin[first], twin[second])
+        same(want, got)
+        same(base, twin)
+    x = torch.randn(5)
+    y = x.clone()
+    torch._dynamo.reset()
+    same(f(x, x), compiled(f)(y, y))
+    same(x, y)
+
+
+def test_updates_through_views_and_strides() -> None:
+    def f(a: Any, b: Any) -> Any:
+        a[1].add_(5)
+        b.mul_(3)
+        return a.sum() + b.sum()
+
+    one = (torch.randn(3, 4), torch.randn(4, 6))
+    two = tuple(t.clone() for t in one)
+    run = compiled(f)
+    same(f(one[0], one[1][:, ::2]), run(two[0], two[1][:, ::2]))
+    same(one, two)
+    same(f(one[0].t(), one[1].t()), run(two[0].t(), two[1].t()))
+    same(one, two)
+
+
+def test_views_of_an_input_are_views() -> None:
+    def f(a: Any) -> Any:
+        return a[1:], a.view(-1), a.t(), a * 2
+
+    x = torch.randn(3, 4)
+    rows, flat, turned, _ = compiled(f)(x)
+    rows.zero_()
+    assert (x[1:] == 0).all() and (flat[4:] == 0).all() and (turned[:, 1:] == 0).all()
+
+    def g(a: Any, out: Any) -> Any:
+        a.add_(1)
+        return a, torch.mul(a, 2, out=out)
+
+    torch._dynamo.reset()
+    out = torch.empty(3, 4)
+    first, second = compiled(g)(x, out)
+    assert first.data_ptr() == x.data_ptr() and second.data_ptr() == out.data_ptr()
+    same(out, x * 2)
+
+
+def test_tensors_are_read_where_they_lie() -> None:
+    run = compiled(lambda a: a * 2)
+    for x in (
+        torch.randn(4, 6), torch.randn(6, 4).t(), torch.randn(4, 12)[:, ::2], torch.randn(101)[1:],
+        torch.randn(1, 6).expand(4, 6), torch._neg_view(torch.randn(4, 6)),
+    ):  # fmt: skip
+        same(x * 2, run(x))
+
+
+def test_results_are_fresh_at_every_call() -> None:
+    run = compiled(lambda a: a * 2)
+    x = torch.randn(1000)
+    first = run(x)
+    kept = first.clone()
+    assert run(x + 1).data_ptr() != first.data_ptr()
+    same(kept, first)
+
+
 def test_running_statistics() -> None:
     model, twin = torch.nn.BatchNorm1d(5), torch.nn.BatchNorm1d(5)
     with torch.no_grad():
@@ -207,6 +279,79 @@ def test_inference_mode_and_autocast() -> None:
             want, got = model(x), run(x)
     assert got.dtype == want.dtype == torch.bfloat16
     torch.testing.assert_close(got.float(), want.float(), rtol=2e-2, atol=2e-2)
+
+
+def test_modes_may_alternate() -> None:
+    model = torch.nn.Linear(4, 3)
+    run = compiled(model)
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        plain = run(x)
+    tracked = run(x)
+    with torch.inference_mode():
+        inferred = run(x)
+        made = torch.randn(2, 4)
+    assert not plain.requires_grad and tracked.requires_grad and inferred.is_inference()
+    same(plain, inferred.clone())
+    same(plain, tracked.detach())
+    tracked.sum().backward()
+    same(x.sum(0).expand(3, 4).clone(), model.weight.grad)
+    with torch.no_grad():  # a tensor that was made in inference mode
+        same(model(made), run(made))
+
+
+def test_inference_tensors_are_updated() -> None:
+    def f(a: Any) -> Any:
+        a.add_(1)
+        return a * 2
+
+    with torch.inference_mode():
+        x = torch.randn(3)
+        y = x.clone()
+        same(f(x), compiled(f)(y))
+        same(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_in_parts_and_by_turns(dtype: Any) -> None:
+    def f(a: Any, b: Any) -> Any:
+        c = a @ b
+        with torch.autocast("cpu", enabled=False):
+            d = c.float() @ b
+        with torch.autocast("cpu", dtype):
+            return c, d, torch.softmax(d @ a, -1)
+
+    run = compiled(f)
+    a, b = torch.randn(8, 8), torch.randn(8, 8)
+    with torch.no_grad():
+        for enabled in (False, True, False):
+            with torch.autocast("cpu", dtype, enabled=enabled):
+                want, got = f(a, b), run(a, b)
+            for x, y in zip(want, got, strict=True):
+                assert x.dtype == y.dtype
+                torch.testing.assert_close(y.float(), x.float(), rtol=3e-2, atol=1e-1)
+
+
+def test_tied_and_replaced_weights() -> None:
+    weight = torch.nn.Parameter(torch.randn(4, 4))
+
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = self.b = weight
+
+        def forward(self, x: Any) -> Any:
+            return x @ self.a + x @ self.b.t()
+
+    model = Tied()
+    run = compiled(model)
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        same(model(x), run(x))
+        weight.mul_(2)
+        same(model(x), run(x))
+        weight.data = torch.randn(4, 4)
+        same(model(x), run(x))
 
 
 def test_a_number_from_the_data_breaks_the_graph_only() -> None:

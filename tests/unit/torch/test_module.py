@@ -95,6 +95,63 @@ def test_updated_buffers() -> None:
     close(torch.full((3,), 2.0), model.seen)
 
 
+def test_updates_of_arguments_that_share_memory(caplog: pytest.LogCaptureFixture) -> None:
+    def f(a: Any, b: Any) -> Any:
+        a.add_(1)
+        return b * 2
+
+    fast = tw.compile(f, (torch.randn(6), torch.randn(6)))
+    for first, second in ((slice(0, 6), slice(3, 9)), (slice(0, 6), slice(0, 6))):
+        base = torch.randn(10)
+        twin = base.clone()
+        want, got = f(base[first], base[second]), fast(twin[first], twin[second])
+        close(want, got)
+        close(base, twin)
+    same, twin = torch.ones(6), torch.ones(6)
+    close(f(same, same), fast(twin, twin))
+    close(same, twin)
+    assert "shares its memory" in caplog.text
+    caplog.clear()
+    apart, twin = torch.ones(6), torch.ones(6)
+    close(f(apart, same), fast(twin, same))
+    close(apart, twin)
+    assert not caplog.text
+
+
+def test_an_argument_that_is_a_buffer_which_the_module_updates() -> None:
+    class Counter(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(3))
+
+        def forward(self, x: Any) -> Any:
+            self.seen.add_(1)
+            return x * 2
+
+    plain, model = Counter(), Counter()
+    fast = tw.compile(model, (torch.ones(3),))
+    model.seen.zero_()
+    close(plain(plain.seen), fast(model.seen))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_modes_of_pytorch(mode: Any) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.LayerNorm(8)).eval()
+    fast = tw.compile(model, (torch.randn(3, 16),))
+    for x in (torch.randn(3, 16), torch.randn(3, 16, requires_grad=True)):
+        with mode():
+            got = fast(x)
+            with torch.no_grad():
+                close(model(x), got)
+            assert not got.requires_grad and got.is_inference() == (mode is torch.inference_mode)
+            with torch.autocast("cpu", torch.bfloat16):
+                half = fast(x)
+                want = model(x)
+            assert half.dtype == want.dtype
+            torch.testing.assert_close(half.float(), want.float(), rtol=3e-2, atol=3e-2)
+            close(got, fast(x))
+
+
 def test_weights_are_shared_and_changes_noticed() -> None:
     model = Block().eval()
     x = torch.randint(0, 50, (3, 7))
