@@ -14,11 +14,10 @@ from tilewright.errors import UserError
 from tilewright.frontend.extents import finish
 from tilewright.frontend.terms import RESERVED, Known, Terms
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import DTYPES, F32, DType
+from tilewright.ir.dtypes import F32, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import (
     MONOIDS,
-    Attribute,
     Axis,
     Definition,
     Dim,
@@ -31,7 +30,7 @@ from tilewright.ir.program import (
     defined_by,
 )
 from tilewright.ir.program_parser import parse_program
-from tilewright.ir.text import Scope, Token
+from tilewright.ir.text import Token
 
 __all__ = ["from_einsum", "parse_notation"]
 
@@ -107,14 +106,6 @@ class _Notation(Terms):
                 return None
             k += 1
         return self.peek(k + 1), self.peek(k + 2)
-
-    def dtype(self) -> DType:
-        token = self.token
-        name = self.name()
-        if name not in DTYPES:
-            close = difflib.get_close_matches(name, list(DTYPES), 1, 0.0)[0]
-            raise self.fail(f"unknown dtype {name!r}", token, hint=f"did you mean {close!r}?")
-        return DTYPES[name]
 
     def dim_line(self) -> None:
         self.next()
@@ -350,9 +341,6 @@ class _Notation(Terms):
         self.unbind(len(self.order) - 1)
         self.body.append(Recurrence(axis, tuple(group)))
 
-    def column(self, token: Token) -> int:
-        return token.at - (self.source.rfind("\n", 0, token.at) + 1)
-
     def extern(self) -> Extern:
         """`v: f32[N, 5], p: i64[N, 5] = extern topk(x) {k = 5}`."""
         results: list[Tensor] = []
@@ -372,45 +360,14 @@ class _Notation(Terms):
             if not self.accept(","):
                 break
         self.expect("=")
-        self.expect("extern")
-        function = self.name()
-        self.expect("(")
-        args: list[str] = []
-        while not self.accept(")"):
-            args.append(self.result())
-            if self.token.text != ")":
-                self.expect(",")
-        attributes: list[tuple[str, Attribute]] = []
-        if self.accept("{"):
-            while not self.accept("}"):
-                key = self.name()
-                self.expect("=")
-                attributes.append((key, self.attribute()))
-                if self.token.text != "}":
-                    self.expect(",")
+        extern = self.extern_call(tuple(results))
         for token, t in zip(tokens, results, strict=True):
             self.known[t.name].dtype = t.dtype
             self.touch(token, len(t.shape), True)
             for number, e in zip(self.extents.axes[t.name], t.shape, strict=True):
                 self.extents.variables[number].value = e
         self.end_line()
-        return Extern(tuple(results), function, tuple(args), tuple(attributes))
-
-    def attribute(self) -> Attribute:
-        if self.token.kind == "string":
-            return self.next().text[1:-1]
-        if self.accept("("):
-            items: list[int] = []
-            while not self.accept(")"):
-                items.append(self.integer())
-                if self.token.text != ")":
-                    self.expect(",")
-            return tuple(items)
-        value = self.expression(Scope({}, {}))
-        if value.op != "const":
-            raise self.fail("an attribute is a literal")
-        found: Attribute = self.exact.get(value, value.attr)
-        return found
+        return extern
 
     # ---- the Program ----
 

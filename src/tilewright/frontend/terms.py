@@ -16,7 +16,8 @@ from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DTYPES, F32, I64, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import MONOIDS, Axis, Definition, Dim, Reduction, Statement
-from tilewright.ir.text import Parser, Scope, Token
+from tilewright.ir.program_parser import StatementParser
+from tilewright.ir.text import Scope, Token
 
 __all__ = ["FUNCTIONS", "RESERVED", "Known", "Terms"]
 
@@ -74,7 +75,7 @@ class Known:
     has_dtype: bool = False
 
 
-class Terms(Parser):
+class Terms(StatementParser):
     def __init__(self, source: str) -> None:
         super().__init__(source, newlines=True)
         self.extents = Extents(self.fail)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -157,6 +157,7 @@ class Definer:
     builder: Builder
     sizes: Sizes
     op: str
+    page: ClassVar[str] = "docs/notation.md"  # what the front end supports
 
     @property
     def where(self) -> str:
@@ -170,12 +171,13 @@ class Definer:
 
     # ---- errors
     def refuse(self, message: str, nearest: str = "") -> UserError:
-        """F005: this form of the operator has no import."""
-        raise NotImplementedError
+        """F005: this form of the operator has no import. `nearest`: what to write instead."""
+        hint = nearest or f"see {self.page}"
+        return UserError("F005", f"{self.op}: {message}", where=self.where, hint=hint)
 
     def contradiction(self, message: str) -> UserError:
-        """F006: shapes contradict each other."""
-        raise NotImplementedError
+        """F006: sizes contradict each other."""
+        return UserError("F006", f"{self.op}: {message}", where=self.where)
 
     # ---- sizes
     def normal_axis(self, axis: int, rank: int) -> int:

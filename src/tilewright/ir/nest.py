@@ -37,7 +37,7 @@ from functools import cached_property
 
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import DTYPES, F32, I64, DType
+from tilewright.ir.dtypes import F32, I64, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.text import Parser, Scope, _literal
 
@@ -470,15 +470,6 @@ class _NestParser(Parser):
         self.buffers: list[Buffer] = []
         self.scope = Scope({}, {}, None)
 
-    def column(self) -> int:
-        at = self.token.at
-        return at - (self.source.rfind("\n", 0, at) + 1)
-
-    def end_line(self) -> None:
-        if self.token.kind not in ("newline", "end"):
-            raise self.fail(f"unexpected {self.token.text!r} at the end of a statement")
-        self.skip_newlines()
-
     def nest(self) -> LoopNest:
         self.skip_newlines()
         self.expect("nest")
@@ -519,13 +510,6 @@ class _NestParser(Parser):
         if self.token.kind != "end":
             raise self.fail(f"expected 'phase' or the end, found {self.token.text!r}")
         return LoopNest(name, tuple(self.buffers), tuple(dims), tuple(phases))
-
-    def dtype(self) -> DType:
-        token = self.token
-        name = self.name()
-        if name not in DTYPES:
-            raise self.fail(f"unknown dtype {name!r}", token)
-        return DTYPES[name]
 
     def body(self, above: int) -> tuple[tuple[Node, ...], tuple[str, ...]]:
         """Statements indented deeper than `above`, and what their `yield` names."""

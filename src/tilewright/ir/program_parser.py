@@ -7,7 +7,7 @@ or a part. Invariants: `parse_program(str(p)) == p`; what `parse_program` return
 from __future__ import annotations
 
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import DTYPES, I64, DType
+from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import (
     MONOIDS,
@@ -32,10 +32,55 @@ from tilewright.ir.program import (
 from tilewright.ir.program_verifier import verify_program
 from tilewright.ir.text import Parser, Scope, Token
 
-__all__ = ["ProgramParser", "parse_dim", "parse_program"]
+__all__ = ["ProgramParser", "StatementParser", "parse_dim", "parse_program"]
 
 
-class ProgramParser(Parser):
+class StatementParser(Parser):
+    """What the parsers of printed Programs and of index notation share of statements."""
+
+    def result(self) -> str:
+        """The name of a known tensor."""
+        raise NotImplementedError
+
+    def extern_call(self, results: tuple[Tensor, ...]) -> Extern:
+        """`extern function(args) {attributes}`."""
+        self.expect("extern")
+        function = self.name()
+        self.expect("(")
+        args: list[str] = []
+        while not self.accept(")"):
+            args.append(self.result())
+            if self.token.text != ")":
+                self.expect(",")
+        attributes: list[tuple[str, Attribute]] = []
+        if self.accept("{"):
+            while not self.accept("}"):
+                key = self.name()
+                self.expect("=")
+                attributes.append((key, self.attribute()))
+                if self.token.text != "}":
+                    self.expect(",")
+        return Extern(results, function, tuple(args), tuple(attributes))
+
+    def attribute(self) -> Attribute:
+        """A string, a number, a truth value or integers in parentheses."""
+        if self.token.kind == "string":
+            return self.next().text[1:-1]
+        if self.accept("("):
+            items: list[int] = []
+            while not self.accept(")"):
+                items.append(self.integer())
+                if self.token.text != ")":
+                    self.expect(",")
+            return tuple(items)
+        e = self.expression(Scope({}, {}))
+        if e.op != "const":
+            raise self.fail("an attribute is a literal")
+        value: Attribute = self.exact.get(e, e.attr)
+        return value
+
+
+class ProgramParser(StatementParser):
     def __init__(self, source: str) -> None:
         super().__init__(source, newlines=True)
         self.dims: dict[str, Dim] = {}
@@ -49,13 +94,6 @@ class ProgramParser(Parser):
         self.dims.setdefault(token.text, Dim(token.text))
         self.scope.leaves[token.text] = E.dim(token.text)
         return self.scope.leaves[token.text]
-
-    def dtype(self) -> DType:
-        token = self.token
-        name = self.name()
-        if name not in DTYPES:
-            raise self.fail(f"unknown dtype {name!r}", token)
-        return DTYPES[name]
 
     def tensor(self, scope: Scope) -> Tensor:
         token = self.token
@@ -154,11 +192,6 @@ class ProgramParser(Parser):
         hint = self.integer() if self.accept("hint") else None
         self.skip_newlines()
         return Dim(name, lo, hi, multiple, hint)
-
-    def end_line(self) -> None:
-        if self.token.kind not in ("newline", "end"):
-            raise self.fail(f"unexpected {self.token.text!r} at the end of a statement")
-        self.skip_newlines()
 
     def axis(self, scope: Scope) -> Axis:
         name = self.name()
@@ -320,10 +353,6 @@ class ProgramParser(Parser):
             self.end_line()
         return Recurrence(axis, tuple(out))
 
-    def column(self) -> int:
-        at = self.token.at
-        return at - (self.source.rfind("\n", 0, at) + 1)
-
     def extern(
         self, token: Token, name: str, dtype: DType, shape: tuple[Expr, ...] | None = None
     ) -> Extern | If | While:
@@ -349,26 +378,11 @@ class ProgramParser(Parser):
             return self.branch(results)
         if self.token.text == "while":
             return self.loop(results)
-        self.expect("extern")
-        function = self.name()
-        self.expect("(")
-        args: list[str] = []
-        while not self.accept(")"):
-            args.append(self.result())
-            if self.token.text != ")":
-                self.expect(",")
-        attributes: list[tuple[str, Attribute]] = []
-        if self.accept("{"):
-            while not self.accept("}"):
-                key = self.name()
-                self.expect("=")
-                attributes.append((key, self.attribute()))
-                if self.token.text != "}":
-                    self.expect(",")
+        extern = self.extern_call(tuple(results))
         for t in results:
             self.define(token, t.name, t.dtype, len(t.shape))
         self.end_line()
-        return Extern(tuple(results), function, tuple(args), tuple(attributes))
+        return extern
 
     # -- control
     def size_line(self) -> Size:
@@ -453,20 +467,6 @@ class ProgramParser(Parser):
         self.define(token, axis.name, I64, 0)
         block = Block(body, (*handed, *stacked))
         return While(tuple(results), axis, condition, tuple(carries), block, proceed)
-
-    def attribute(self) -> Attribute:
-        if self.token.kind == "string":
-            return self.next().text[1:-1]
-        if self.accept("("):
-            items: list[int] = []
-            while not self.accept(")"):
-                items.append(self.integer())
-                if self.token.text != ")":
-                    self.expect(",")
-            return tuple(items)
-        e = self.expression(Scope({}, {}))
-        value: Attribute = self.exact.get(e, e.attr)
-        return value
 
 
 def parse_dim(text: str) -> Dim:

@@ -8,6 +8,7 @@ is written `f64(0.5)`.
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 import re
@@ -218,6 +219,24 @@ class Parser:
             raise self.fail(f"expected an integer, found {self.token.text!r}")
         value = int(self.next().text)
         return -value if negative else value
+
+    def dtype(self) -> DType:
+        token = self.token
+        name = self.name()
+        if name not in DTYPES:
+            close = difflib.get_close_matches(name, list(DTYPES), 1, 0.0)[0]
+            raise self.fail(f"unknown dtype {name!r}", token, hint=f"did you mean {close!r}?")
+        return DTYPES[name]
+
+    def column(self, token: Token | None = None) -> int:
+        """Where a token (default: the next one) stands in its line."""
+        at = (token or self.token).at
+        return at - (self.source.rfind("\n", 0, at) + 1)
+
+    def end_line(self) -> None:
+        if self.token.kind not in ("newline", "end"):
+            raise self.fail(f"unexpected {self.token.text!r} at the end of a statement")
+        self.skip_newlines()
 
     def skip_newlines(self) -> None:
         while self.token.kind == "newline":

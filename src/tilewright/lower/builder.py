@@ -8,6 +8,7 @@ are never moved or merged across a store to it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from tilewright.ir import expr as E
@@ -223,6 +224,27 @@ class Builder:
         assert self.body.parent is not None
         self.body = self.body.parent
         return nodes
+
+    def loop(
+        self,
+        var: str,
+        end: int | Expr,
+        start: Sequence[Tile],
+        body: Callable[[list[Tile]], Sequence[Tile]],
+    ) -> list[Tile]:
+        """`var` from 0 to below `end`; `body` is given the carried tiles, which begin as `start`,
+        and gives their next values. Returns what they are after the loop.
+        """
+        self.enter(var)
+        inside = [self.carried(t.type) for t in start]
+        new = body(inside)
+        nodes = self.leave()
+        out = [self.result(t.type) for t in start]
+        carries = tuple((i.name, s.name) for i, s in zip(inside, start, strict=True))
+        stop = E.const(end) if isinstance(end, int) else end
+        yields, results = tuple(t.name for t in new), tuple(t.name for t in out)
+        self.effect(N.For(var, E.const(0), stop, 1, nodes, carries, yields, results))
+        return out
 
     def carried(self, type: TileType) -> Tile:
         """A name bound by the loop whose body was just entered."""

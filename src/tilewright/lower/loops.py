@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import Extent
-from tilewright.ir.nest import For, If, TileType
+from tilewright.ir.nest import If
 from tilewright.lower import symbolic
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.region import Level, Region, masked_size
@@ -140,11 +140,11 @@ def _ragged_tiles(
 
 
 def _loop(b: Builder, var: str, count: int | Expr, body: Callable[[], None]) -> None:
-    b.enter(var)
-    body()
-    nodes = b.leave()
-    end = E.const(count) if isinstance(count, int) else count
-    b.effect(For(var, E.const(0), end, 1, nodes))
+    def plain(carried: list[Tile]) -> list[Tile]:
+        body()
+        return carried
+
+    b.loop(var, count, [], plain)
 
 
 def emit_reduce_levels(
@@ -152,7 +152,6 @@ def emit_reduce_levels(
     levels: tuple[Level, ...],
     region: Region,
     acc: Tile,
-    acc_type: TileType,
     lanes: int,
     body: Callable[[Region, Tile], Tile],
 ) -> Tile:
@@ -163,7 +162,7 @@ def emit_reduce_levels(
     start, length = region.starts[level.axis], region.lengths[level.axis]
 
     def descend(r: Region, acc: Tile) -> Tile:
-        return emit_reduce_levels(b, rest_levels, r, acc, acc_type, lanes, body)
+        return emit_reduce_levels(b, rest_levels, r, acc, lanes, body)
 
     if isinstance(length, Extent):
         is_block = any(x.axis == level.axis for x in rest_levels)
@@ -173,25 +172,9 @@ def emit_reduce_levels(
         acc = descend(region.narrowed(level.axis, start, level.block), acc)
     elif full > 1:
         var = b.counter()
-        b.enter(var)
-        carried = b.carried(acc_type)
         at = start + E.index(var) * level.block
-        out = descend(region.with_range(var, full).narrowed(level.axis, at, level.block), carried)
-        nodes = b.leave()
-        result = b.result(acc_type)
-        b.effect(
-            For(
-                var,
-                E.const(0),
-                E.const(full),
-                1,
-                nodes,
-                ((carried.name, acc.name),),
-                (out.name,),
-                (result.name,),
-            )
-        )
-        acc = result
+        block = region.with_range(var, full).narrowed(level.axis, at, level.block)
+        (acc,) = b.loop(var, full, [acc], lambda carried: [descend(block, carried[0])])
     if rest:
         at = start + full * level.block
         if level.tail == "mask":  # as wide as the accumulators, which keep this axis

@@ -11,7 +11,7 @@ from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL
 from tilewright.ir.expr import Expr
 from tilewright.ir.kernel import int_extent
-from tilewright.ir.nest import For, TileType
+from tilewright.ir.nest import TileType
 from tilewright.ir.program import MONOIDS, identity_of
 from tilewright.ir.ranges import simplify
 from tilewright.lower import strips
@@ -128,28 +128,17 @@ def _emit_scan(b: Builder, spec: StageSpec, r: Region) -> None:
     acc_type = outer.type(working_type(monoid, d.dtype), set(outer.tiled))
     start = b.fill(acc_type, identity_of(monoid, d.dtype))
     var = b.counter()
-    b.enter(var)
-    acc = b.carried(acc_type)
     region = r.with_range(var, length).narrowed(axis, r.starts[axis] + E.index(var), 1)
-    scope = scope_of(b, spec, region, sizes)
-    for m in spec.before:
-        define(scope, spec, m, scope.value(m.body))
-    value = converted(b, scope.value(d.body), acc_type.dtype)
-    total = b.combine(MONOIDS[monoid], acc_type, acc, value)
-    define(scope, spec, d, converted(b, total, d.dtype))
-    for m in spec.after:
-        define(scope, spec, m, scope.value(m.body))
-    nodes = b.leave()
-    result = b.result(acc_type)
-    b.effect(
-        For(
-            var,
-            E.const(0),
-            E.const(length),
-            1,
-            nodes,
-            ((acc.name, start.name),),
-            (total.name,),
-            (result.name,),
-        )
-    )
+
+    def step(carried: list[Tile]) -> list[Tile]:
+        scope = scope_of(b, spec, region, sizes)
+        for m in spec.before:
+            define(scope, spec, m, scope.value(m.body))
+        value = converted(b, scope.value(d.body), acc_type.dtype)
+        total = b.combine(MONOIDS[monoid], acc_type, carried[0], value)
+        define(scope, spec, d, converted(b, total, d.dtype))
+        for m in spec.after:
+            define(scope, spec, m, scope.value(m.body))
+        return [total]
+
+    b.loop(var, length, [start], step)

@@ -182,17 +182,9 @@ def emit_lane_scan(b: Builder, spec: StageSpec, r: Region, block: int, lanes: in
     full, rest = divmod(length, block)
     if full:
         var = b.counter()
-        b.enter(var)
-        inside = b.carried(carry_type)
         at = r.starts[axis] + E.index(var) * block
-        out = tile(r.with_range(var, full).narrowed(axis, at, block), inside, True)
-        nodes = b.leave()
-        result = b.result(carry_type)
-        carries = ((inside.name, carry.name),)
-        b.effect(
-            For(var, E.const(0), E.const(full), 1, nodes, carries, (out.name,), (result.name,))
-        )
-        carry = result
+        whole = r.with_range(var, full).narrowed(axis, at, block)
+        (carry,) = b.loop(var, full, [carry], lambda inside: [tile(whole, inside[0], True)])
     if is_symbolic(rest):
         at = r.starts[axis] + full * block
         b.enter()

@@ -249,16 +249,8 @@ def reduce_level(
 
     def loop(count: int, part: Callable[[Expr], Region], acc: Tile) -> Tile:
         var = b.counter()
-        b.enter(var)
-        carried = b.carried(acc.type)
-        out = descend(part(E.index(var)).with_range(var, count), carried)
-        nodes = b.leave()
-        result = b.result(acc.type)
-        carries = ((carried.name, acc.name),)
-        b.effect(
-            For(var, E.const(0), E.const(count), 1, nodes, carries, (out.name,), (result.name,))
-        )
-        return result
+        block = part(E.index(var)).with_range(var, count)
+        return b.loop(var, count, [acc], lambda carried: [descend(block, carried[0])])[0]
 
     if is_block and n > 1:
 

@@ -8,7 +8,7 @@ data-dependent subscript has a translation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from tilewright.ir import expr as E
@@ -333,14 +333,7 @@ class TileScope:
         if condition is not None:
             mask = self._value(condition)
         axes = set(offset.type.names) | (set(mask.type.names) if mask is not None else set())
-        for a in axes & set(self.valid):
-            t = self.type(I64, {a})
-            inside = b.map("lt", self.type(BOOL, {a}), (b.iota(t), b.number(self.valid[a])))
-            mask = (
-                inside
-                if mask is None
-                else b.map("and", self._joined(BOOL, (mask, inside)), (mask, inside))
-            )
+        mask = self._within_valid(axes, mask)
         axes |= set(mask.type.names) if mask is not None else set()
         fill = orelse.attr if orelse is not None else 0
         return b.gather(self.type(dtype, axes), place.buffer, E.const(0), offset, mask, fill)
@@ -425,6 +418,19 @@ class TileScope:
         mask = self.builder.fill(TileType(BOOL), True)
         return self.builder.map("select", wanted, (mask, value, zero))
 
+    def _within_valid(self, axes: Collection[str], mask: Tile | None = None) -> Tile | None:
+        """`mask`, and where the positions of a masked tail of these axes count."""
+        b = self.builder
+        for a in (a for a in self.valid if a in axes):
+            t = self.type(I64, {a})
+            inside = b.map("lt", self.type(BOOL, {a}), (b.iota(t), b.number(self.valid[a])))
+            mask = (
+                inside
+                if mask is None
+                else b.map("and", self._joined(BOOL, (mask, inside)), (mask, inside))
+            )
+        return mask
+
     def _scatter(self, place: Place, subscripts: Sequence[Expr], value: Tile) -> None:
         from tilewright.ir.nest import Scatter
 
@@ -433,15 +439,7 @@ class TileScope:
         wanted = self.type(value.type.dtype, set(offset.type.names) | set(value.type.names))
         if wanted.names != value.type.names:
             value = self._broadcast(value, wanted)
-        mask: Tile | None = None
-        for a in set(wanted.names) & set(self.valid):
-            t = self.type(I64, {a})
-            inside = b.map("lt", self.type(BOOL, {a}), (b.iota(t), b.number(self.valid[a])))
-            mask = (
-                inside
-                if mask is None
-                else b.map("and", self._joined(BOOL, (mask, inside)), (mask, inside))
-            )
+        mask = self._within_valid(wanted.names)
         b.effect(
             Scatter(
                 place.buffer, E.const(0), offset.name, value.name, mask.name if mask else None, None

@@ -57,6 +57,8 @@ class Node(Definer):
     `opset` is the version of the operator's domain. Helpers return `Value`s.
     """
 
+    page = "docs/onnx-coverage.md"
+
     def __init__(
         self,
         importer: Importer,
@@ -147,15 +149,6 @@ class Node(Definer):
     @property
     def where(self) -> str:
         return f"node {self.name!r} ({self.op}, opset {self.opset})"
-
-    def refuse(self, message: str, nearest: str = "") -> UserError:
-        """F005: this form of the operator has no import."""
-        return UserError(
-            "F005",
-            f"{self.op}: {message}",
-            where=self.where,
-            hint=nearest or "see docs/onnx-coverage.md",
-        )
 
     def needed(self, k: int, what: str = "") -> ValueNeeded:
         """F005: input k must be known at import."""

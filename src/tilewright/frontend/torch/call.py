@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tilewright.errors import UserError
 from tilewright.frontend.operations.activations import convert
 from tilewright.frontend.torch.dtypes import dtype_of_torch
 from tilewright.frontend.values import Definer, Value
@@ -28,6 +27,8 @@ __all__ = ["Call"]
 
 class Call(Definer):
     """One call: arguments by name, results as PyTorch inferred them, helpers that define."""
+
+    page = "docs/torch-coverage.md"
 
     def __init__(self, importer: Importer, node: Any, name: str) -> None:
         self.importer, self.node, self.op = importer, node, name
@@ -179,18 +180,6 @@ class Call(Definer):
     def where(self) -> str:
         return f"node {self.node.name!r} ({self.op})"
 
-    def refuse(self, message: str, nearest: str = "") -> UserError:
-        """F005: this form has no import; PyTorch runs it."""
-        return UserError(
-            "F005",
-            f"{self.op}: {message}",
-            where=self.where,
-            hint=nearest or "see docs/torch-coverage.md",
-        )
-
-    def contradiction(self, message: str) -> UserError:
-        """F006: sizes contradict each other."""
-        return UserError("F006", f"{self.op}: {message}", where=self.where)
 
 
 _F64 = dtype_of_torch(torch.float64)
