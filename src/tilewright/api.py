@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 
@@ -550,19 +550,24 @@ def _is_torch(model: Any, example_inputs: Any) -> bool:
     return any(isinstance(x, torch.Tensor) for x in given)
 
 
+class CompileOptions(TypedDict, total=False):
+    """What `compile` takes by name for every kind of model."""
+
+    dims: Mapping[str, int] | None
+    tune: float | str | None
+    threads: int | None
+    target: str | Target | None
+    db: Path | str | None
+    frozen: bool | None
+    reuse_outputs: bool
+    on_event: Callable[[Any], None] | None
+
+
 @overload
 def compile(
     model: Program | str | Path,
     example_inputs: Any = None,
-    *,
-    dims: Mapping[str, int] | None = None,
-    tune: float | str | None = None,
-    threads: int | None = None,
-    target: str | Target | None = None,
-    db: Path | str | None = None,
-    frozen: bool | None = None,
-    reuse_outputs: bool = False,
-    on_event: Callable[[Any], None] | None = None,
+    **options: Unpack[CompileOptions],
 ) -> CompiledModel: ...
 
 
@@ -571,15 +576,8 @@ def compile(
     model: Any,
     example_inputs: Any = None,
     *,
-    dims: Mapping[str, int] | None = None,
     dynamic_shapes: Any = None,
-    tune: float | str | None = None,
-    threads: int | None = None,
-    target: str | Target | None = None,
-    db: Path | str | None = None,
-    frozen: bool | None = None,
-    reuse_outputs: bool = False,
-    on_event: Callable[[Any], None] | None = None,
+    **options: Unpack[CompileOptions],
 ) -> Any: ...
 
 

@@ -41,6 +41,10 @@ def is_discrete(e: Expr) -> bool:
     return e.op in _DISCRETE
 
 
+# (expression, id of the mask or 0) -> its value, and the mask, which keeps that id taken.
+Memo = dict[tuple[Expr, int], tuple[Array, Array | None]]
+
+
 @dataclass(frozen=True)
 class Frame:
     """A box of index points: axis names in order, and the half-open range of each."""
@@ -156,7 +160,7 @@ class Evaluator:
         e: Expr,
         frame: Frame,
         active: Array | None,
-        memo: dict[tuple[Expr, int], tuple[Array, Array | None]],
+        memo: Memo,
     ) -> Array:
         # A value is the same under every mask, only its checks differ: unmasked serves all.
         hit = memo.get((e, 0)) or memo.get((e, id(active)))
@@ -195,7 +199,7 @@ class Evaluator:
         e: Expr,
         frame: Frame,
         active: Array | None,
-        memo: dict[tuple[Expr, int], tuple[Array, Array | None]],
+        memo: Memo,
     ) -> Array:
         condition = self._go(e.args[0], frame, active, memo)
         if condition.all():
@@ -214,7 +218,7 @@ class Evaluator:
         e: Expr,
         frame: Frame,
         active: Array | None,
-        memo: dict[tuple[Expr, int], tuple[Array, Array | None]],
+        memo: Memo,
     ) -> Array:
         array = self.arrays[e.attr[0]]
         access = self._accesses.get(e)
@@ -272,7 +276,7 @@ class Evaluator:
         access: _Access,
         frame: Frame,
         active: Array | None,
-        memo: dict[tuple[Expr, int], tuple[Array, Array | None]],
+        memo: Memo,
         axes: range | list[int],
     ) -> tuple[Array, ...]:
         return tuple(self._go(access.subscripts[d], frame, active, memo) for d in axes)

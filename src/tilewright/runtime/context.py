@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.runtime.pages import HUGE_BYTES, SCRATCH_BYTES, Memory, recycled_array
-from tilewright.runtime.pool import NativeStep, Step, share_threads, write_step
+from tilewright.runtime.pool import Context, NativeStep, Step, share_threads, write_step
 
 __all__ = [
     "RING",
@@ -119,16 +119,10 @@ def _new_arrays(shape: Sequence[int], dtype: np.dtype[Any]) -> list[tuple[NDArra
     return [(array, address + stride * k, flags) for k, array in enumerate(arrays)]
 
 
-class NativeContext(ctypes.Structure):
-    """The head of a context as `tw_run` (first six) and `tw_call` read it."""
+class NativeContext(Context):
+    """The head of a context: what `tw_run` reads, then what `tw_call` does."""
 
-    _fields_ = [
-        ("steps", ctypes.c_uint64),
-        ("count", ctypes.c_int64),
-        ("scratch", ctypes.c_uint64),
-        ("scratch_stride", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
-        ("clock", ctypes.c_uint64),
+    _fields_ = [  # noqa: RUF012 (read by ctypes when the class is made)
         ("busy", ctypes.c_int64),
         ("dims", ctypes.c_uint64),  # sizes of every axis of every input, then output
         ("bytes", ctypes.c_uint64),  # of each input, then output

@@ -1,6 +1,6 @@
 """What a person sees while a search or a benchmark runs.
 
-In: states of a search (any object with the attributes of `TuningState`) and one-line notes. Out: a
+In: states of a search (any object with the attributes of `State`) and one-line notes. Out: a
 live table on a terminal, else one plain line a second; always on standard error, so that standard
 output holds results only. Invariant: showing progress never raises and never decides anything.
 """
@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-__all__ = ["Display", "State", "TuningState", "bar", "console", "display", "format_time_us"]
+__all__ = ["Display", "State", "bar", "console", "display", "format_time_us"]
 
 _LINE_EVERY_S = 1.0
 
 
 class State(Protocol):
-    """The attributes that a search reports; see `TuningState`."""
+    """The attributes that a search reports; see `TuningEvent`."""
 
     @property
     def task(self) -> str: ...
@@ -46,21 +45,6 @@ class State(Protocol):
     def left_s(self) -> float | None: ...
     @property
     def finished(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class TuningState:
-    """State of one task: `ratio` is default time over best time, `left_s` what is left in all."""
-
-    task: str
-    done: int = 0
-    total: int | None = None
-    best_us: float | None = None
-    ratio: float | None = None
-    rejected: Mapping[str, int] = field(default_factory=dict)
-    elapsed_s: float = 0.0
-    left_s: float | None = None
-    finished: bool = False
 
 
 def format_time_us(microseconds: float | None) -> str:

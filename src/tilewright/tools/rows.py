@@ -19,9 +19,10 @@ from typing import Any
 
 from tilewright.errors import TilewrightError
 from tilewright.tools import figures as figure
-from tilewright.tools.progress import Display, TuningState
+from tilewright.tools.progress import Display
 from tilewright.tools.sides import Side, SideFailed, SideSkipped
 from tilewright.tools.suite import Workload, output_specs
+from tilewright.tune.event import TuningEvent
 
 __all__ = ["CHECKED_SEED", "ORACLE_S", "Options", "Peers", "empty_row", "measure_row"]
 __all__ += ["prepared_oracle"]
@@ -362,13 +363,13 @@ def _prepare_ours(
 
 def _shower(task: str, display: Display) -> Callable[[dict[str, Any]], None]:
     def show(event: dict[str, Any]) -> None:
-        names = TuningState.__dataclass_fields__
+        names = TuningEvent.__dataclass_fields__
         known = {name: value for name, value in event.items() if name in names}
         known["task"] = f"{task}: {event.get('task') or ''}".rstrip(": ")
         known["done"] = known.get("done") or 0
         known["elapsed_s"] = known.get("elapsed_s") or 0.0
         known["finished"] = bool(known.get("finished"))
-        display.update(TuningState(**known))
+        display.update(TuningEvent(**known))
 
     return show
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -21,12 +20,13 @@ from tilewright.ir.interpreter import run_program
 from tilewright.runtime.build import build_many, stop_workers
 from tilewright.runtime.calibrate import hardware
 from tilewright.tune.bench import Bench, Built, Job, Timing, default_tolerance
+from tilewright.tune.event import TuningEvent
 from tilewright.tune.propose import Rows
 from tilewright.tune.record import Record
 from tilewright.tune.task import UNTIMED, Candidate, Clock, Task, untimed
 from tilewright.verify.policy import compare
 
-__all__ = ["Search", "TuningEvent", "gain_of", "is_gain"]
+__all__ = ["Search", "gain_of", "is_gain"]
 
 log = logging.getLogger("tilewright.tune")
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -40,24 +40,6 @@ _KEPT_BYTES = 32 << 20  # arrays of a task that stay while other tasks are measu
 _GRACE = 0.25  # of the budget, for the last defaults: one never timed would be searched next time
 _GROUP = 12  # defaults that are timed in one go
 WRONG = "V001"
-
-
-@dataclass(frozen=True)
-class TuningEvent:
-    """State of the search, told once a second; the attributes that the display reads."""
-
-    task: str
-    done: int = 0
-    total: int | None = None
-    best_us: float | None = None
-    ratio: float | None = None
-    rejected: Mapping[str, int] = field(default_factory=dict)
-    elapsed_s: float = 0.0
-    left_s: float | None = None
-    finished: bool = False
-    trials: int = 0
-    kernels_done: int = 0
-    kernels_total: int = 0
 
 
 def is_gain(timing: Timing) -> bool:

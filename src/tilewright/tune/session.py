@@ -26,8 +26,9 @@ from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.schedule import Schedule
 from tilewright.schedule.space import SPACE_VERSION
 from tilewright.tune.database import Database
+from tilewright.tune.event import TuningEvent
 from tilewright.tune.record import Record
-from tilewright.tune.search import NOISE, Search, TuningEvent
+from tilewright.tune.search import NOISE, Search
 from tilewright.tune.task import KernelFacts, Task
 
 __all__ = ["Tuning", "TuningEvent", "tune_plan"]

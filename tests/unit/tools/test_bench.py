@@ -20,6 +20,7 @@ from tilewright.errors import UserError
 from tilewright.tools import bench, compare, figures, progress, rows, suite
 from tilewright.tools.lock import timing_lock
 from tilewright.tools.sides import Side, SideFailed, SideSkipped
+from tilewright.tune.event import TuningEvent
 
 FAKE = Path(__file__).parent / "fake_compiler"
 SUITE = """
@@ -443,8 +444,8 @@ def test_plain_progress_is_one_line_a_second() -> None:
     text = io.StringIO()
     with progress.display("tune", output=progress.console(text)) as shown:
         for done in range(100):
-            shown.update(progress.TuningState("k0", done, 100, 1234.5, 1.5, {"hang": 2, "crash": 1}, 1.0, 9.0))
-        shown.update(progress.TuningState("k0", 100, 100, 1200.0, 1.6, {}, 1.0, 0.0, finished=True))
+            shown.update(TuningEvent("k0", done, 100, 1234.5, 1.5, {"hang": 2, "crash": 1}, 1.0, 9.0))
+        shown.update(TuningEvent("k0", 100, 100, 1200.0, 1.6, {}, 1.0, 0.0, finished=True))
         shown.note("[brackets] stay")
     lines = text.getvalue().splitlines()
     assert lines[0] == "k0: 0/100 tried, best 1.23 ms, 1.50x of default, rejected 1 crash, 2 hang, 9 s left"
@@ -458,7 +459,7 @@ def test_live_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=100, no_color=True)
     with progress.display("tune", output=console) as shown:
-        shown.update(progress.TuningState("k0", 1, 100, 0.5, 1.5, {"hang": 2}, 1.0, 9.0))
+        shown.update(TuningEvent("k0", 1, 100, 0.5, 1.5, {"hang": 2}, 1.0, 9.0))
         shown.note("a note")
     assert "500 ns" in text.getvalue() and "a note" in text.getvalue() and "1.50x" in text.getvalue()
     assert progress.format_time_us(2.5e6) == "2.50 s" and progress.format_time_us(None) == "-"

@@ -336,11 +336,7 @@ def qr_reflections(n: Definer, x: Value) -> tuple[Value, Value]:
             )
 
         vector = n.define((*batch, rows), entry, suffix="vector")
-        along = n.reduce(
-            "sum", (*batch, columns), [rows],
-            lambda i, r: E.mul(vector.at(*i[:-1], r[0]), m.at(*i[:-1], r[0], i[-1])),
-            suffix="along",
-        )  # fmt: skip
+        along = _along(n, vector, m)
 
         def new(*i: Expr) -> Expr:
             *g, r, c = i
@@ -367,13 +363,23 @@ def qr_reflections(n: Definer, x: Value) -> tuple[Value, Value]:
     return packed, taus
 
 
+def _along(n: Definer, vector: Value, m: Value) -> Value:
+    """v^T m: [..., columns] of v [..., rows] and m [..., rows, columns]."""
+    *batch, rows, columns = m.shape
+    return n.reduce(
+        "sum", (*batch, columns), [rows],
+        lambda i, r: E.mul(vector.at(*i[:-1], r[0]), m.at(*i[:-1], r[0], i[-1])),
+        suffix="along",
+    )  # fmt: skip
+
+
 def reflect(
     n: Definer, vectors: Value, taus: Value, x: Value, *, transpose: bool = False
 ) -> Value:
     """Q x, or Q^T x, for Q = H_0 H_1 ... with H_k = 1 - tau_k v_k v_k^T; x is [..., rows, columns]
     and v_k lies below the diagonal of column k, after an implied one.
     """
-    batch, (rows, columns) = x.shape[:-2], x.shape[-2:]
+    batch, rows = x.shape[:-2], x.shape[-2]
     steps = taus.shape[-1]
     zero, one = like(x, 0), like(x, 1)
 
@@ -389,11 +395,7 @@ def reflect(
             )  # fmt: skip
 
         vector = n.define((*batch, rows), entry, suffix="vector")
-        along = n.reduce(
-            "sum", (*batch, columns), [rows],
-            lambda i, r: E.mul(vector.at(*i[:-1], r[0]), m.at(*i[:-1], r[0], i[-1])),
-            suffix="along",
-        )  # fmt: skip
+        along = _along(n, vector, m)
 
         def new(*i: Expr) -> Expr:
             *g, r, c = i

@@ -50,6 +50,24 @@ def _leaves(n: Call, geometry: Sequence[Window]) -> bool:
     return False
 
 
+def _elements(
+    n: Call, spatial: int, orelse: float | int | bool
+) -> tuple[list[Window], Callable[[Sequence[Expr], Sequence[Expr]], Expr]]:
+    """The windows of a pooling, and what one reads at an output and a position in it; `orelse`
+    outside the tensor.
+    """
+    x = n["self"]
+    geometry = _geometry(n, spatial)
+    lead = x.rank - spatial
+    outside = orelse if _leaves(n, geometry) else None
+
+    def element(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
+        subs = [g.at(p, q) for g, p, q in zip(geometry, i[lead:], r, strict=True)]
+        return x.at(*i[:lead], *subs, orelse=outside)
+
+    return geometry, element
+
+
 def _spatial_of(n: Call) -> int:
     return next(k for k in (1, 2, 3) if f"{k}d" in n.op)
 
@@ -58,16 +76,9 @@ def _spatial_of(n: Call) -> int:
 @row("max_pool1d_with_indices.default", kind="window")
 def max_pool(n: Call) -> list[Value | None]:
     """The largest element of each window, and its position in the flattened plane."""
-    x = n["self"]
-    spatial = _spatial_of(n)
-    geometry = _geometry(n, spatial)
+    x, spatial = n["self"], _spatial_of(n)
+    geometry, element = _elements(n, spatial, identity_of("max", x.dtype))
     lead = x.rank - spatial
-    lowest = identity_of("max", x.dtype) if _leaves(n, geometry) else None
-
-    def element(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
-        subs = [g.at(p, q) for g, p, q in zip(geometry, i[lead:], r, strict=True)]
-        return x.at(*i[:lead], *subs, orelse=lowest)
-
     kernel = [g.kernel for g in geometry]
     names = ("n", "c", *spatial_names(spatial)) if lead == 2 else ()
     over = kernel_names(spatial)
@@ -96,16 +107,8 @@ def max_pool(n: Call) -> list[Value | None]:
 @row("max_pool1d.default", "max_pool2d.default", "max_pool3d.default", kind="window")
 def max_pool_alone(n: Call) -> Value:
     """The largest element of each window."""
-    x = n["self"]
-    spatial = _spatial_of(n)
-    geometry = _geometry(n, spatial)
-    lead = x.rank - spatial
-    lowest = identity_of("max", x.dtype) if _leaves(n, geometry) else None
-
-    def element(i: Sequence[Expr], r: Sequence[Expr]) -> Expr:
-        subs = [g.at(p, q) for g, p, q in zip(geometry, i[lead:], r, strict=True)]
-        return x.at(*i[:lead], *subs, orelse=lowest)
-
+    x, spatial = n["self"], _spatial_of(n)
+    geometry, element = _elements(n, spatial, identity_of("max", x.dtype))
     return n.reduce("max", n.shape, [g.kernel for g in geometry], element)
 
 

@@ -6,7 +6,7 @@ first, as the stable form asks; NaN counts as the largest value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tilewright.frontend.operations.layouts import reshape_to
 from tilewright.frontend.operations.reductions import over_axes
@@ -81,14 +81,17 @@ def topk(n: Call) -> list[Value | None]:
     return _sorted(n, x, axis, bool(n.get("largest", True)), n.whole("k"))
 
 
-def _chosen(n: Call, axis: int, at: Expr, keep: bool) -> list[Value | None]:
-    """The element at rank `at` along an axis, and its position."""
-    x = n["self"]
+def _ranked(
+    n: Call, x: Value, axis: int, keep: bool
+) -> tuple[Value, Value, list[Expr], Callable[[Sequence[Expr], Expr], list[Expr]]]:
+    """`x` sorted along an axis, where its elements stood, the shape of one element of every row,
+    and the subscripts of the element of a rank.
+    """
     ordered, order = _sorted(n, x, axis, False, None)
     assert ordered is not None and order is not None  # `_sorted` gives both
     shape = [E.const(1) if k == axis else s for k, s in enumerate(x.shape) if keep or k != axis]
 
-    def subscripts(i: Sequence[Expr]) -> list[Expr]:
+    def subscripts(i: Sequence[Expr], at: Expr) -> list[Expr]:
         out = list(i)
         if keep:
             out[axis] = at
@@ -96,9 +99,16 @@ def _chosen(n: Call, axis: int, at: Expr, keep: bool) -> list[Value | None]:
             out.insert(axis, at)
         return out
 
+    return ordered, order, shape, subscripts
+
+
+def _chosen(n: Call, axis: int, at: Expr, keep: bool) -> list[Value | None]:
+    """The element at rank `at` along an axis, and its position."""
+    x = n["self"]
+    ordered, order, shape, subscripts = _ranked(n, x, axis, keep)
     return [
-        n.define(shape, lambda *i: ordered.at(*subscripts(i))),
-        n.define(shape, lambda *i: order.at(*subscripts(i)), suffix="at"),
+        n.define(shape, lambda *i: ordered.at(*subscripts(i, at))),
+        n.define(shape, lambda *i: order.at(*subscripts(i, at)), suffix="at"),
     ]
 
 
@@ -116,18 +126,7 @@ def _median(n: Call, x: Value, axis: int, keep: bool) -> list[Value | None]:
     count = x.shape[axis]
     if E.int_value(count) == 0:
         raise n.refuse("an empty axis")
-    ordered, order = _sorted(n, x, axis, False, None)
-    assert ordered is not None and order is not None  # `_sorted` gives both
-    shape = [E.const(1) if k == axis else s for k, s in enumerate(x.shape) if keep or k != axis]
-
-    def subscripts(i: Sequence[Expr], at: Expr) -> list[Expr]:
-        out = list(i)
-        if keep:
-            out[axis] = at
-        else:
-            out.insert(axis, at)
-        return out
-
+    ordered, order, shape, subscripts = _ranked(n, x, axis, keep)
     ignore = n.op.startswith("nan")
     number = None
     if x.dtype.is_float:
