@@ -111,14 +111,8 @@ class _Notation(Terms):
         self.next()
         token = self.token
         self.new_dim(token)
-        name = self.name()
-        self.expect("in")
-        lo = self.integer()
-        self.expect("..")
-        hi = None if self.accept("inf") else self.integer()
-        multiple = self.integer() if self.accept("multiple") else 1
-        hint = self.integer() if self.accept("hint") else None
-        self.dims[name] = Dim(name, lo, hi, multiple, hint)
+        d = self.size_range()
+        self.dims[d.name] = d
         self.end_line()
 
     def declaration(self) -> None:

@@ -42,6 +42,17 @@ class StatementParser(Parser):
         """The name of a known tensor."""
         raise NotImplementedError
 
+    def size_range(self) -> Dim:
+        """`N in 0 .. inf multiple 8 hint 64`, the last two where they are given."""
+        name = self.name()
+        self.expect("in")
+        lo = self.integer()
+        self.expect("..")
+        hi = None if self.accept("inf") else self.integer()
+        multiple = self.integer() if self.accept("multiple") else 1
+        hint = self.integer() if self.accept("hint") else None
+        return Dim(name, lo, hi, multiple, hint)
+
     def extern_call(self, results: tuple[Tensor, ...]) -> Extern:
         """`extern function(args) {attributes}`."""
         self.expect("extern")
@@ -183,15 +194,9 @@ class ProgramParser(StatementParser):
 
     def dim_line(self) -> Dim:
         self.expect("dim")
-        name = self.name()
-        self.expect("in")
-        lo = self.integer()
-        self.expect("..")
-        hi = None if self.accept("inf") else self.integer()
-        multiple = self.integer() if self.accept("multiple") else 1
-        hint = self.integer() if self.accept("hint") else None
+        d = self.size_range()
         self.skip_newlines()
-        return Dim(name, lo, hi, multiple, hint)
+        return d
 
     def axis(self, scope: Scope) -> Axis:
         name = self.name()

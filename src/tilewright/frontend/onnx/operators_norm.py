@@ -19,6 +19,7 @@ from tilewright.frontend.operations.reductions import (
     inverse_deviation,
     mean_of,
     normalized,
+    normalized_groups,
     reduced,
     scale_and_shift,
 )
@@ -174,20 +175,13 @@ def group_normalization(n: Node) -> Value:
     """
     x = n[0]
     groups = n.count("num_groups")
-    each = n.divide(x.shape[1], E.const(groups), "channels in groups")
-    grouped = reshape_to(n, x, [x.shape[0], E.const(groups), each, *x.shape[2:]], "groups")
-    axes = list(range(2, grouped.rank))
-    mean = mean_of(n, grouped, axes, "mean")
-    inverse = inverse_deviation(
-        n, central_squares(n, grouped, axes, mean), float(n.attribute("epsilon", 1e-5))
-    )
+    epsilon = float(n.attribute("epsilon", 1e-5))
+    _, inverse, element = normalized_groups(n, x, groups, epsilon)
     dtype = inverse.dtype
     per_group = n.opset < 21 and E.int_value(n[1].shape[0]) == groups
 
     def body(*i: Expr) -> Expr:
-        g = E.floordiv(i[1], each)
-        at = [i[0], g, *[E.const(0)] * (grouped.rank - 2)]
-        e = E.mul(E.sub(E.cast(x.at(*i), dtype), mean.at(*at)), inverse.at(*at))
+        g, e = element(i)
         c = g if per_group else i[1]
         return E.cast(
             E.add(E.mul(e, E.cast(n[1].at(c), dtype)), E.cast(n[2].at(c), dtype)), x.dtype

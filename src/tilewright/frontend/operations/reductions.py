@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tilewright.frontend.operations.layouts import reshape_to
 from tilewright.frontend.values import Definer, Value, like
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DType
@@ -21,6 +22,7 @@ __all__ = [
     "inverse_deviation",
     "mean_of",
     "normalized",
+    "normalized_groups",
     "over_axes",
     "reduced",
     "scale_and_shift",
@@ -144,6 +146,27 @@ def inverse_deviation(n: Definer, variance: Value, epsilon: float) -> Value:
         lambda *i: E.unary("rsqrt", E.add(variance.at(*i), like(variance, epsilon))),
         suffix="inverse",
     )
+
+
+def normalized_groups(
+    n: Definer, x: Value, groups: int, epsilon: float
+) -> tuple[Value, Value, Callable[[Sequence[Expr]], tuple[Expr, Expr]]]:
+    """Mean and inverse deviation over groups of channels, both [batch, groups, 1, ...]; and what
+    gives, for a position of x, its group and (x - mean) * inverse in their type.
+    """
+    each = n.divide(x.shape[1], E.const(groups), "channels in groups")
+    grouped = reshape_to(n, x, [x.shape[0], E.const(groups), each, *x.shape[2:]], "groups")
+    axes = list(range(2, grouped.rank))
+    mean = mean_of(n, grouped, axes, "mean")
+    inverse = inverse_deviation(n, central_squares(n, grouped, axes, mean), epsilon)
+
+    def element(i: Sequence[Expr]) -> tuple[Expr, Expr]:
+        g = E.floordiv(i[1], each)
+        at = [i[0], g, *[E.const(0)] * len(axes)]
+        centred = E.sub(E.cast(x.at(*i), inverse.dtype), mean.at(*at))
+        return g, E.mul(centred, inverse.at(*at))
+
+    return mean, inverse, element
 
 
 def normalized(

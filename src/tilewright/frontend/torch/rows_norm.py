@@ -14,6 +14,7 @@ from tilewright.frontend.operations.reductions import (
     inverse_deviation,
     mean_of,
     normalized,
+    normalized_groups,
     scale_and_shift,
 )
 from tilewright.frontend.torch.call import Call
@@ -62,19 +63,12 @@ def rms_norm(n: Call) -> list[Value | None]:
 def group_norm(n: Call) -> list[Value | None]:
     """Zero mean and unit variance over groups of channels; scale and shift per channel."""
     x, weight, bias = n["input"], n.optional("weight"), n.optional("bias")
-    groups = int(n.get("group"))
-    each = n.divide(x.shape[1], E.const(groups), "channels in groups")
-    grouped = reshape_to(n, x, [x.shape[0], E.const(groups), each, *x.shape[2:]], "groups")
-    axes = list(range(2, grouped.rank))
-    mean = mean_of(n, grouped, axes, "mean")
-    inverse = inverse_deviation(
-        n, central_squares(n, grouped, axes, mean), float(n.get("eps", 1e-5))
-    )
+    epsilon = float(n.get("eps", 1e-5))
+    mean, inverse, element = normalized_groups(n, x, int(n.get("group")), epsilon)
     dtype = inverse.dtype
 
     def body(*i: Expr) -> Expr:
-        at = [i[0], E.floordiv(i[1], each), *[E.const(0)] * (grouped.rank - 2)]
-        e = E.mul(E.sub(E.cast(x.at(*i), dtype), mean.at(*at)), inverse.at(*at))
+        _, e = element(i)
         if weight is not None:
             e = E.mul(e, E.cast(weight.at(i[1]), dtype))
         if bias is not None:
