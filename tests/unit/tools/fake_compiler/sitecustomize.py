@@ -14,7 +14,8 @@ from types import SimpleNamespace
 sys.path = [p for p in sys.path if not p.endswith("fake_compiler")]
 
 from tilewright.errors import UserError  # noqa: E402
-from tilewright.tools import progress, wiring  # noqa: E402
+from tilewright.tools import wiring  # noqa: E402
+from tilewright.tune.event import TuningEvent  # noqa: E402
 
 FAULT = os.environ.get("TW_FAKE", "")
 
@@ -93,7 +94,7 @@ def compile_model(model, example_inputs=None, *, tune=None, on_event=None, froze
     if FAULT == "interrupt":
         raise KeyboardInterrupt
     if on_event is not None:
-        state = progress.TuningState("k0", 3, 10, 12.5, 1.25, {"hang": 1}, 0.5, 2.0)
+        state = TuningEvent("k0", 3, 10, 12.5, 1.25, {"hang": 1}, 0.5, 2.0)
         on_event(state)
     return Model(model, bool(tune))
 
