@@ -64,6 +64,7 @@ def emit_reduction(
     start = b.fill(acc_type, identity)
 
     def accumulate(region: Region, acc: Tile) -> Tile:
+        assert d.reduction is not None
         sizes = {a.name: region.lengths[a.name] for a in d.all_axes}
         inner = scope_of(b, spec, region, sizes)
         for m in spec.before:
@@ -71,14 +72,21 @@ def emit_reduction(
         if spec.prefetch:
             fetch_ahead(b, inner, _reads((d, *spec.before)), spec.prefetch)
         masked = {a: v for a, v in inner.valid.items() if a in extents}
-        if monoid == "sum" and d.body.op == "mul" and d.reduction.guard is None and not masked:  # type: ignore[union-attr]
+        if monoid == "sum" and d.body.op == "mul" and not masked:
             narrow = narrow_factors(d)
             factors = d.body.args if narrow is None else narrow
             if d.dtype.is_float or (narrow and any(sizes[a] > 1 for a in extents if a not in kept)):
                 left, right = (inner.value(x) for x in factors)
                 present = {*acc_type.names, *left.type.names, *right.type.names}
-                if all(n == 1 or a in present for a, n in sizes.items()):
-                    return b.contract(acc_type, acc, left, right)
+                guard = None if d.reduction.guard is None else inner.value(d.reduction.guard)
+                # What a guard leaves out at a whole step keeps the accumulators as they are, which
+                # costs a masked multiply-add nothing.
+                steps = guard is None or set(guard.type.names) <= set(acc_type.names)
+                if steps and all(n == 1 or a in present for a, n in sizes.items()):
+                    summed = b.contract(acc_type, acc, left, right)
+                    if guard is None:
+                        return summed
+                    return b.map("select", acc_type, (guard, summed, acc))
         value = converted(b, inner.value(d.body), work)
         value = _guarded(b, inner, d, value, masked, identity)
         for a in [a for a in value.type.names if a not in acc_type.names]:
