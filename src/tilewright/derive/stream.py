@@ -615,6 +615,10 @@ def _conditions(kernel: Kernel, e: Expr) -> list[Expr]:
         return [*_conjuncts(e.args[0]), *_conditions(kernel, e.args[1])]
     if e.op == "add":
         return [c for a in e.args for c in _conditions(kernel, a)]
+    if e.op in ("mul", "div"):
+        scaled, by = e.args if e.args[1].op == "const" or e.op == "div" else e.args[::-1]
+        if by.op == "const" and by.attr > 0:
+            return _conditions(kernel, scaled)
     return []
 
 

@@ -106,8 +106,10 @@ def test_what_is_no_homomorphism_does_not_stream(old: str, new: str) -> None:
     assert not any(k.stream for k in kernels(TEXT.replace(old, new)))
 
 
-def test_conditions_become_bounds_of_the_loop_over_blocks() -> None:
-    text = TEXT.replace("s[h, i, j] + z[i, j]", "where(j <= i + 20, s[h, i, j] + z[i, j], -inf)")
+@pytest.mark.parametrize("scaled", ["{}", "{} * 0.5", "0.5 * {}", "{} / 2.0"])
+def test_conditions_become_bounds_of_the_loop_over_blocks(scaled: str) -> None:
+    score = scaled.format("where(j <= i + 20, s[h, i, j] + z[i, j], -inf)")
+    text = TEXT.replace("s[h, i, j] + z[i, j]", score)
     (kernel,) = kernels(text)
     nest = lower(kernel, space_of(kernel, TARGET).default(), TARGET)
     assert isinstance(nest, Lowered)
