@@ -146,3 +146,19 @@ def test_infinities_and_nan(guarded: bool) -> None:
     assert np.array_equal(np.isnan(got), np.isnan(want))
     assert np.isnan(want[:, 0]).all() != guarded
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6)
+
+
+def test_a_part_of_the_scores_that_is_needed_elsewhere() -> None:
+    """It is computed before the stream; what follows still streams."""
+    text = """program p(q: f32[64, 8], k: f32[300, 8], v: f32[300, 8], x: f32[64, 300]):
+  b: f32[i<64, j<300] = x[i, j] * 2.0
+  s: f32[i<64, j<300] = sum(d<8) q[i, d] * k[j, d]
+  t: f32[i<64, j<300] = s[i, j] * 0.5 + b[i, j]
+  m: f32[i<64] = max(j<300) t[i, j]
+  e: f32[i<64, j<300] = exp(t[i, j] - m[i])
+  l: f32[i<64] = sum(j<300) e[i, j]
+  o: f32[i<64, c<8] = sum(j<300) e[i, j] / l[i] * v[j, c]
+  return o, b
+"""
+    plan, _ = plan_program(parse_program(text), Target.named("x86-avx2"))
+    assert [bool(kernel.stream) for kernel in plan.kernels] == [False, True]

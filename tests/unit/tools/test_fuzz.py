@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
+import tilewright
 from tilewright.errors import TilewrightError, UserError
 from tilewright.frontend.onnx import import_onnx
 from tilewright.group.plan import plan_program
@@ -194,3 +195,10 @@ def test_inputs_that_the_compiler_knows() -> None:
         if "rule bilinear" in answer.drawn:
             return
     raise AssertionError("no case is computed in another form")
+
+
+def test_every_derivation_rule_has_a_fuzzer() -> None:
+    """A rule is a file of `derive`; cases of `programs` count the models that it took part in."""
+    folder = Path(str(tilewright.__file__)).parent / "derive"
+    rules = {f"rule {path.stem}" for path in folder.glob("*.py")} - {"rule __init__"}
+    assert rules <= KINDS["programs"].rows()
