@@ -35,16 +35,24 @@ class Scope:
         bound = p.bind(dict(self.fixed)) if self.fixed else p
         return replace(bound, dims=self.dims)
 
-    def report(self) -> list[str]:
-        """What was specialised, and why: one line for each dim."""
+    def report(self, places: Mapping[str, str] | None = None) -> list[str]:
+        """What was specialised, and why: one line for each dim.
+
+        places: where a dim stands in the inputs.
+        """
+
+        def shown(name: str) -> str:
+            place = (places or {}).get(name)
+            return f"{name} ({place})" if place else name
+
         point = f"below {LEAST} an axis is one point, or nothing"
         lines = []
         for n, v in self.fixed:
             why = "no other size was asked for" if n in self.steady else self.reason or point
-            lines.append(f"{n} is fixed at {v} in this build: {why}")
+            lines.append(f"{shown(n)} is fixed at {v} in this build: {why}")
         for d in self.dims:
             most = " and more" if d.hi is None else f" to {d.hi}"
-            lines.append(f"{d.name} of {d.lo}{most} shares this build, decided for {d.hint}")
+            lines.append(f"{shown(d.name)} of {d.lo}{most} shares this build, decided for {d.hint}")
         return lines
 
 

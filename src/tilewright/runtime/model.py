@@ -20,7 +20,7 @@ from tilewright.runtime.context import ArrayType, Binding
 from tilewright.runtime.exchange import as_kind, memory_of
 from tilewright.runtime.pool_text import MAX_THREADS
 
-__all__ = ["CallableModel", "check_sizes", "nearest"]
+__all__ = ["CallableModel", "check_sizes", "nearest", "places_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -235,13 +235,13 @@ def check_sizes(
             raise UserError(
                 "R004",
                 f"{d.name} is {v}; the model allows {d.lo}{most}{extra}",
-                where=_places(inputs, d.name),
+                where=places_of(inputs, d.name),
                 hint="give arrays of a size in this range",
             )
     return {d.name: symbols[d.name] for d in dims}
 
 
-def _places(inputs: Sequence[ArrayType], symbol: str) -> str:
+def places_of(inputs: Sequence[ArrayType], symbol: str) -> str:
     """Which axes of which inputs have this size."""
     found = [
         f"axis {axis} of input {s.name!r}"

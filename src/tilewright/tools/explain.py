@@ -11,6 +11,7 @@ from typing import Any
 
 from tilewright.ir.kernel import Kernel
 from tilewright.ir.plan import Control, ExternCall, KernelCall, Plan
+from tilewright.runtime.model import places_of
 from tilewright.tools.progress import format_time_us
 from tilewright.tools.stages import kernel_number, names_of
 from tilewright.tools.words import layout_words, schedule_words
@@ -90,7 +91,8 @@ def _summary(model: Any, variant: Any, rates: Any, times: Mapping[int, float]) -
         f"{format_time_us(bound)} ({source} rates of this machine)",
     ]
     if variant.sizes:
-        lines += variant.build.scope.report()
+        places = {d.name: places_of(model.input_specs, d.name) for d in model.dims}
+        lines += variant.build.scope.report(places)
     lines += [f"{d.name} as {d.reason}" for d in variant.derivations]
     lines += [
         f"step {number}: extern {s.function} -> {', '.join(s.results)}"

@@ -19,7 +19,7 @@ from tilewright.errors import UserError
 from tilewright.machine.target import Target
 from tilewright.torch.frozen import FrozenGraph
 from tilewright.torch.graph import Report, compile_graph
-from tilewright.torch.lowering import functional_backend
+from tilewright.torch.lowering import functional_backend, name_inputs
 from tilewright.torch.native import Options
 
 __all__ = ["backend", "options_of", "reports", "reset_reports"]
@@ -70,7 +70,8 @@ def backend(
     options: those of `tilewright.compile`. Errors: U003 for unknown options.
     """
     chosen = options_of(options)
-    static = [_is_static(n, x) for n, x in zip(_placeholders(module), example_inputs, strict=True)]
+    captured = _placeholders(module)
+    static = [_is_static(n, x) for n, x in zip(captured, example_inputs, strict=True)]
     lock = threading.Lock()
 
     def note(report: Report) -> None:
@@ -79,7 +80,10 @@ def backend(
 
     def inference(graph: Any, examples: Sequence[Any]) -> Callable[..., Any]:
         places = [n for n in graph.graph.nodes if n.op == "placeholder"]
-        held = [k for k, s in enumerate(static) if s] if len(places) == len(static) else []
+        held: list[int] = []
+        if len(places) == len(static):
+            held = [k for k, s in enumerate(static) if s]
+            name_inputs(graph.graph, captured)
         found = FrozenGraph(graph, held, chosen)
         note(found.report)
         return found

@@ -6,7 +6,8 @@ row of ours is not decomposed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch._dynamo.backends.common import aot_autograd
 
 from tilewright.frontend.torch import ROWS, name_of
 
-__all__ = ["decompositions", "functional_backend"]
+__all__ = ["decompositions", "functional_backend", "name_inputs"]
+
+_STEP = re.compile(r"\['?(\w+)'?\]|\.(\w+)")  # of how a captured function reaches a tensor
 
 # Not decomposed: what draws random numbers, what gives complex numbers (which stay with PyTorch),
 # and constants, which tracing must see as they are.
@@ -61,3 +64,17 @@ def functional_backend(
         keep_inference_input_mutations=True,
     )
     return backend
+
+
+def name_inputs(graph: Any, captured: Sequence[Any]) -> None:
+    """Name the inputs of a functional graph as the user does: by what Dynamo captured them from.
+
+    captured: the inputs of Dynamo's graph, which are those of `graph` in order.
+    """
+    places = [n for n in graph.nodes if n.op == "placeholder"]
+    for node, origin in zip(places, captured, strict=True):
+        source = getattr(origin.meta.get("grapharg"), "source", None)
+        steps = [a or b for a, b in _STEP.findall(str(getattr(source, "name", "")))]
+        steps = [s for s in steps if not s.startswith("_") and s != "self"]
+        if steps and origin.meta.get("tensor_dict") is not None:
+            node._rename("_".join(steps))

@@ -19,6 +19,7 @@ from tilewright.ir.program_parser import parse_program
 from tilewright.ir.ranges import nonnegative, simplify
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
+from tilewright.runtime.model import places_of
 from tilewright.runtime.package import load
 from tilewright.schedule.kernel_space import space_of
 from tilewright.verify.oracle import check
@@ -214,7 +215,9 @@ def test_report_says_what_was_specialised() -> None:
         "L of 32 to 255 shares this build, decided for 128",
     ]
     text = made.explain()
-    assert all(line in text for line in made.latest.build.scope.report())
+    places = {d.name: places_of(made.input_specs, d.name) for d in made.dims}
+    assert all(places.values())
+    assert all(line in text for line in made.latest.build.scope.report(places))
 
 
 def test_saved_sizes_run(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 import tilewright.torch as door  # noqa: E402
 from tilewright.errors import UserError  # noqa: E402
 from tilewright.torch import backend  # noqa: E402
+from tilewright.torch.native import NativeGraph  # noqa: E402
 
 F = torch.nn.functional
 
@@ -233,6 +234,44 @@ def test_one_graph_serves_many_sizes() -> None:
             a, b = torch.randn(m, k), torch.randn(n, k)
             same(f(a, b), run(a, b))
     assert len(door.reports()) == 1
+
+
+@pytest.mark.parametrize("symbolic", ["always", "auto"])
+def test_one_build_serves_many_sizes(symbolic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is captured or built again for another size, and a range names the user's argument."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(60, 32)
+            self.mixed = torch.nn.Linear(32, 96)
+
+        def forward(self, tokens: Any) -> Any:
+            q, k, v = self.mixed(self.table(tokens)).chunk(3, -1)
+            return F.softmax(F.scaled_dot_product_attention(q, k, v, is_causal=True), -1)
+
+    made: list[NativeGraph] = []
+    start = NativeGraph.__init__
+
+    def noted(self: NativeGraph, *args: Any, **named: Any) -> None:
+        start(self, *args, **named)
+        made.append(self)
+
+    monkeypatch.setattr(NativeGraph, "__init__", noted)
+    monkeypatch.setenv("TILEWRIGHT_SYMBOLIC", symbolic)
+    model = Model().eval()
+    run = compiled(model, dynamic=True)
+    with torch.no_grad():
+        for rows, length in ((2, 5), (3, 9), (4, 31), (2, 30), (7, 13)):
+            x = torch.randint(0, 60, (rows, length))
+            same(model(x), run(x))
+    assert len(door.reports()) == 1
+    (graph,) = made
+    ranges = [scope for scope in graph.model.builds if len(scope.dims) == 2]
+    assert len(ranges) == 1 and len(graph.model.builds) == (1 if symbolic == "always" else 2)
+    text = graph.model.explain()
+    assert "(axis 0 of input 'tokens') of 2 to 31 shares this build" in text
+    assert "(axis 1 of input 'tokens') of 2 to 31 shares this build" in text
 
 
 def test_dynamic_views() -> None:
