@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import Extent
-from tilewright.ir.nest import If, TileType
+from tilewright.ir.nest import If
 from tilewright.lower import symbolic
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.region import Level, Region, masked_size
@@ -152,7 +152,6 @@ def emit_reduce_levels(
     levels: tuple[Level, ...],
     region: Region,
     acc: Tile,
-    acc_type: TileType,
     lanes: int,
     body: Callable[[Region, Tile], Tile],
 ) -> Tile:
@@ -163,7 +162,7 @@ def emit_reduce_levels(
     start, length = region.starts[level.axis], region.lengths[level.axis]
 
     def descend(r: Region, acc: Tile) -> Tile:
-        return emit_reduce_levels(b, rest_levels, r, acc, acc_type, lanes, body)
+        return emit_reduce_levels(b, rest_levels, r, acc, lanes, body)
 
     if isinstance(length, Extent):
         is_block = any(x.axis == level.axis for x in rest_levels)

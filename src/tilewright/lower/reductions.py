@@ -7,7 +7,7 @@ tail leaves out contributes the monoid's identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tilewright.ir import expr as E
@@ -15,8 +15,8 @@ from tilewright.ir.dtypes import BOOL, F32, I32, I64, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import is_symbolic, smaller
 from tilewright.ir.kernel import int_extent
-from tilewright.ir.nest import For, TileType
-from tilewright.ir.program import MONOIDS, Definition, identity_of
+from tilewright.ir.nest import TileType
+from tilewright.ir.program import MONOIDS, Axis, Definition, identity_of
 from tilewright.ir.words import narrow_factors
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.loops import emit_reduce_levels
@@ -99,7 +99,7 @@ def emit_reduction(
         # A value that is constant along an axis of extent n counts n times in a sum.
         return b.map(op, acc_type, (acc, value))
 
-    acc = emit_reduce_levels(b, spec.reduce, r, start, acc_type, lanes, accumulate)
+    acc = emit_reduce_levels(b, spec.reduce, r, start, lanes, accumulate)
     for a, _ in acc_axes:
         if a in kept:
             t = TileType(
@@ -182,7 +182,7 @@ def emit_arg_lanes(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: Ti
     # A lane that never finds a better one than the identity holds its own first position.
     where = b.map("select", index_type, (yes, place, place))
 
-    def step(region: Region, state: tuple[Tile, Tile]) -> tuple[Tile, Tile]:
+    def step(region: Region, state: Sequence[Tile]) -> Sequence[Tile]:
         inner = scope_of(b, spec, region, {**sizes, lane: region.lengths[lane]})
         for m in spec.before:
             define(inner, spec, m, inner.value(m.body))
@@ -209,7 +209,7 @@ def emit_arg_lanes(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: Ti
             b.map("select", index_type, (worse, at, here)),
         )
 
-    def loops(region: Region, left: tuple[str, ...], state: tuple[Tile, Tile]) -> tuple[Tile, Tile]:
+    def loops(region: Region, left: tuple[str, ...], state: Sequence[Tile]) -> Sequence[Tile]:
         if not left:
             return step(region, state)
         axis, block = left[0], width if left[0] == lane else 1
@@ -217,19 +217,11 @@ def emit_arg_lanes(b: Builder, spec: StageSpec, r: Region, lanes: int, scope: Ti
         full, rest = divmod(length, block)
 
         def run(
-            count: int, part: Callable[[Expr], Region], state: tuple[Tile, Tile]
-        ) -> tuple[Tile, Tile]:
+            count: int, part: Callable[[Expr], Region], state: Sequence[Tile]
+        ) -> Sequence[Tile]:
             var = b.counter()
-            b.enter(var)
-            inside = b.carried(value_type), b.carried(index_type)
-            new = loops(part(E.index(var)).with_range(var, count), left[1:], inside)
-            nodes = b.leave()
-            out = b.result(value_type), b.result(index_type)
-            carries = tuple((i.name, o.name) for i, o in zip(inside, state, strict=True))
-            results = tuple(t.name for t in out)
-            yields = tuple(t.name for t in new)
-            b.effect(For(var, E.const(0), E.const(count), 1, nodes, carries, yields, results))
-            return out
+            block = part(E.index(var)).with_range(var, count)
+            return b.loop(var, count, state, lambda inside: loops(block, left[1:], inside))
 
         if full:
             state = run(full, lambda i: region.narrowed(axis, start + i * block, block), state)
@@ -274,51 +266,45 @@ def emit_arg(
     where = b.fill(index_type, -1)
     if start is not None:
         best, where = start
-    axes = d.reduction.axes
-    opened: list[tuple[str, int, Tile, Tile]] = []
-    region = r
-    for a in axes:
-        n = r.lengths[a.name]
+    reduction = d.reduction
+    axes = reduction.axes
+
+    def loops(region: Region, left: tuple[Axis, ...], state: Sequence[Tile]) -> Sequence[Tile]:
+        if not left:
+            return step(region, state)
+        axis, n = left[0].name, r.lengths[left[0].name]
         var = b.counter()
-        b.enter(var)
-        opened.append((var, n, best, where))
-        best, where = b.carried(value_type), b.carried(index_type)
-        opened[-1] = (var, n, opened[-1][2], opened[-1][3])
-        at = r.starts[a.name] + E.index(var)
-        region = region.with_range(var, n).narrowed(a.name, at, 1)
-        opened.append(("", 0, best, where))
-    inner = scope_of(b, spec, region, {**scope.sizes, **{a.name: 1 for a in axes}})
-    for m in spec.before:
-        define(inner, spec, m, inner.value(m.body))
-    value = inner.value(d.body)
-    linear = E.const(0)
-    for a in axes:
-        linear = linear * int_extent(a.extent) + region.starts[a.name]
-    position = b.position(TileType(I64), linear)
-    flag = scope.type(BOOL, set(scope.tiled))
-    args = (best, value) if d.reduction.monoid == "argmax" else (value, best)
-    better = b.map("lt", flag, args)
-    none = b.map("lt", flag, (where, b.fill(TileType(I64), 0)))
-    if d.body.dtype.is_float:
-        nan = b.map("isnan", scope.type(BOOL, set(value.type.names)), (value,))
-        known = b.map("isnan", flag, (best,))
-        better = b.map(
-            "or", flag, (better, b.map("and", flag, (nan, b.map("not", flag, (known,)))))
+        at = r.starts[axis] + E.index(var)
+        one = region.with_range(var, n).narrowed(axis, at, 1)
+        return b.loop(var, n, state, lambda inside: loops(one, left[1:], inside))
+
+    def step(region: Region, state: Sequence[Tile]) -> Sequence[Tile]:
+        best, where = state
+        inner = scope_of(b, spec, region, {**scope.sizes, **{a.name: 1 for a in axes}})
+        for m in spec.before:
+            define(inner, spec, m, inner.value(m.body))
+        value = inner.value(d.body)
+        linear = E.const(0)
+        for a in axes:
+            linear = linear * int_extent(a.extent) + region.starts[a.name]
+        position = b.position(TileType(I64), linear)
+        flag = scope.type(BOOL, set(scope.tiled))
+        args = (best, value) if reduction.monoid == "argmax" else (value, best)
+        better = b.map("lt", flag, args)
+        none = b.map("lt", flag, (where, b.fill(TileType(I64), 0)))
+        if d.body.dtype.is_float:
+            nan = b.map("isnan", scope.type(BOOL, set(value.type.names)), (value,))
+            known = b.map("isnan", flag, (best,))
+            better = b.map(
+                "or", flag, (better, b.map("and", flag, (nan, b.map("not", flag, (known,)))))
+            )
+        better = b.map("or", flag, (better, none))
+        if reduction.guard is not None:
+            better = b.map("and", flag, (better, inner.value(reduction.guard)))
+        return (
+            b.map("select", value_type, (better, value, best)),
+            b.map("select", index_type, (better, position, where)),
         )
-    better = b.map("or", flag, (better, none))
-    if d.reduction.guard is not None:
-        better = b.map("and", flag, (better, inner.value(d.reduction.guard)))
-    best = b.map("select", value_type, (better, value, best))
-    where = b.map("select", index_type, (better, position, where))
-    while opened:
-        _, _, inside_best, inside_where = opened.pop()
-        var, n, start_best, start_where = opened.pop()
-        nodes = b.leave()
-        results = (b.result(value_type), b.result(index_type))
-        carries = ((inside_best.name, start_best.name), (inside_where.name, start_where.name))
-        names = (results[0].name, results[1].name)
-        b.effect(
-            For(var, E.const(0), E.const(n), 1, nodes, carries, (best.name, where.name), names)
-        )
-        best, where = results
+
+    best, where = loops(r, axes, (best, where))
     return best, where
