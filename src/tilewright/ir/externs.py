@@ -8,6 +8,7 @@ that depend on the data are bound to the dims that the results are declared with
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tilewright.ir.dtypes import DTYPES
 __all__ = ["EXTERNS", "descending_order"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_AT_ONCE = 1 << 15  # elements whose numbers stay in a cache while they are sorted
 
 
 def descending_order(x: Array, axis: int) -> Array:
@@ -27,10 +29,54 @@ def descending_order(x: Array, axis: int) -> Array:
     return np.argsort(-x, axis, kind="stable")
 
 
+def _ranked(x: Array, descending: bool) -> Array | None:
+    """One unsigned number for each element along the last axis: in its upper half what orders the
+    values (NaN last), in its lower half the position. Numbers differ, so no sort must be stable;
+    None where value and position are too wide for 64 bits.
+    """
+    if x.dtype.itemsize > 4 or x.shape[-1] >= 1 << 32:
+        return None
+    if x.dtype.kind in "bu":
+        key = x.astype(np.uint32)
+    elif x.dtype.kind == "i":
+        key = x.astype(np.int32).view(np.uint32) ^ np.uint32(1 << 31)
+    else:
+        wide = x.astype(np.float32) + np.float32(0)  # -0 equals 0
+        bits = wide.view(np.int32)
+        # Positive numbers order as their bits do, negative ones the other way round.
+        key = bits.view(np.uint32) ^ ((bits >> 31).view(np.uint32) | np.uint32(1 << 31))
+    key = ~key if descending else key
+    if x.dtype.kind not in "biu":
+        key[wide != wide] = 0xFFFFFFFF
+    return (key.astype(np.uint64) << np.uint64(32)) | np.arange(x.shape[-1], dtype=np.uint64)
+
+
+def _leading(x: Array, k: int, axis: int, descending: bool) -> tuple[Array, Array]:
+    """The first k values along an axis in order, and their positions (i64)."""
+    x = np.ascontiguousarray(np.moveaxis(x, axis, -1))
+    rows = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(prod(x.shape[:-1]), x.shape[-1])
+    order = np.empty((len(rows), k), np.int64)
+    step = max(1, _AT_ONCE // max(1, x.shape[-1]))
+    for at in range(0, len(rows), step):
+        order[at : at + step] = _positions(rows[at : at + step], k, descending)
+    values = np.take_along_axis(rows, order, -1)
+    shape = (*x.shape[:-1], k)
+    return tuple(np.moveaxis(y.reshape(shape), -1, axis) for y in (values, order))  # type: ignore[return-value]
+
+
+def _positions(x: Array, k: int, descending: bool) -> Array:
+    ranked = _ranked(x, descending)
+    if ranked is None:
+        order = descending_order(x, -1) if descending else np.argsort(x, -1, kind="stable")
+        return order[..., :k]
+    if 0 < k < x.shape[-1]:
+        ranked = np.partition(ranked, k - 1, -1)
+    return np.sort(ranked[..., :k], -1) & np.uint64(0xFFFFFFFF)
+
+
 def sort(x: Array, *, axis: int = -1, descending: bool = False) -> tuple[Array, Array]:
     """Sorted values and their positions (i64)."""
-    order = descending_order(x, axis) if descending else np.argsort(x, axis, kind="stable")
-    return np.take_along_axis(x, order, axis), order.astype(np.int64)
+    return _leading(x, x.shape[axis], axis, descending)
 
 
 def topk(
@@ -43,9 +89,7 @@ def topk(
         k = int(np.asarray(count).reshape(-1)[0])
     if not 0 <= k <= x.shape[axis]:
         raise UserError("R004", f"top-k of {k} of {x.shape[axis]} elements", where="extern topk")
-    values, order = sort(x, axis=axis, descending=largest)
-    head = np.arange(k)
-    return np.take(values, head, axis), np.take(order, head, axis)
+    return _leading(x, k, axis, largest)
 
 
 def unique(

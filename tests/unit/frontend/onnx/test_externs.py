@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tilewright.errors import UserError
+from tilewright.ir.dtypes import DTYPES
 from tilewright.ir.externs import (
     EXTERNS,
     bitcast,
@@ -32,6 +33,34 @@ def test_integers_sort_down_without_overflow() -> None:
     low = np.iinfo(np.int64).min
     assert sort(np.array([0, low, 5]), descending=True)[0].tolist() == [5, 0, low]
     assert sort(np.array([0, 255, 5], np.uint8), descending=True)[0].tolist() == [255, 5, 0]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize(
+    "dtype", ["f32", "f16", "bf16", "f64", "i8", "u8", "i16", "i32", "u32", "i64", "u64", "bool"]
+)
+def test_every_type_sorts_as_a_stable_sort_does(dtype: str, descending: bool, axis: int) -> None:
+    rng = np.random.default_rng(len(dtype) + axis)
+    for shape in ((5, 37), (3, 0), (0, 3), (1, 1), (64, 700)):
+        wide = np.round(rng.standard_normal(shape) * 3).astype(np.float64)
+        if DTYPES[dtype].is_float:
+            for value in (np.nan, -0.0, np.inf, -np.inf):
+                wide[rng.random(shape) < 0.1] = value
+        elif dtype[0] == "u":
+            wide = np.abs(wide)
+        x = wide.astype(DTYPES[dtype].np)
+        exact = x.astype(np.float64)  # every value is small, or no number
+        order = np.argsort(-exact if descending else exact, axis, kind="stable")
+        values, positions = EXTERNS["sort"](x, axis=axis, descending=descending)
+        assert values.dtype == x.dtype and positions.dtype == np.int64
+        np.testing.assert_array_equal(positions, order)
+        np.testing.assert_array_equal(
+            values.astype(np.float64), np.take_along_axis(exact, order, axis)
+        )
+        for k in {0, min(3, x.shape[axis]), x.shape[axis]}:
+            _, first = EXTERNS["topk"](x, axis=axis, k=k, largest=descending)
+            np.testing.assert_array_equal(first, np.take(order, np.arange(k), axis))
 
 
 def test_topk() -> None:
