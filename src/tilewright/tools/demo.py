@@ -228,7 +228,10 @@ def run(output: Console, target: Path) -> int:
             rows = measure(shown, ("onnxruntime",), TUNING_S, oracles)
     for threads in THREADS:
         output.print(table(rows, threads))
-    output.print("\nratio: time of onnxruntime over ours, tuned; above 1 ours is faster")
+    output.print(
+        "\nratio: time of onnxruntime over ours, tuned, as the median of the rounds; above 1 ours is "
+        "faster"
+    )
     seconds = time.monotonic() - started
     found = figures.figures(rows, ("share_of_roofline",))
     how = {
