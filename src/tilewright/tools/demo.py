@@ -229,7 +229,7 @@ def run(output: Console, target: Path) -> int:
     for threads in THREADS:
         output.print(table(rows, threads))
     output.print(
-        "\nratio: time of onnxruntime over ours, tuned: the median over rounds; above 1 ours is faster"
+        "\nratio: onnxruntime over ours, tuned, the median over rounds; above 1 ours is faster"
     )
     seconds = time.monotonic() - started
     found = figures.figures(rows, ("share_of_roofline",))
