@@ -37,6 +37,7 @@ from tilewright.schedule.schedule import Schedule
 __all__ = ["Built", "Linked", "build_plan", "link_at", "link_plan", "lower_kernel"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_PATIENCE_S = 600.0  # for one kernel: a machine that is busy with other work is no error
 
 
 Types = tuple[tuple[ArrayType, ...], tuple[ArrayType, ...]]  # of the inputs and the outputs
@@ -134,7 +135,7 @@ def build_plan(
             yield text_of[key]
 
     at = time.perf_counter()
-    made, compiled = build_counted(emitted(), target, jobs)
+    made, compiled = build_counted(emitted(), target, jobs, timeout_s=_PATIENCE_S)
     object_of: dict[str, bytes] = {}
     for key, o in zip(text_of, made, strict=True):
         if isinstance(o, Rejected):
