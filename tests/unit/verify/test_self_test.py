@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 import tilewright as tw
 from tilewright.codegen.mathlib.harness import LEVELS, compile_loop
 from tilewright.ir.interpreter import run_program
-from tilewright.runtime.package import save_model
+from tilewright.runtime.save import save_model
 from tilewright.tools.cli import cli
 from tilewright.verify.reductions.mathtest import MATH_REDUCTIONS, SERIES, check_math
 from tilewright.verify.reductions.models import (
@@ -218,7 +218,7 @@ def test_a_broken_model_fails_its_self_test(tmp_path: Path) -> None:
     _, test = learned(SOFTMAX)
     other = tw.compile(tw.program(SOFTMAX.replace("e[i, j] / s[i]", "e[i, j]")))
     path = tmp_path / "m.twa"
-    save_model(path, other, [test.to_json()])
+    save_model(path, other, [(other.target, other.variants)], [test.to_json()])
     assert check(path).exit_code == 1
 
 
@@ -228,7 +228,8 @@ def test_a_broken_model_fails_its_self_test(tmp_path: Path) -> None:
 )
 def test_a_self_test_that_is_none(damage: Any, tmp_path: Path) -> None:
     path = tmp_path / "m.twa"
-    save_model(path, tw.compile(tw.program(MATMUL)), [{"x": 1, **damage}])
+    model = tw.compile(tw.program(MATMUL))
+    save_model(path, model, [(model.target, model.variants)], [{"x": 1, **damage}])
     shown = check(path)
     assert shown.exit_code == 3
     assert "R011" in shown.stderr
