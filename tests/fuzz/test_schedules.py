@@ -25,7 +25,7 @@ FEW = {
 }  # fmt: skip
 
 
-def _run(entry: Entry, number: int, count: int, targets: tuple[str, ...]) -> None:
+def assert_schedules_agree(entry: Entry, number: int, count: int, targets: tuple[str, ...]) -> None:
     program = program_of(entry, SEED)
     for name in targets:
         target = Target.named(name)
@@ -41,11 +41,11 @@ def _run(entry: Entry, number: int, count: int, targets: tuple[str, ...]) -> Non
 
 @pytest.mark.parametrize("number", [k for k, e in enumerate(CORPUS) if e[0] in FEW])
 def test_few(number: int) -> None:
-    _run(CORPUS[number], number, max(1, COUNT), (TARGETS[number % 3],))
+    assert_schedules_agree(CORPUS[number], number, max(1, COUNT), (TARGETS[number % 3],))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(COUNT == 0, reason="set TILEWRIGHT_FUZZ_COUNT")
 @pytest.mark.parametrize("number", range(len(CORPUS)), ids=[e[0] for e in CORPUS])
 def test_all(number: int) -> None:
-    _run(CORPUS[number], number, COUNT, TARGETS)
+    assert_schedules_agree(CORPUS[number], number, COUNT, TARGETS)

@@ -42,7 +42,7 @@ def body(
     return g
 
 
-def both(data: bytes, feeds: Feeds, by: str = "onnxruntime") -> tw.onnx.OnnxModel:
+def assert_both_agree(data: bytes, feeds: Feeds, by: str = "onnxruntime") -> tw.onnx.OnnxModel:
     """Interpreter (where one Program serves all) and native code against the framework, twice."""
     expected = (onnxruntime_results if by == "onnxruntime" else reference_results)(data, feeds)
     loaded = tw.onnx.load(data)
@@ -85,7 +85,7 @@ def test_loop_of_a_known_number_of_steps(trips: int) -> None:
         {"x": (F, (3,)), "w": (F, (3,))}, ["y", "rows"],
         {"trips": np.array(trips, I64), "limit": np.array(0, F)},
     )  # fmt: skip
-    both(data, {"x": floats(3), "w": floats(3, seed=1)})
+    assert_both_agree(data, {"x": floats(3), "w": floats(3, seed=1)})
 
 
 @pytest.mark.parametrize("limit", [-100.0, 3.0, 1e9])
@@ -97,7 +97,7 @@ def test_loop_that_a_condition_ends(limit: float) -> None:
         {"trips": np.array(9, I64), "zero": np.array(0, F)},
     )  # fmt: skip
     feeds = {"x": floats(3), "w": floats(3, seed=1), "limit": np.array(limit, F)}
-    loaded = both(data, feeds)
+    loaded = assert_both_agree(data, feeds)
     assert not loaded.is_specialised and While in kinds(data)
 
 
@@ -110,13 +110,13 @@ def test_loop_whose_number_of_steps_is_a_value(trips: int) -> None:
         {"x": (F, (3,)), "w": (F, (3,)), "trips": (I64, ())}, ["y"], {"limit": np.array(0, F)},
     )  # fmt: skip
     feeds = {"x": floats(3), "w": floats(3, seed=1), "trips": np.array(trips)}
-    assert not both(data, feeds).is_specialised
+    assert not assert_both_agree(data, feeds).is_specialised
     data = model(
         [node("Loop", "trips - x", "y rows", body=counted_loop())],
         {"x": (F, (3,)), "w": (F, (3,)), "trips": (I64, ())}, ["y", "rows"],
         {"limit": np.array(0, F)},
     )  # fmt: skip
-    assert both(data, feeds).is_specialised  # the rows must have a place
+    assert assert_both_agree(data, feeds).is_specialised  # the rows must have a place
 
 
 def test_loop_whose_state_grows_is_unrolled() -> None:
@@ -128,7 +128,7 @@ def test_loop_whose_state_grows_is_unrolled() -> None:
         [node("Loop", "trips - x", "y", body=grows)], {"x": (F, (3,))}, ["y"],
         {"trips": np.array(4, I64)},
     )  # fmt: skip
-    both(data, {"x": floats(3)})
+    assert_both_agree(data, {"x": floats(3)})
     assert While not in kinds(data)
 
 
@@ -153,7 +153,7 @@ def test_a_branch_in_a_loop() -> None:
     )  # fmt: skip
     for x, steps in ((27, 111), (6, 8)):
         assert tw.onnx.load(data).run({"x": np.array(x)})[1] == steps
-        both(data, {"x": np.array(x)})
+        assert_both_agree(data, {"x": np.array(x)})
     assert kinds(data) >= {If, While}
 
 
@@ -172,7 +172,7 @@ def test_scan(directions: tuple[int, int, int]) -> None:
     )  # fmt: skip
     for t in (1, 5):
         feeds = {"h": floats(4), "x": floats(t, 4, seed=1), "z": floats(4, t, seed=2)}
-        both(data, {**feeds, "x0": floats(4, seed=3)})
+        assert_both_agree(data, {**feeds, "x0": floats(4, seed=3)})
 
 
 def test_branches_of_other_sizes() -> None:
@@ -189,7 +189,7 @@ def test_branches_of_other_sizes() -> None:
         {"x": (F, ("N",)), "cond": (BOOL, ())}, ["y", "sum"],
     )  # fmt: skip
     for cond in (True, False):
-        both(data, {"x": floats(7), "cond": np.array(cond)})
+        assert_both_agree(data, {"x": floats(7), "cond": np.array(cond)})
 
 
 # ---- sizes that values define --------------------------------------------------------------------
@@ -205,13 +205,13 @@ def test_non_zero_and_what_follows(shape: tuple[int, int]) -> None:
         {"x": (F, ("N", "M"))}, ["at", "chosen", "sum", "soft", "size", "long"],
         {"zero": np.array(0, F), "minus": np.array([-1])},
     )  # fmt: skip
-    both(data, {"x": floats(*shape)})
+    assert_both_agree(data, {"x": floats(*shape)})
 
 
 def test_non_zero_of_a_scalar() -> None:
     data = model([node("NonZero", "x", "y")], {"x": (F, ())}, ["y"])
     for x in (0.0, 2.0):
-        both(data, {"x": np.array(x, F)}, by="reference")
+        assert_both_agree(data, {"x": np.array(x, F)}, by="reference")
 
 
 @pytest.mark.parametrize("ordered", [0, 1])
@@ -222,7 +222,7 @@ def test_unique(ordered: int) -> None:
         {"x": (I64, ("N",))}, ["y", "first", "inverse", "counts", "square"],
     )  # fmt: skip
     for n in (1, 9):
-        both(data, {"x": np.random.default_rng(n).integers(0, 5, n)})
+        assert_both_agree(data, {"x": np.random.default_rng(n).integers(0, 5, n)})
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
@@ -232,7 +232,7 @@ def test_compress(axis: int | None) -> None:
         [node("Compress", "x c", "y", **attributes)], {"x": (F, (4, 5)), "c": (BOOL, (4,))}, ["y"]
     )
     for c in ([True, False, True, True], [False] * 4):
-        both(data, {"x": floats(4, 5), "c": np.array(c)})
+        assert_both_agree(data, {"x": floats(4, 5), "c": np.array(c)})
 
 
 def test_non_max_suppression() -> None:
@@ -246,7 +246,7 @@ def test_non_max_suppression() -> None:
         {"most": np.array([5]), "iou": np.array([0.3], F), "low": np.array([0.2], F),
          "two": np.array([2])},
     )  # fmt: skip
-    both(data, {"b": boxes, "s": rng.random((2, 3, 30), F)})
+    assert_both_agree(data, {"b": boxes, "s": rng.random((2, 3, 30), F)})
 
 
 @pytest.mark.parametrize("k", [0, 1, 4])
@@ -254,7 +254,7 @@ def test_top_k_of_a_value(k: int) -> None:
     data = model(
         [node("TopK", "x k", "v i", axis=1)], {"x": (F, (3, 4)), "k": (I64, (1,))}, ["v", "i"]
     )
-    assert not both(data, {"x": floats(3, 4), "k": np.array([k])}).is_specialised
+    assert not assert_both_agree(data, {"x": floats(3, 4), "k": np.array([k])}).is_specialised
 
 
 @pytest.mark.parametrize(("start", "end", "step"), [(1, 5, 1), (-3, 99, 2), (8, -9, -3), (4, 2, 1)])
@@ -265,7 +265,7 @@ def test_slice_by_values(start: int, end: int, step: int) -> None:
         {"axes": np.array([1]), "steps": np.array([step])},
     )  # fmt: skip
     feeds = {"x": floats(3, 7), "s": np.array([start]), "e": np.array([end])}
-    assert not both(data, feeds).is_specialised
+    assert not assert_both_agree(data, feeds).is_specialised
 
 
 # ---- models that are imported for values ---------------------------------------------------------
