@@ -51,12 +51,14 @@ CHEAP = 4
 def _find_streams(st: Grouping) -> None:
     """Put definitions that stream along one axis into a group of their own."""
     for name in reversed(list(st.definitions)):
-        if name not in st.definitions:
+        d = st.definitions.get(name)
+        if d is None or d.body.op not in ("mul", "div"):
             continue
         taken = frozenset({*st.program.tensors, *st.definitions})
-        found = find_stream(name, st.definitions, st.readers, st.other_readers, taken)
-        if found is None:
+        if d.reduction is None:
             found = _scaled_stream(st, name, taken)
+        else:
+            found = find_stream(name, st.definitions, st.readers, st.other_readers, taken)
         if found is None:
             continue
         home = st.group_of[name]
