@@ -43,6 +43,7 @@ __all__ = [
     "polynomial",
     "read",
     "select",
+    "split_multiples",
     "sub",
     "substitute",
     "unary",
@@ -234,7 +235,7 @@ _MOST_INTEGERS = 1 << 14
 def _make(op: str, args: tuple[Expr, ...], attr: Any, dtype: DType) -> Expr:
     # 1, 1.0 and True, and 0.0 and -0.0, are different constants but equal dictionary keys: repr
     # tells them apart.
-    key = (op, tuple(map(id, args)), repr(attr) if op == "const" else attr, dtype)
+    key = (op, args, repr(attr) if op == "const" else attr, dtype)
     known = _REFERENCES.get(key)
     found: Expr | None = None if known is None else known()
     if found is not None:
@@ -280,6 +281,10 @@ def const(value: float | int | bool | np.generic, dtype: DType | None = None) ->
     return _make("const", (), value, dtype)
 
 
+_ONE = const(1)
+
+
+@lru_cache(maxsize=1 << 12)
 def index(name: str) -> Expr:
     """An iteration variable (i64)."""
     return _make("index", (), name, I64)
@@ -332,14 +337,19 @@ def polynomial(e: Expr) -> Polynomial:
 
 def is_affine(e: Expr) -> bool:
     """Is it an i64 sum of products of variables, sizes and constants only, in canonical form?"""
-    return (
-        e.op in ("add", "mul")
-        and e.dtype is I64
-        and not any(atom.args for atoms in polynomial(e) for atom in atoms)
-    )
+    if e.op not in ("add", "mul") or e.dtype is not I64:
+        return False
+    for atoms in polynomial(e):
+        for atom in atoms:
+            if atom.args:
+                return False
+    return True
 
 
 def _poly_mul(p: Polynomial, q: Polynomial) -> Polynomial:
+    if len(q) == 1 and () in q:
+        c = q[()]
+        return {k: v * c for k, v in p.items()}
     out: Polynomial = {}
     for ka, va in p.items():
         for kb, vb in q.items():
@@ -353,26 +363,27 @@ def _rank(atoms: tuple[Expr, ...]) -> tuple[int, list[str]]:
     return (-len(atoms), [str(a) for a in atoms])
 
 
-def _order(item: tuple[tuple[Expr, ...], int]) -> tuple[int, list[str]]:
-    return _rank(item[0])
-
-
 def from_polynomial(p: Polynomial) -> Expr:
     """The canonical expression of a polynomial: terms sorted, constant last."""
-    terms = []
-    for atoms, c in sorted(p.items(), key=_order) if len(p) > 1 else p.items():
-        if not atoms:
-            terms.append(const(c))
-            continue
-        e = atoms[0]
-        for a in atoms[1:]:
-            e = _make("mul", (e, a), None, I64)
-        terms.append(e if c == 1 else _make("mul", (e, const(c)), None, I64))
-    if not terms:
+    if not p:
         return const(0)
-    total = terms[0]
-    for t in terms[1:]:
-        total = _make("add", (total, t), None, I64)
+    total: Expr | None = None
+    known: Polynomial = {}  # its polynomial, which need not be computed from the expression again
+    for atoms in sorted(p, key=_rank) if len(p) > 1 else p:
+        factor = const(p[atoms])
+        e = factor
+        if atoms:
+            e = atoms[0]
+            for a in atoms[1:]:
+                e = _make("mul", (e, a), None, I64)
+            if factor is not _ONE:
+                e = _make("mul", (e, factor), None, I64)
+        if factor.attr:
+            known[atoms] = factor.attr
+        total = e if total is None else _make("add", (total, e), None, I64)
+    assert total is not None
+    if total._poly is None and len(p) > 1:
+        total._poly = known
     return total
 
 
@@ -428,8 +439,11 @@ def neg(a: Expr) -> Expr:
     return _mul(a, const(-1)) if a.dtype is I64 else unary("neg", a)
 
 
-def _split(a: Expr, c: int) -> tuple[Polynomial, Polynomial]:
-    """`a` as c * first + second, where second holds what c does not divide."""
+_RING = {"add": add, "sub": sub, "mul": mul}
+
+
+def split_multiples(a: Expr, c: int) -> tuple[Polynomial, Polynomial]:
+    """`a` as c * first + second, where second holds what c does not divide, constants below c."""
     first: Polynomial = {}
     second: Polynomial = {}
     for k, v in polynomial(a).items():
@@ -451,7 +465,7 @@ def floordiv(a: Expr, b: Expr) -> Expr:
         if c == 1:
             return a
         if c is not None and c > 0:
-            first, second = _split(a, c)
+            first, second = split_multiples(a, c)
             if not second or (len(second) == 1 and () in second):
                 return from_polynomial(first)
             if first:
@@ -498,7 +512,7 @@ def mod(a: Expr, b: Expr) -> Expr:
         if c is not None and c > 0:
             if c == 1:
                 return const(0)
-            first, second = _split(a, c)
+            first, second = split_multiples(a, c)
             if first:
                 return mod(from_polynomial(second), b)
             if not second:
@@ -520,8 +534,9 @@ def maximum(a: Expr, b: Expr) -> Expr:
 
 def _fold(op: str, args: tuple[Expr, ...], dtype: DType) -> Expr | None:
     """The constant value of op over constants, computed in the operation's own dtype."""
-    if any(a.op != "const" for a in args):
-        return None
+    for a in args:
+        if a.op != "const":
+            return None
     from tilewright.ir.scalar import evaluate
 
     with np.errstate(all="ignore"):
@@ -546,7 +561,7 @@ def binary(op: str, a: Expr, b: Expr) -> Expr:
     if a.dtype is not b.dtype:
         raise InternalError("X001", f"{op} of {a.dtype} and {b.dtype}", where=f"{a} {op} {b}")
     if a.dtype is I64 and op in ("add", "sub", "mul"):
-        return {"add": add, "sub": sub, "mul": mul}[op](a, b)
+        return _RING[op](a, b)
     folded = _fold(op, (a, b), a.dtype)
     if folded is not None:
         return folded
@@ -596,11 +611,11 @@ def cast(a: Expr, dtype: DType) -> Expr:
 
 def rebuild(e: Expr, args: tuple[Expr, ...]) -> Expr:
     """`e` with other operands, through the folding constructors."""
-    if len(args) == len(e.args) and all(x is y for x, y in zip(args, e.args, strict=True)):
+    if args == e.args:
         return e
     op = e.op
     if op in ("add", "sub", "mul"):
-        return {"add": add, "sub": sub, "mul": mul}[op](*args)
+        return _RING[op](*args)
     if op == "floordiv":
         return floordiv(*args)
     if op == "mod":

@@ -18,8 +18,9 @@ import numpy as np
 
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
-from tilewright.ir.expr import Expr
+from tilewright.ir.expr import Expr, Polynomial
 from tilewright.ir.extent import ceil_div, extent_of, is_symbolic
+from tilewright.ir.ranges import Ranges, divide, simplify
 
 __all__ = ["Layout", "Term", "dense", "ordered", "panels"]
 
@@ -53,17 +54,22 @@ class Layout:
     halo: tuple[tuple[int, int], ...] = ()
     fill: float | int | bool = 0
 
-    def address(self, subscripts: Sequence[Expr]) -> Expr:
-        """The element offset of a logical index."""
-        total = E.const(self.offset)
+    def address(self, subscripts: Sequence[Expr], ranges: Ranges | None = None) -> Expr:
+        """The element offset of a logical index; with the ranges of its variables, simplified."""
+        total: Polynomial = dict(E.polynomial(E.const(self.offset)))
         for t in self.terms:
             s = subscripts[t.axis]
             if t.divisor != 1:
-                s = s // t.divisor
+                s = s // t.divisor if ranges is None else divide(s, t.divisor, ranges)[0]
             if t.modulus:
-                s = s % t.modulus
-            total = total + s * t.stride
-        return total
+                s = s % t.modulus if ranges is None else divide(s, t.modulus, ranges)[1]
+            step = t.stride
+            if is_symbolic(step):
+                s, step = s * step, 1
+            for atoms, c in E.polynomial(s).items():
+                total[atoms] = total.get(atoms, 0) + c * step
+        out = E.from_polynomial({atoms: c for atoms, c in total.items() if c})
+        return out if ranges is None else simplify(out, ranges)
 
     def valid(self, axis: int) -> tuple[int, int]:
         """The half-open range of subscripts along `axis` that may be addressed."""

@@ -9,7 +9,7 @@ every size within the ranges of the dims.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import gcd
 
 from tilewright.ir import expr as E
@@ -21,6 +21,7 @@ __all__ = [
     "Interval",
     "Ranges",
     "coefficient",
+    "divide",
     "interval",
     "is_inside",
     "nonnegative",
@@ -100,6 +101,8 @@ def simplify(e: Expr, ranges: Ranges) -> Expr:
     """A simpler expression with the same value everywhere in `ranges`; works below reads and
     selects too.
     """
+    if not e.args or E.is_affine(e):
+        return e
     memo: dict[int, Expr] = {}
 
     def go(node: Expr) -> Expr:
@@ -122,6 +125,30 @@ def simplify(e: Expr, ranges: Ranges) -> Expr:
         return hit
 
     return go(e)
+
+
+def divide(e: Expr, c: int, ranges: Ranges) -> tuple[Expr, Expr]:
+    """`simplify` of (e // c, e % c), for a positive c.
+
+    In tiled code nearly every subscript is c times something, and positions inside a tile whose sum
+    is less than c: no expression is built to be taken apart again.
+    """
+    if is_symbolic(c):
+        return simplify(e // c, ranges), simplify(e % c, ranges)
+    whole, rest = E.split_multiples(e, c)
+    low = high = rest.get((), 0)
+    for atoms, v in rest.items():
+        if not atoms:
+            continue
+        bounds = ranges.get(atoms[0].attr) if len(atoms) == 1 and atoms[0].op == "index" else None
+        if bounds is None or is_symbolic(bounds[0]) or is_symbolic(bounds[1]):
+            break
+        low += v * bounds[v < 0]
+        high += v * bounds[v > 0]
+    else:
+        if low >= 0 and high < c:
+            return E.from_polynomial(whole), E.from_polynomial(rest)
+    return simplify(e // c, ranges), simplify(e % c, ranges)
 
 
 def _divide(e: Expr, ranges: Ranges) -> Expr:
@@ -279,27 +306,24 @@ def coefficient(e: Expr, var: Expr) -> int | None:
     return c
 
 
-def split_linear(e: Expr, variables: list[Expr]) -> tuple[dict[Expr, int], Expr] | None:
+def split_linear(e: Expr, variables: Collection[Expr]) -> tuple[dict[Expr, int], Expr] | None:
     """({var: coefficient}, rest) with e = sum(coefficient*var) + rest and rest free of all of them,
     or None.
     """
-    wanted = set(variables)
-    names = frozenset(v.attr for v in variables)
     out: dict[Expr, int] = {}
     rest = {}
     for atoms, v in E.polynomial(e).items():
-        if len(atoms) == 1 and atoms[0] in wanted:
-            out[atoms[0]] = v + out[atoms[0]] if atoms[0] in out else v
-        elif (hit := next((x for x in atoms if x in wanted), None)) is not None:
+        hit = next((x for x in atoms if x in variables), None)
+        if hit is not None:
             factor = _factor(atoms, hit, v)
             if factor is None:
                 return None
-            out[hit] = factor + out.get(hit, 0)
-        elif any(names & a.indices() for a in atoms):
+            out[hit] = factor + out[hit] if hit in out else factor
+        elif any(x.attr in a.indices() for a in atoms if a.args for x in variables):
             return None
         else:
             rest[atoms] = v
-    return out, E.from_polynomial(rest)
+    return out, E.from_polynomial(rest) if out else e
 
 
 def _factor(atoms: tuple[Expr, ...], var: Expr, v: int) -> int | None:

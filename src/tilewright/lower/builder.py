@@ -67,7 +67,7 @@ class Builder:
 
         A load may be inside its buffer on one side of a branch alone.
         """
-        used = {v for e in exprs for v in e.names("index")}
+        used = {v for e in exprs for v in e.indices()}
         depth = max((t.body.depth for t in operands), default=0)
         b = self.body
         while b.parent is not None and b.depth > depth and b.is_loop and b.var not in used:

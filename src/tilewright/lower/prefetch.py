@@ -58,7 +58,7 @@ def _ask(b: Builder, scope: TileScope, read: Expr, every_row: bool = False) -> b
     if any(s.reads() for s in read.args):
         return False
     local = place.local([scope.localize(s) for s in read.args[: len(place.layout.shape)]])
-    split = scope.split(place.layout.address(local))
+    split = scope.split(place.layout, local)
     if split is None:
         return False
     strides = {a: split[0].get(position_of(a), 0) for a in scope.tiled}

@@ -112,12 +112,10 @@ class Region:
         v.pop(axis, None)
         if valid is not None and (is_symbolic(valid) or valid < length):
             v[axis] = valid
-        return replace(
-            self,
-            starts={**self.starts, axis: start},
-            lengths={**self.lengths, axis: length},
-            valid=v,
-            ragged={a: x for a, x in self.ragged.items() if a != axis},
+        ragged = dict(self.ragged)
+        ragged.pop(axis, None)
+        return Region(
+            {**self.starts, axis: start}, {**self.lengths, axis: length}, v, self.ranges, ragged
         )
 
     def block_of(
@@ -130,7 +128,8 @@ class Region:
     def with_range(self, var: str, hi: int) -> Region:
         last = hi - 1
         last = last if is_symbolic(last) else max(0, last)
-        return replace(self, ranges={**self.ranges, var: (0, last)})
+        ranges = {**self.ranges, var: (0, last)}
+        return Region(self.starts, self.lengths, self.valid, ranges, self.ragged)
 
 
 def trips(level: Level, length: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, I64, DType
@@ -79,29 +80,32 @@ class TileScope:
 
     def __post_init__(self) -> None:
         self.tiled = [a for a, n in self.sizes.items() if n > 1]
-        self._here = {
-            E.index(a): b + position_of(a) if self.sizes.get(a, 1) > 1 else b
-            for a, b in self.bases.items()
-        }
-        self._ranges = dict(self.ranges)
-        self._ranges.update({f"{a}'": (0, self.sizes[a] - 1) for a in self.tiled})
         self._positions = {position_of(a): a for a in self.tiled}
-        # A second view of every axis: a start that is only known to keep the valid positions inside
-        # the axis. It proves subscripts inside where the loop counters are coupled (a fused
-        # parallel counter).
-        self._loose = {
+        self._here = {E.index(a): b for a, b in self.bases.items()}
+        self._ranges = dict(self.ranges)
+        for p, a in self._positions.items():
+            if a in self.bases:
+                self._here[E.index(a)] = self.bases[a] + p
+            self._ranges[p.attr] = (0, self.sizes[a] - 1)
+        self._provenance: dict[Expr, tuple[Expr, ...]] = {}
+
+    @cached_property
+    def _loose(self) -> tuple[dict[Expr, Expr], dict[str, tuple[int, int]]]:
+        """A second view of every axis: a start that is only known to keep the valid positions
+        inside the axis. It proves subscripts inside where the loop counters are coupled (a fused
+        parallel counter).
+        """
+        view = {
             E.index(a): E.index(f"{a}@") + (position_of(a) if self.sizes.get(a, 1) > 1 else 0)
             for a in self.bases
         }
-        self._loose_ranges = {
-            f"{a}'": (0, self.valid.get(a, self.sizes[a]) - 1) for a in self.tiled
-        }
+        ranges = {f"{a}'": (0, self.valid.get(a, self.sizes[a]) - 1) for a in self.tiled}
         for a in self.bases:
             if a in self.extents:
                 length = self.valid.get(a, self.sizes.get(a, 1))
                 last = self.extents[a] - length
-                self._loose_ranges[f"{a}@"] = (0, last if is_symbolic(last) else max(0, last))
-        self._provenance: dict[Expr, tuple[Expr, ...]] = {}
+                ranges[f"{a}@"] = (0, last if is_symbolic(last) else max(0, last))
+        return view, ranges
 
     # -- types
     def type(self, dtype: DType, axes: set[str]) -> TileType:
@@ -114,13 +118,14 @@ class TileScope:
     # -- expressions
     def localize(self, e: Expr) -> Expr:
         """The expression over loop counters and tile positions instead of axes."""
+        if e.op == "index":
+            return simplify(self._here.get(e, e), self._ranges)
         out = simplify(E.substitute(e, self._here), self._ranges)
         for r in e.reads():
             if r.attr[1] and self.extents:
                 here = simplify(E.substitute(r, self._here), self._ranges)
-                loose = tuple(
-                    simplify(E.substitute(s, self._loose), self._loose_ranges) for s in r.args[:-1]
-                )
+                view, ranges = self._loose
+                loose = tuple(simplify(E.substitute(s, view), ranges) for s in r.args[:-1])
                 self._provenance[here] = loose
         return out
 
@@ -152,7 +157,7 @@ class TileScope:
         """An index expression as position + sum of coefficient * iota, or None where it is not
         linear in the tile.
         """
-        split = split_linear(e, list(self._positions))
+        split = split_linear(e, self._positions)
         if split is None:
             return None
         coefficients, rest = split
@@ -195,7 +200,7 @@ class TileScope:
             if orelse is not None or None in known:
                 return self._gather(place, local, orelse, e.dtype)
             flat = tuple(s for s in known if s is not None)
-        split = self.split(place.layout.address(flat))
+        split = self.split(place.layout, flat)
         limits = self._limits(place, flat, orelse, self._provenance.get(e, ()))
         if split is None or limits is None:
             return self._gather(place, local, orelse, e.dtype)
@@ -249,9 +254,11 @@ class TileScope:
                 return a
         return t.lane
 
-    def split(self, address: Expr) -> tuple[dict[Expr, int], Expr] | None:
+    def split(
+        self, layout: Layout, local: Sequence[Expr]
+    ) -> tuple[dict[Expr, int], Expr] | None:
         """({position: stride}, rest) of a local address; None where it is not linear."""
-        return split_linear(simplify(address, self._ranges), list(self._positions))
+        return split_linear(layout.address(local, self._ranges), self._positions)
 
     def _limits(
         self,
@@ -273,11 +280,11 @@ class TileScope:
             lo, hi = layout.valid(k) if use_halo else (0, layout.shape[k])
             below, above = _leaves(s, lo, hi, self._ranges)
             if (below or above) and loose and place.origin is None:
-                again = _leaves(loose[k], lo, hi, self._loose_ranges)
+                again = _leaves(loose[k], lo, hi, self._loose[1])
                 below, above = below and again[0], above and again[1]
             if not below and not above:
                 continue
-            split = split_linear(s, list(self._positions))
+            split = split_linear(s, self._positions)
             if split is None or len(split[0]) > 1 or any(c <= 0 for c in split[0].values()):
                 return None
             coefficients, rest = split
@@ -327,7 +334,7 @@ class TileScope:
     ) -> Tile:
         """The general read: an offset computed per position, masked where it may be outside."""
         b = self.builder
-        offset = self._value(simplify(place.layout.address(subscripts), self._ranges))
+        offset = self._value(place.layout.address(subscripts, self._ranges))
         mask: Tile | None = None
         condition = self._inside(place, subscripts) if orelse is not None else None
         if condition is not None:
@@ -354,7 +361,7 @@ class TileScope:
 
     def load_at(self, place: Place, local: Sequence[Expr]) -> Tile:
         """The tile at localized subscripts, which are linear in the tile's positions."""
-        split = self.split(place.layout.address(local))
+        split = self.split(place.layout, local)
         assert split is not None
         axes = {self._positions[p] for p in split[0]}
         return self._strided(place, place.dtype, split[0], split[1], axes, [], None)
@@ -373,7 +380,7 @@ class TileScope:
             if any(p.attr in s.indices() for s in r.args for p in self._positions):
                 return None
             args = [E.substitute(s, memo) for s in r.args]
-            at = simplify(place.layout.address(args), self._ranges)
+            at = place.layout.address(args, self._ranges)
             memo[r] = E.read(place.buffer, [at], r.dtype)
         return E.substitute(e, memo)
 
@@ -391,7 +398,7 @@ class TileScope:
         self, place: Place, local: Sequence[Expr], value: Tile, nontemporal: bool = False
     ) -> None:
         """Write a tile at localized subscripts."""
-        split = self.split(place.layout.address(local))
+        split = self.split(place.layout, local)
         if split is None:
             self._scatter(place, local, value)
             return
@@ -435,7 +442,7 @@ class TileScope:
         from tilewright.ir.nest import Scatter
 
         b = self.builder
-        offset = self._value(simplify(place.layout.address(subscripts), self._ranges))
+        offset = self._value(place.layout.address(subscripts, self._ranges))
         wanted = self.type(value.type.dtype, set(offset.type.names) | set(value.type.names))
         if wanted.names != value.type.names:
             value = self._broadcast(value, wanted)
