@@ -21,7 +21,7 @@ from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 
 import tilewright.config as config
-from tilewright.derive.bilinear import Derivation, faster_convolutions
+from tilewright.derive import Derivation, derived
 from tilewright.errors import UserError
 from tilewright.group.bounded import bounded, with_shapes
 from tilewright.group.groups import Decision
@@ -296,9 +296,7 @@ class _Build:
         self.derived = self.program
         self.derivations: list[Derivation] = []
         if not scope.dims:
-            self.derived, self.derivations = faster_convolutions(
-                self.program, model.target, strict
-            )
+            self.derived, self.derivations = derived(self.program, model.target, strict)
         self.plan: Plan
         self.decisions: list[Decision]
         self.plan, self.decisions = plan_program(self.derived, model.target)

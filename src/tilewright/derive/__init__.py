@@ -1,0 +1,56 @@
+"""Rules that write a Program in another form, and their order.
+
+In: a bound Program, a Target. Out: an equal Program (over the reals), and what was done. Invariant:
+the result does not depend on whether the values of constants are at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tilewright.ir.program import Program
+    from tilewright.machine.target import Target
+
+__all__ = ["Derivation", "Names", "derived"]
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """What was rewritten by which rule, and why, in the names of the user's graph."""
+
+    rule: str
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+class Names:
+    """New names beside those that are taken."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self.taken = taken
+
+    def new(self, name: str) -> str:
+        """`name`, with underscores behind it as far as needed."""
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
+
+
+def derived(
+    program: Program, target: Target, strict: bool = False
+) -> tuple[Program, list[Derivation]]:
+    """The Program in the form that is estimated to be fastest; strict: without rules that change
+    rounding beyond the order of a sum.
+    """
+    from tilewright.derive.bilinear import faster_convolutions
+    from tilewright.derive.residue import split_residues
+
+    program, split = split_residues(program, target)
+    program, faster = faster_convolutions(program, target, strict)
+    return program, split + faster

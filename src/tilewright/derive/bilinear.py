@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.derive import Derivation, Names
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32
 from tilewright.ir.expr import Expr
@@ -50,24 +51,13 @@ from tilewright.ir.program import (
 )
 from tilewright.machine.target import Target
 
-__all__ = ["Derivation", "faster_convolutions", "tables"]
+__all__ = ["faster_convolutions", "tables"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Table = tuple[tuple[Fraction, ...], ...]
 
 SIZES = (2, 4)  # outputs of a tile along an axis; the error of 6 is an order larger
 WORTH = 1.15  # estimated gain below which the plain form stays
-
-
-@dataclass(frozen=True)
-class Derivation:
-    """What was rewritten, and why, in the names of the user's graph."""
-
-    name: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -245,17 +235,6 @@ def _gain(c: _Convolution, m: int, target: Target) -> float:
 # ---- rewriting -----------------------------------------------------------------------------------
 
 
-class _Names:
-    def __init__(self, taken: set[str]) -> None:
-        self.taken = taken
-
-    def new(self, name: str) -> str:
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
-
-
 def _transformed(k: Array, c: _Convolution, g: Array) -> Array:
     """The constant at the points instead of the taps: [points.., depth.., columns..]."""
     order = [s.attr if s.op == "index" else None for s in c.k.args]
@@ -294,7 +273,7 @@ def _fresh(c: _Convolution, *names: str) -> list[str]:
 
 
 def _rewrite(
-    c: _Convolution, m: int, names: _Names, table: Mapping[str, str]
+    c: _Convolution, m: int, names: Names, table: Mapping[str, str]
 ) -> tuple[list[Definition], str]:
     """The definitions that take the place of `c.d`, and the name of the transformed constant.
 
@@ -378,7 +357,7 @@ def faster_convolutions(
     if strict or program.dims:
         return program, []
     constants = {t.name: key for t, key in program.constants}
-    names = _Names(set(program.tensors))
+    names = Names(set(program.tensors))
     body: list[Statement] = []
     added: list[tuple[Tensor, str]] = []
     values = dict(program.values)
@@ -408,7 +387,8 @@ def faster_convolutions(
             values[key] = _transformed(np.asarray(values[c.key]), c, g)
         body += definitions
         form = "x".join([f"F({m},3)"] * len(c.windows))
-        found.append(Derivation(c.d.name, f"{form}, estimated {gains[m]:.2f}x the plain form"))
+        reason = f"{form}, estimated {gains[m]:.2f}x the plain form"
+        found.append(Derivation("bilinear", c.d.name, reason))
     if not found:
         return program, []
     used = {n for s in body for n in statement_reads(s)} | set(program.results)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.config import current
-from tilewright.derive.bilinear import faster_convolutions
+from tilewright.derive import derived
 from tilewright.errors import UserError
 from tilewright.ir.kernel import Kernel
 from tilewright.ir.layout import Layout
@@ -86,7 +86,7 @@ class Printed:
             sizes = check_sizes(self.program.dims, (), dims or {})
             bound = replace(own_results(self.program.bind(sizes)), values=self.values)
             strict = current().numerics == "strict"
-            out.bound, _ = faster_convolutions(bound, out.target, strict)
+            out.bound, _ = derived(bound, out.target, strict)
             out.values = {**out.values, **out.bound.values}
             out.plan = plan_program(out.bound, out.target)[0]
             out.kernels = dict(enumerate(out.plan.kernels))

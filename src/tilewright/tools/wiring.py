@@ -252,14 +252,14 @@ def is_bilinear(model: Any, sizes: Mapping[str, int] | None, target: str = "nati
     target: the name of the machine that it is compiled for.
     """
     config = importlib.import_module("tilewright.config")
-    derive = importlib.import_module("tilewright.derive.bilinear")
+    derive = importlib.import_module("tilewright.derive")
     machine = importlib.import_module("tilewright.machine.target").Target.named(target)
     program = program_of(model)
     if sizes:
         program = program.bind(sizes)
     blind = dataclasses.replace(program, values={})  # the form does not depend on values
     strict = config.current().numerics == "strict"
-    return bool(derive.faster_convolutions(blind, machine, strict)[1])
+    return any(d.rule == "bilinear" for d in derive.derived(blind, machine, strict)[1])
 
 
 def compare(

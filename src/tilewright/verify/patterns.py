@@ -134,9 +134,7 @@ def _sliding(m: Maker) -> None:
     space = [rng.choice(places if wide else (3, 4, 7, 12)) for _ in taps]
     pads = [rng.choice((0, 1, k // 2, k)) for k in taps]
     steps = [rng.choice((1, 1, 1, 1, 2, 3)) for _ in taps]  # from tap to tap
-    extents = [
-        n + 2 * p - s * (k - 1) for n, p, k, s in zip(space, pads, taps, steps, strict=True)
-    ]
+    extents = [n + 2 * p - s * (k - 1) for n, p, k, s in zip(space, pads, taps, steps, strict=True)]
     if min(extents) < 1:
         return
     batch = [Axis("n", E.const(rng.choice((1, 2))))] if rng.random() < 0.5 else []
@@ -174,9 +172,76 @@ def _sliding(m: Maker) -> None:
         m.add(dtype, axes, E.maximum(moved, E.const(0, dtype)) if rng.random() < 0.6 else moved)
 
 
+def _phased(m: Maker) -> None:
+    """A reduction over the taps that fit an output: those for which a quotient has no remainder, in
+    one to three axes; with weights, known or not, or without.
+    """
+    rng = m.rng
+    dtype = rng.choice((F32, F32, F32, F32, F64, F16))
+    rank = rng.choice((1, 1, 2, 2, 3))
+    taps = [rng.choice((1, 2, 3, 4, 5)) for _ in range(rank)]
+    strides = [rng.choice((1, 2, 2, 3, 4)) for _ in range(rank)]
+    apart = [rng.choice((1, 1, 1, 2, 3)) for _ in range(rank)]  # from tap to tap
+    scale = [rng.choice((1, 1, 1, 1, 2, 3)) for _ in range(rank)]  # of the output's position
+    space = [rng.choice((3, 4, 7, 9) if rank < 3 else (2, 3, 4)) for _ in range(rank)]
+    pads = [rng.choice((-1, 0, 0, 1, 2)) for _ in range(rank)]
+    extents = [
+        max(1, ((n - 1) * s + (k - 1) * e + 1 - 2 * p + rng.choice((0, 0, 1, 2))) // f)
+        for n, s, k, e, p, f in zip(space, strides, taps, apart, pads, scale, strict=True)
+    ]
+    groups = rng.choice((1, 1, 1, 2))
+    depth, outs = rng.choice((1, 3, 8, 16)), groups * rng.choice((1, 3, 8, 17, 32))
+    monoid = rng.choice(("sum", "sum", "sum", "sum", "max", "min"))
+    o, c = Axis("o", E.const(outs)), Axis("c", E.const(depth))
+    slides = [Axis(x, E.const(n)) for x, n in zip("hwd", extents, strict=False)]
+    windows = [Axis(x, E.const(k)) for x, k in zip("uvt", taps, strict=False)]
+    group = E.floordiv(o.index, E.const(outs // groups)) if groups > 1 else E.const(0)
+    at: list[Expr] = []
+    fits: list[Expr] = []
+    around = zip(slides, windows, strides, apart, scale, pads, strict=True)
+    for h, u, s, e, f, p in around:
+        backward = rng.random() < 0.8
+        place = h.index * f + (-e if backward else e) * u.index + p
+        at.append(E.floordiv(place, E.const(s)))
+        if s > 1 and rng.random() < 0.95:
+            fits.append(E.compare("eq", E.mod(place, E.const(s)), E.const(0)))
+    if rng.random() < 0.15:
+        fits.append(E.compare("lt", slides[0].index, windows[0].index + extents[0] // 2))
+    zero = E.const(0, dtype)
+    weighted = rng.random() < 0.75
+    channel = c.index + group * depth if weighted else o.index
+    x = m.operand(dtype, [E.const(depth * groups if weighted else outs), *map(E.const, space)])
+    body = E.read(x.name, [channel, *at], dtype, zero)
+    over = windows
+    if weighted:
+        per = outs // groups
+        k = m.new_input(
+            dtype, [E.const(depth * groups), E.const(per), *(a.extent for a in windows)]
+        )
+        if rng.random() < 0.7:
+            m.weights.add(k.name)
+        taken = [a.index for a in windows]
+        factor = E.read(k.name, [channel, o.index - group * per, *taken], dtype)
+        body = E.mul(*rng.sample((body, factor), 2))
+        over = rng.sample([c, *windows], rank + 1)
+    condition = E.const(True)
+    for e in fits:
+        condition = E.logical("and", condition, e)
+    guard: Expr | None = condition if fits else None
+    if guard is not None and monoid == "sum" and rng.random() < 0.5:
+        body, guard = E.select(guard, body, zero), None
+    axes = rng.sample([o, *slides], rank + 1)
+    y = m.add(dtype, axes, body, Reduction(monoid, tuple(over), guard))
+    if rng.random() < 0.5:
+        bias = m.operand(dtype, [o.extent])
+        moved = E.read(y.name, [a.index for a in axes], dtype)
+        m.add(dtype, axes, E.maximum(moved, E.read(bias.name, [o.index], dtype)))
+
+
 PATTERNS: dict[str, tuple[Callable[[Maker], None], int]] = {
     "attention": (_attention, 1),
     "ragged": (_ragged, 1),
     "long": (_long, 1),
     "sliding": (_sliding, 1),
+    "phased": (_phased, 1),
 }

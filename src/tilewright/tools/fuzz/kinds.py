@@ -98,7 +98,7 @@ class Programs(Kind):
         statements = ("definition", "recurrence", "scatter", "extern", "size", "if", "while")
         out |= {f"statement {s}" for s in statements}
         out |= {f"kind {k}" for k in (*STATEMENTS, *BLOCK_KINDS)}
-        out |= {"rule bilinear", "rule stream", "constant"}
+        out |= {"rule bilinear", "rule residue", "rule stream", "constant"}
         return out | {"else", "gather", "guard", "ragged", "read", "extern sort", "extern topk"}
 
     def check(self, number: int, options: Options, careful: bool) -> Answer:

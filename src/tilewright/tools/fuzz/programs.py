@@ -153,7 +153,7 @@ def compiled_outputs(
 
 def _rules_of(variant: Any) -> set[str]:
     """The derivation rules that a compiled model was made with."""
-    out = {"rule bilinear"} if variant.derivations else set()
+    out = {f"rule {d.rule}" for d in variant.derivations}
     return out | ({"rule stream"} if any(k.stream for k in variant.plan.kernels) else set())
 
 
