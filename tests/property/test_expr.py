@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -142,6 +143,32 @@ def test_intervals_and_simplification_are_sound(
         assert (low is None or low <= x) and (high is None or x <= high)
         assert value(simple, v) == x
         assert (low2 is None or low2 <= x) and (high2 is None or x <= high2)
+
+
+@pytest.mark.parametrize(
+    ("radices", "tile", "tiles"),
+    [
+        ((8, 7, 7), 14, 4),  # x // 49 stays whole while x // 7 % 7 loses the tile's start
+        ((8, 14, 14), 16, 4),
+        ((5, 8, 28, 2), 32, 2),  # the first digit needs the ranges: x // 448 is i // 7
+        ((4, 9, 28, 12), 16, 8),
+        ((8, 9, 7, 8), 14, 1),
+        ((3, 5), 1, 1),
+        ((2, 3, 4), 24, 1),
+    ],
+)
+def test_digits_of_a_tile_position_are_put_together(
+    radices: tuple[int, ...], tile: int, tiles: int
+) -> None:
+    """A flattened axis that is read by its digits, `x // 49, x // 7 % 7, x % 7`, is one again."""
+    position = E.index("i") * (tile * tiles) + E.index("j") * tile + E.index("k")
+    last = math.prod(radices) - 1
+    ranges = {"i": (0, last // (tile * tiles)), "j": (0, tiles - 1), "k": (0, tile - 1)}
+    address, unit = E.const(0), 1
+    for r in reversed(radices[1:]):
+        address, unit = address + position // unit % r * (unit * 3), unit * r
+    address = address + position // unit * (unit * 3)
+    assert simplify(address, ranges) is position * 3
 
 
 # ---- text ----

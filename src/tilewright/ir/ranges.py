@@ -118,7 +118,7 @@ def simplify(e: Expr, ranges: Ranges) -> Expr:
             elif hit.op in ("min", "max") and hit.dtype is I64:
                 hit = _pick(hit, ranges)
             elif hit.op == "add" and hit.dtype is I64:
-                hit = _recombine(hit)
+                hit = _recombine(hit, ranges)
             elif hit.op == "select" and hit.args[0].op == "const":
                 hit = hit.args[1] if hit.args[0].attr else hit.args[2]
             memo[id(node)] = hit
@@ -217,26 +217,46 @@ def _multiples(p: Polynomial, divisor: Expr) -> tuple[Polynomial | None, Polynom
     return first, second
 
 
-def _recombine(e: Expr) -> Expr:
+def _recombine(e: Expr, ranges: Ranges) -> Expr:
     """k*c*(x // c) + k*(x % c) is k*x."""
     p = E.polynomial(e)
     if any(a.op == "mod" and a.args[1].op != "const" for k in p for a in k):
         p = _recombine_dims(p)
-    mods = [k[0] for k in p if len(k) == 1 and k[0].op == "mod"]
-    if not mods:
-        return E.from_polynomial(p)
     out = dict(p)
-    for m in mods:
+    while pair := _digits(out, ranges):  # what one leaves may be half of the next: a mixed radix
+        high, m = pair
+        k = out.pop((m,))
+        for atoms in high:
+            del out[atoms]
+        for atoms, v in E.polynomial(m.args[0]).items():
+            out[atoms] = out.get(atoms, 0) + k * v
+    return E.from_polynomial({k: v for k, v in out.items() if v})
+
+
+def _digits(p: Polynomial, ranges: Ranges) -> tuple[Polynomial, Expr] | None:
+    """The terms k*c*(x // c) of p and the atom x % c, where p has the latter k times.
+
+    The quotient may stand there as y // (d*c), where x is y // d, or as what `ranges` make of it.
+    """
+    for atoms, k in p.items():
+        if len(atoms) != 1 or atoms[0].op != "mod" or not k:
+            continue
+        m = atoms[0]
         x, c = m.args[0], E.int_value(m.args[1])
-        if c is None:
+        if c is None or c <= 0:
             continue
         q = E.floordiv(x, m.args[1])
-        if out.get((q,)) is not None and out.get((m,)) is not None and out[(q,)] == c * out[(m,)]:
-            k = out.pop((m,))
-            del out[(q,)]
-            for atoms, v in E.polynomial(x).items():
-                out[atoms] = out.get(atoms, 0) + k * v
-    return E.from_polynomial({k: v for k, v in out.items() if v})
+        if p.get((q,)) == c * k:
+            return {(q,): c * k}, m
+        for others, v in p.items():
+            if len(others) == 1 and v == c * k and others[0].op == "floordiv":
+                y, n = others[0].args[0], E.int_value(others[0].args[1])
+                if n is not None and n > c and n % c == 0 and E.floordiv(y, E.const(n // c)) is x:
+                    return {others: v}, m
+        high = E.polynomial(simplify(q, ranges) * (c * k))
+        if high and all(p.get(atoms) == v for atoms, v in high.items()):
+            return high, m
+    return None
 
 
 def _recombine_dims(p: Polynomial) -> Polynomial:
