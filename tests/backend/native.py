@@ -11,45 +11,28 @@ import mmap
 from collections.abc import Mapping
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 
 from tilewright.codegen.llvm import chunk_count, emit_llvm, function_name, scratch_bytes
 from tilewright.ir.nest import LoopNest
 from tilewright.machine.target import Target
+from tilewright.runtime.build import emit_assembly, emit_object, set_kernel_options
+from tilewright.runtime.jit import load_object
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
-_ready = False
-_serial = 0
-
-
-def machine(target: Target, opt: int = 2) -> llvm.TargetMachine:
-    global _ready
-    if not _ready:
-        llvm.initialize_all_targets()
-        llvm.initialize_all_asmprinters()
-        _ready = True
-    return llvm.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu, features=target.features, opt=opt, reloc="pic", codemodel="small"
-    )
-
 
 def assembly(text: str, target: Target) -> str:
-    """Assembly of LLVM text."""
-    tm = machine(target)
-    module = llvm.parse_assembly(text)
-    module.verify()
-    return str(tm.emit_assembly(module))
+    """Assembly of LLVM text, as it is shipped."""
+    set_kernel_options()
+    return emit_assembly(text, target)
 
 
 def build(text: str, target: Target) -> bytes:
-    """An ELF object of LLVM text."""
-    tm = machine(target)
-    module = llvm.parse_assembly(text)
-    module.verify()
-    return bytes(tm.emit_object(module))
+    """An ELF object of LLVM text, as it is shipped."""
+    set_kernel_options()
+    return emit_object(text, target)
 
 
 class Guarded:
@@ -76,20 +59,13 @@ class Kernel:
     """A loaded nest."""
 
     def __init__(self, nest: LoopNest, target: Target, text: str | None = None) -> None:
-        global _serial
-        _serial += 1
         self.nest = nest
-        obj = build(text or emit_llvm(nest, target), target)
-        self.jit = llvm.create_lljit_compiler(machine(target), use_jit_link=True)
-        builder = llvm.JITLibraryBuilder().add_object_img(obj)
+        self.library = load_object(build(text or emit_llvm(nest, target), target))
         names = [function_name(nest, k) for k in range(len(nest.phases))]
-        for name in names:
-            builder.export_symbol(name)
-        self.tracker = builder.link(self.jit, f"nest{_serial}")
         kind = ctypes.CFUNCTYPE(
             None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p
         )
-        self.functions = [kind(self.tracker[name]) for name in names]
+        self.functions = [kind(self.library.address(name)) for name in names]
 
     def run(
         self, addresses: Mapping[str, int], dims: Mapping[str, int], at_once: int = 1 << 60

@@ -2,7 +2,8 @@
 
 In: LLVM text and a `Target`. Out: ELF bytes, in the order asked; a text that LLVM refuses, or that
 makes it crash or hang, is a `Rejected` in `build_many` and an InternalError C001 elsewhere.
-Invariant: the bytes depend on text, target, options and LLVM's version only, never on who compiled.
+Invariant: the bytes depend on text, target, options and LLVM's version only, never on who compiled
+(where no process can be started, what options ask of a worker is not done and nothing is cached).
 """
 
 from __future__ import annotations
@@ -21,12 +22,20 @@ from functools import lru_cache
 
 from tilewright.errors import InternalError, Rejected
 from tilewright.machine.target import Target, available_cpus
-from tilewright.runtime.build_worker import LlvmRefused, MachineSpec, emit, request
+from tilewright.runtime.build_worker import (
+    LlvmRefused,
+    MachineSpec,
+    emit,
+    options_here,
+    request,
+    set_options,
+)
 from tilewright.runtime.cache import ObjectCache, default_cache
 from tilewright.runtime.wire import Worker, WorkerDied
 
 __all__ = ["BuildOptions", "build", "build_counted", "build_many", "build_shared"]
-__all__ += ["emit_assembly", "emit_object", "object_key", "provide", "shared_key", "stop_workers"]
+__all__ += ["emit_assembly", "emit_object", "object_key", "provide", "set_kernel_options"]
+__all__ += ["shared_key", "stop_workers"]
 
 _log = logging.getLogger("tilewright.runtime.build")
 _WORKER = "tilewright.runtime.build_worker"
@@ -36,11 +45,15 @@ _EPOCH = 1  # raise when the same text and machine compile to other bytes becaus
 @dataclass(frozen=True)
 class BuildOptions:
     """`passes`: speed level of LLVM's pipeline, 0 for scheduled kernels; `disable_lsr`: no loop
-    strength reduction (an option of the whole LLVM process, hence only in a worker)."""
+    strength reduction (an option of the whole LLVM process, hence only in a worker).
+
+    Kernels are emitted with their addresses reduced already; on the kernels of both benchmark
+    suites LLVM's own reduction gives the same code or spills more, for a third of the build time.
+    """
 
     opt: int = 2
     passes: int = 0
-    disable_lsr: bool = False
+    disable_lsr: bool = True
 
 
 DEFAULT = BuildOptions()
@@ -54,7 +67,7 @@ def _llvm_version() -> str:
 
 
 @lru_cache(maxsize=64)
-def _spec(target: Target, options: BuildOptions) -> MachineSpec:
+def _spec(target: Target, options: BuildOptions = DEFAULT) -> MachineSpec:
     return MachineSpec(
         target.triple,
         target.cpu,
@@ -90,32 +103,35 @@ def build_shared(text: str) -> bytes:
     model can bring it to any CPU of this kind. Errors: InternalError C001.
     """
     data = _provided.get(shared_key(text))
-    return build(text, Target.portable(), BuildOptions(passes=2)) if data is None else data
+    options = BuildOptions(passes=2, disable_lsr=False)
+    return build(text, Target.portable(), options) if data is None else data
 
 
 def emit_object(text: str, target: Target, options: BuildOptions = DEFAULT) -> bytes:
-    """Compile in this process, without the cache. Errors: InternalError C001.
+    """Compile without the cache. Errors: InternalError C001.
 
+    In this process where LLVM has the options here (`set_kernel_options`), else in a worker.
     Requires: text that LLVM does not abort on; `build_many` is for candidates that nobody tried.
     """
-    return _emit_here(text, target, options, assembly=False)
+    return _emit(text, target, options, assembly=False)
 
 
 def emit_assembly(text: str, target: Target, options: BuildOptions = DEFAULT) -> str:
     """The assembly of what `emit_object` returns. Errors: InternalError C001."""
-    return _emit_here(text, target, options, assembly=True).decode()
+    return _emit(text, target, options, assembly=True).decode()
 
 
-def _emit_here(text: str, target: Target, options: BuildOptions, *, assembly: bool) -> bytes:
-    if options.disable_lsr:
-        with _Batch(_pool, _spec(target, options), 1, 60.0, assembly=assembly) as batch:
+def _emit(text: str, target: Target, options: BuildOptions, *, assembly: bool) -> bytes:
+    spec = _spec(target, options)
+    if _llvm_options(spec) != options_here():
+        with _Batch(_pool, spec, 1, 60.0, assembly=assembly) as batch:
             batch.add("", text)
             result = batch.finish()[""]
         if isinstance(result, Rejected):
             raise InternalError(result.code, result.detail)
         return result
     try:
-        return emit(text, _spec(target, options), assembly=assembly)
+        return emit(text, spec, assembly=assembly)
     except LlvmRefused as refused:
         raise InternalError("C001", str(refused)) from None
 
@@ -127,7 +143,7 @@ def build(
     *,
     cache: ObjectCache | None = None,
 ) -> bytes:
-    """One object, from the cache or compiled in this process. Errors: InternalError C001."""
+    """One object, from the cache or as `emit_object` makes it. Errors: InternalError C001."""
     cache = default_cache() if cache is None else cache
     key = object_key(text, target, options)
     data = cache.get(key)
@@ -183,7 +199,7 @@ def build_counted(
                 done[key] = data
         made = batch.finish()
     for key, result in made.items():
-        if isinstance(result, bytes):
+        if isinstance(result, bytes) and key not in batch.foreign:
             cache.put(key, result)
     done.update(made)
     return [done[key] for key in keys], len(made)
@@ -198,7 +214,7 @@ class _BuildPool:
 
     def idle(self, spec: MachineSpec) -> list[Worker]:
         """The idle workers that compile for `spec`."""
-        return self._idle.setdefault(_arguments(spec), [])
+        return self._idle.setdefault(_llvm_options(spec), [])
 
     def stop(self) -> None:
         for workers in self._idle.values():
@@ -211,8 +227,15 @@ class _BuildPool:
                 worker.abandon()
 
 
-def _arguments(spec: MachineSpec) -> tuple[str, ...]:
+def _llvm_options(spec: MachineSpec) -> tuple[str, ...]:
+    """The options of LLVM that a process must have to compile for `spec`."""
     return ("-disable-lsr",) if spec.disable_lsr else ()
+
+
+def set_kernel_options() -> None:
+    """Let this process compile kernels itself, as workers do: for a process of ours alone, because
+    the options are those of every user of llvmlite in it."""
+    set_options(_llvm_options(_spec(Target.native())))
 
 
 class _Batch:
@@ -233,6 +256,7 @@ class _Batch:
         self.pool, self.spec, self.jobs = pool, spec, jobs
         self.timeout_s, self.assembly = timeout_s, assembly
         self.asked: set[str] = set()
+        self.foreign: set[str] = set()  # compiled in this process, without the spec's options
         self._results: dict[str, bytes | Rejected] = {}
         self._waiting: deque[tuple[str, str]] = deque()
         self._busy: dict[int, tuple[Worker, str, float]] = {}
@@ -268,10 +292,12 @@ class _Batch:
         while self._waiting and len(self._busy) < self.jobs:
             key, text = self._waiting.popleft()
             try:
-                worker = idle.pop() if idle else Worker(_WORKER, _arguments(self.spec))
+                worker = idle.pop() if idle else Worker(_WORKER, _llvm_options(self.spec))
             except OSError as error:
                 _log.warning("no build worker could be started (%s); compiling here", error)
                 self._results[key] = _emit_or_reject(text, self.spec, self.assembly)
+                if _llvm_options(self.spec) != options_here():
+                    self.foreign.add(key)
                 continue
             try:
                 worker.send(*request(text, self.spec, assembly=self.assembly))

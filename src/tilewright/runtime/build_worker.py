@@ -2,18 +2,19 @@
 
 In: LLVM text and what identifies a target machine. Out: ELF bytes or assembly text.
 Invariant: imports nothing of the package but the frame protocol, and touches no process-global
-option of LLVM unless it runs as a worker.
+option of LLVM unless it is asked to, as a worker is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
 from tilewright.runtime.wire import Header, serve
 
-__all__ = ["LlvmRefused", "MachineSpec", "emit", "main"]
+__all__ = ["LlvmRefused", "MachineSpec", "emit", "main", "options_here", "set_options"]
 
 
 class LlvmRefused(Exception):
@@ -69,6 +70,26 @@ def emit(text: str, spec: MachineSpec, *, assembly: bool = False) -> bytes:
         raise LlvmRefused(str(error).strip()) from None
 
 
+_options: tuple[str, ...] = ()
+
+
+def options_here() -> tuple[str, ...]:
+    """The options of LLVM that are set in this process."""
+    return _options
+
+
+def set_options(options: Sequence[str]) -> None:
+    """Set options of LLVM for the life of this process: a process of ours alone, because every
+    other user of llvmlite in it gets them too. What is set stays set."""
+    import llvmlite.binding as llvm
+
+    global _options
+    for option in options:
+        if option not in _options:
+            llvm.set_option("tilewright", option)
+            _options += (option,)
+
+
 def _answer(header: Header, body: bytes) -> tuple[Header, bytes]:
     try:
         data = emit(body.decode(), MachineSpec(**header["spec"]), assembly=header["assembly"])
@@ -84,8 +105,5 @@ def request(text: str, spec: MachineSpec, *, assembly: bool = False) -> tuple[He
 
 def main(arguments: list[str]) -> None:
     """Serve until standard input closes; arguments are LLVM options for the life of the worker."""
-    import llvmlite.binding as llvm
-
-    for option in arguments:
-        llvm.set_option("tilewright", option)
+    set_options(arguments)
     serve(_answer)

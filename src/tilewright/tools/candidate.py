@@ -2,7 +2,8 @@
 
 In: nothing. Out: CPU milliseconds of the whole, and of Python's part (lowering and printing), as
 medians over sizes that no cache has seen. Invariant: everything runs in this one process, so its
-CPU clock sees all of it; the first kernel, which starts LLVM, is not counted.
+CPU clock sees all of it, with LLVM's options as build workers set them; the first kernel, which
+starts LLVM, is not counted.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ def _one(size: tuple[int, int, int]) -> tuple[float, float]:
 
 def main() -> None:
     """Print the two medians as JSON."""
+    from tilewright.runtime.build import set_kernel_options
+
+    set_kernel_options()
     _one((64, 64, 64))
     costs = [_one(size) for size in _SIZES]
     whole, python = (statistics.median(column) for column in zip(*costs, strict=True))

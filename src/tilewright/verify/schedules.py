@@ -36,7 +36,12 @@ from tilewright.ir.plan import KernelCall, Plan
 from tilewright.ir.program import Program
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
-from tilewright.runtime.build import DEFAULT, BuildOptions, emit_object
+from tilewright.runtime.build import (
+    DEFAULT,
+    BuildOptions,
+    emit_object,
+    set_kernel_options,
+)
 from tilewright.runtime.jit import load_object
 from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.schedule import Schedule
@@ -188,7 +193,11 @@ def _bind(low: Lowered, task: _Task) -> Buffers:
 
 @cache
 def _prepare(target: Target) -> None:
-    """Make compiler and loader ready in this process, so that each child finds them."""
+    """Make compiler and loader ready in this process, so that each child finds them.
+
+    For processes of ours alone: tests and campaigns.
+    """
+    set_kernel_options()
     text = "define void @ready(ptr %args, i64 %lo, i64 %hi, ptr %scratch) {\n  ret void\n}\n"
     emit_object(text, target)
     load_object(emit_object(text, Target.native()))

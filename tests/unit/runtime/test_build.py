@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,7 @@ def test_a_refused_text_and_an_abort_cost_only_themselves(cache: ObjectCache) ->
 
 def test_a_hanging_worker_is_replaced(cache: ObjectCache) -> None:
     assert isinstance(build_many([ADD.format(7)], TARGET, 1, cache=cache)[0], bytes)
-    (worker,) = build_module._pool._idle[()][-1:]
+    (worker,) = build_module._pool._idle[("-disable-lsr",)][-1:]
     os.kill(worker.pid, signal.SIGSTOP)
     (result,) = build_many([ADD.format(8)], TARGET, 1, cache=cache, timeout_s=0.3)
     assert result == Rejected("C001", "LLVM took too long")
@@ -77,11 +79,50 @@ def test_options_reach_llvm_only_in_their_own_worker(cache: ObjectCache) -> None
        %t = icmp slt i64 %j, %n
        br i1 %t, label %l, label %e
     e: ret float %c }"""
-    plain = emit_object(loop, TARGET)
-    without = build_many([loop], TARGET, options=BuildOptions(disable_lsr=True), cache=cache)[0]
+    with_lsr = BuildOptions(disable_lsr=False)
+    plain = emit_object(loop, TARGET, with_lsr)
+    without = build_many([loop], TARGET, cache=cache)[0]
     assert isinstance(without, bytes) and without != plain
-    assert build_many([loop], TARGET, cache=cache) == [plain] == [emit_object(loop, TARGET)]
-    assert emit_object(loop, TARGET, BuildOptions(disable_lsr=True)) == without
+    assert build_many([loop], TARGET, options=with_lsr, cache=cache) == [plain]
+    assert emit_object(loop, TARGET, with_lsr) == plain
+    assert emit_object(loop, TARGET) == without
+
+
+def test_a_process_of_ours_compiles_kernels_itself(cache: ObjectCache) -> None:
+    """The same bytes as a worker's, without one."""
+    program = (
+        "import sys\n"
+        "from tilewright.runtime import build\n"
+        "from tilewright.machine.target import Target\n"
+        "build.set_kernel_options()\n"
+        "build.set_kernel_options()\n"
+        "data = build.emit_object(sys.stdin.read(), Target.native())\n"
+        "assert not build._pool._idle\n"
+        "sys.stdout.buffer.write(data)\n"
+    )
+    text = ADD.format(31)
+    child = subprocess.run(
+        [sys.executable, "-c", program], input=text.encode(), stdout=subprocess.PIPE, check=True
+    )
+    assert [child.stdout] == build_many([text], TARGET, cache=cache)
+
+
+def test_what_is_compiled_without_a_worker_is_not_cached(cache: ObjectCache) -> None:
+    """Without the options of a worker its bytes are not those that the key stands for."""
+    program = (
+        "import sys, pathlib\n"
+        "from tilewright.machine.target import Target\n"
+        "from tilewright.runtime import build\n"
+        "from tilewright.runtime.cache import ObjectCache\n"
+        "sys.executable = '/nonexistent/python'\n"
+        "cache = ObjectCache(pathlib.Path(sys.argv[1]))\n"
+        "data, = build.build_many([sys.stdin.read()], Target.native(), cache=cache)\n"
+        "assert isinstance(data, bytes)\n"
+    )
+    text = ADD.format(32)
+    command = [sys.executable, "-c", program, str(cache.folder)]
+    subprocess.run(command, input=text.encode(), check=True)
+    assert cache.get(object_key(text, TARGET)) is None
 
 
 def test_no_process_can_be_started(cache: ObjectCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +149,7 @@ def test_keys_tell_apart_what_changes_the_bytes() -> None:
         object_key(text + " ", TARGET),
         object_key(text, Target.named("x86-avx2")),
         object_key(text, TARGET, BuildOptions(opt=1)),
-        object_key(text, TARGET, BuildOptions(disable_lsr=True)),
+        object_key(text, TARGET, BuildOptions(disable_lsr=False)),
     }
     assert len(keys) == 5
 

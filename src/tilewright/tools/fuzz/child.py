@@ -75,4 +75,7 @@ def main(arguments: list[str]) -> None:
     if arguments:
         with suppress(ModuleNotFoundError):  # without the package no case is preferred
             coverage.start(Path(arguments[0]))
+    from tilewright.runtime.build import set_kernel_options  # imports what `coverage` measures
+
+    set_kernel_options()
     serve(_answer)
