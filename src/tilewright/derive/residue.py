@@ -22,7 +22,7 @@ definition is made a little longer, and a part of it is taken.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import gcd, prod
@@ -96,26 +96,18 @@ class _Pair:
 # ---- recognition ---------------------------------------------------------------------------------
 
 
-def _conjuncts(e: Expr) -> Iterator[Expr]:
-    if e.op == "and":
-        for a in e.args:
-            yield from _conjuncts(a)
-    else:
-        yield e
-
-
 def _conditional(d: Definition) -> tuple[list[Expr], Expr] | None:
     """Conditions under which a contribution counts, and the contribution."""
     r = d.reduction
     if r is None or not r.axes or r.monoid.startswith("arg") or d.scan is not None:
         return None
-    conditions = [] if r.guard is None else list(_conjuncts(r.guard))
+    conditions = [] if r.guard is None else list(E.conjuncts(r.guard))
     body = d.body
     while r.monoid == "sum" and body.op == "select":
         condition, then, other = body.args
         if other.op != "const" or other.attr != 0:
             break
-        conditions += _conjuncts(condition)
+        conditions += E.conjuncts(condition)
         body = then
     return (conditions, body) if conditions else None
 

@@ -612,7 +612,7 @@ def _conditions(kernel: Kernel, e: Expr) -> list[Expr]:
         ):
             return _conditions(kernel, d.body)
     if e.op == "select" and _is_const(e.args[2], -inf):
-        return [*_conjuncts(e.args[0]), *_conditions(kernel, e.args[1])]
+        return [*E.conjuncts(e.args[0]), *_conditions(kernel, e.args[1])]
     if e.op == "add":
         return [c for a in e.args for c in _conditions(kernel, a)]
     if e.op in ("mul", "div"):
@@ -620,9 +620,3 @@ def _conditions(kernel: Kernel, e: Expr) -> list[Expr]:
         if by.op == "const" and by.attr > 0:
             return _conditions(kernel, scaled)
     return []
-
-
-def _conjuncts(c: Expr) -> list[Expr]:
-    if c.op == "and":
-        return [x for a in c.args for x in _conjuncts(a)]
-    return [c]

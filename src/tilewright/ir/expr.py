@@ -29,6 +29,7 @@ __all__ = [
     "binary",
     "cast",
     "compare",
+    "conjuncts",
     "const",
     "dim",
     "floordiv",
@@ -586,6 +587,11 @@ def compare(op: str, a: Expr, b: Expr) -> Expr:
 def logical(op: str, a: Expr, b: Expr) -> Expr:
     """`and` / `or` of two bools."""
     return a if a is b else binary(op, a, b)
+
+
+def conjuncts(e: Expr) -> list[Expr]:
+    """The conditions that `and` joins, in order."""
+    return [c for a in e.args for c in conjuncts(a)] if e.op == "and" else [e]
 
 
 def select(condition: Expr, then: Expr, orelse: Expr) -> Expr:

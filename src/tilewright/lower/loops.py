@@ -2,17 +2,19 @@
 
 In: `Level`s, outermost first, and a region. Out: nodes in a Builder, around what the caller emits
 for the region of each block. Invariants: every position of the region is visited, none outside it;
-the order in which a reduction is folded depends on the levels alone.
+the order in which a reduction is folded depends on the levels alone; a reduction loop ends early
+only where everything behind is left out by a condition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import Extent
 from tilewright.ir.nest import If
+from tilewright.ir.ranges import simplify
 from tilewright.lower import symbolic
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.region import Level, Region, masked_size
@@ -154,27 +156,35 @@ def emit_reduce_levels(
     acc: Tile,
     lanes: int,
     body: Callable[[Region, Tile], Tile],
+    ends: Mapping[str, Expr] | None = None,
 ) -> Tile:
-    """Nested reduction loops that carry `acc`."""
+    """Nested reduction loops that carry `acc`. ends: of axes that are walked one by one, the
+    position at which a loop ends early, over what is known outside of all of them.
+    """
     if not levels:
         return body(region, acc)
     level, rest_levels = levels[0], levels[1:]
     start, length = region.starts[level.axis], region.lengths[level.axis]
 
     def descend(r: Region, acc: Tile) -> Tile:
-        return emit_reduce_levels(b, rest_levels, r, acc, lanes, body)
+        return emit_reduce_levels(b, rest_levels, r, acc, lanes, body, ends)
 
     if isinstance(length, Extent):
         is_block = any(x.axis == level.axis for x in rest_levels)
         return symbolic.reduce_level(b, level, region, acc, is_block, descend)
     full, rest = divmod(length, level.block)
-    if full == 1:
+    end = ends.get(level.axis) if ends else None
+    if full == 1 and end is None:
         acc = descend(region.narrowed(level.axis, start, level.block), acc)
-    elif full > 1:
+    elif full:
         var = b.counter()
         at = start + E.index(var) * level.block
         block = region.with_range(var, full).narrowed(level.axis, at, level.block)
-        (acc,) = b.loop(var, full, [acc], lambda carried: [descend(block, carried[0])])
+        count = E.const(full)
+        if end is not None:
+            last = E.maximum(E.minimum(end - start, count), E.const(0))
+            count = simplify(last, region.ranges)
+        (acc,) = b.loop(var, count, [acc], lambda carried: [descend(block, carried[0])])
     if rest:
         at = start + full * level.block
         if level.tail == "mask":  # as wide as the accumulators, which keep this axis

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, F32, I32, I64, DType
@@ -17,6 +18,7 @@ from tilewright.ir.extent import is_symbolic, smaller
 from tilewright.ir.kernel import int_extent
 from tilewright.ir.nest import TileType
 from tilewright.ir.program import MONOIDS, Axis, Definition, identity_of
+from tilewright.ir.ranges import split_linear
 from tilewright.ir.words import narrow_factors
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.loops import emit_reduce_levels
@@ -62,6 +64,7 @@ def emit_reduction(
     acc_axes = tuple((a, acc_sizes[a]) for a in order if acc_sizes.get(a, 1) > 1)
     acc_type = TileType(work, acc_axes, lane if lane in dict(acc_axes) else None)
     start = b.fill(acc_type, identity)
+    ends, guard = _ends(spec, r)
 
     def accumulate(region: Region, acc: Tile) -> Tile:
         assert d.reduction is not None
@@ -78,17 +81,17 @@ def emit_reduction(
             if d.dtype.is_float or (narrow and any(sizes[a] > 1 for a in extents if a not in kept)):
                 left, right = (inner.value(x) for x in factors)
                 present = {*acc_type.names, *left.type.names, *right.type.names}
-                guard = None if d.reduction.guard is None else inner.value(d.reduction.guard)
+                counts = None if guard is None else inner.value(guard)
                 # What a guard leaves out at a whole step keeps the accumulators as they are, which
                 # costs a masked multiply-add nothing.
-                steps = guard is None or set(guard.type.names) <= set(acc_type.names)
+                steps = counts is None or set(counts.type.names) <= set(acc_type.names)
                 if steps and all(n == 1 or a in present for a, n in sizes.items()):
                     summed = b.contract(acc_type, acc, left, right)
-                    if guard is None:
+                    if counts is None:
                         return summed
-                    return b.map("select", acc_type, (guard, summed, acc))
+                    return b.map("select", acc_type, (counts, summed, acc))
         value = converted(b, inner.value(d.body), work)
-        value = _guarded(b, inner, d, value, masked, identity)
+        value = _guarded(b, inner, d, guard, value, masked, identity)
         for a in [a for a in value.type.names if a not in acc_type.names]:
             t = TileType(
                 work,
@@ -99,7 +102,7 @@ def emit_reduction(
         # A value that is constant along an axis of extent n counts n times in a sum.
         return b.map(op, acc_type, (acc, value))
 
-    acc = emit_reduce_levels(b, spec.reduce, r, start, lanes, accumulate)
+    acc = emit_reduce_levels(b, spec.reduce, r, start, lanes, accumulate, ends)
     for a, _ in acc_axes:
         if a in kept:
             t = TileType(
@@ -111,6 +114,52 @@ def emit_reduction(
     return converted(b, acc, result or d.dtype)
 
 
+def _ends(spec: StageSpec, r: Region) -> tuple[dict[str, Expr], Expr | None]:
+    """Where loops over reduced axes end for one tile of a region, by the comparisons of the guard
+    that bound one axis from above by what the whole tile has in common; and what is left of the
+    guard.
+    """
+    d = spec.anchor
+    assert d.reduction is not None
+    if d.reduction.guard is None:
+        return {}, None
+    reduced = {a.name for a in d.reduction.axes}
+    loops = [x.axis for x in spec.reduce if not is_symbolic(r.lengths[x.axis])]
+    single = {
+        x.axis
+        for x in spec.reduce
+        if x.block == 1 and x.axis not in spec.partial and loops.count(x.axis) == 1
+    }
+    known = {
+        E.index(a): start
+        for a, start in r.starts.items()
+        if a not in reduced and r.lengths[a] == 1 and not start.reads()
+    }
+    ends: dict[str, Expr] = {}
+    left: list[Expr] = []
+    for e in E.conjuncts(d.reduction.guard):
+        axis = ""
+        if e.op in ("lt", "le") and e.args[0].dtype is I64 and not e.reads():
+            used = e.indices() & reduced
+            axis = next(iter(used)) if len(used) == 1 else ""
+        slack = e.args[1] - e.args[0] - int(e.op == "lt") if axis in single else None
+        found = None if slack is None else split_linear(slack, [E.index(axis)])
+        step = -found[0].get(E.index(axis), 0) if found is not None else 0
+        if found is None or step < 1:
+            left.append(e)
+            continue
+        rest = E.substitute(found[1], known)
+        if {E.index(a) for a in found[1].indices()} - set(known):
+            left.append(e)
+            continue
+        # step * axis <= rest
+        end = E.floordiv(rest, E.const(step)) + 1
+        ends[axis] = E.minimum(ends[axis], end) if axis in ends else end
+    if not left:
+        return ends, None
+    return ends, reduce(lambda a, c: E.logical("and", a, c), left)
+
+
 def _block(spec: StageSpec, axis: str) -> int:
     return next(x.block for x in spec.reduce if x.axis == axis)
 
@@ -119,6 +168,7 @@ def _guarded(
     b: Builder,
     scope: TileScope,
     d: Definition,
+    guard: Expr | None,
     value: Tile,
     masked: dict[str, int],
     identity: float | int | bool,
@@ -126,8 +176,8 @@ def _guarded(
     """Replace contributions that the guard or a masked tail leaves out by the identity."""
     conditions = []
     dtype = value.type.dtype
-    if d.reduction is not None and d.reduction.guard is not None:
-        conditions.append(scope.value(d.reduction.guard))
+    if guard is not None:
+        conditions.append(scope.value(guard))
     for a, v in masked.items():
         t = scope.type(BOOL, {a})
         conditions.append(b.map("lt", t, (b.iota(scope.type(I64, {a})), b.number(v))))

@@ -82,6 +82,9 @@ class StageSpace:
         self.first: dict[str, Value] = {}
         self.known: dict[tuple[str, str | None], object] = {}
         self._windows: dict[str, str | None] = {}
+        folds = roles.anchor.reduction
+        guard = None if folds is None else folds.guard
+        self.guarded: frozenset[str] = frozenset() if guard is None else guard.indices()
         self.bits = max([8 * roles.anchor.dtype.bytes, 32]) if roles.anchor.dtype.is_float else 32
         self.lanes = target.lanes(32)
         self.group, self.word = roles.group
@@ -167,9 +170,10 @@ class StageSpace:
                 elif r.is_contraction and r.reduce and lane not in r.reduce:
                     k = r.reduce[-1]
                     window = self._window(k)
-                    for u in dict.fromkeys(
-                        [1, 2, 4, *([r.extents[k]] if window and r.extents[k] <= 11 else [])]
-                    ):
+                    unrolls = [1, 2, 4, *([r.extents[k]] if window and r.extents[k] <= 11 else [])]
+                    if k in self.guarded:  # a loop of single steps can end early, or skip a step
+                        unrolls = [1]
+                    for u in dict.fromkeys(unrolls):
                         if u == 1 or (u <= r.extents[k] and live * u <= 112):
                             out.append({**sizes, k: u})
                 elif reduction and r.reduce and lane is not None and lane not in r.reduce:

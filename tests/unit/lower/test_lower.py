@@ -8,7 +8,8 @@ import pytest
 from tilewright.errors import Rejected
 from tilewright.group.plan import plan_program
 from tilewright.ir.kernel import Kernel
-from tilewright.ir.nest import For, If, Load, LoopNest, Node, Store, parse_nest
+from tilewright.ir.nest import For, If, Load, LoopNest, Map, Node, Store, parse_nest
+from tilewright.ir.nest_interpreter import run_nest
 from tilewright.ir.nest_verifier import verify_nest
 from tilewright.ir.program import Definition
 from tilewright.ir.program_parser import parse_program
@@ -142,3 +143,30 @@ def test_replay_finds_a_wrong_kernel() -> None:
     assert finding is not None
     assert finding.stage == "interpreter"
     assert "instead of" in finding.message
+
+
+GUARDED = """program p(x: f32[5, 6, 20], w: f32[6, 40]):
+  y: f32[h<5, i<20, o<40] = sum(k<6 if 2*k - h < {end}) x[h, k, i] * w[k, o]
+  return y
+"""
+
+
+@pytest.mark.parametrize(("end", "longest"), [(3, 4), (-3, 1), (99, 6)])
+def test_a_loop_ends_where_its_guard_says(end: int, longest: int) -> None:
+    """A comparison of a reduced axis with what the whole tile has in common ends the loop: no step
+    is masked, and contributions are those of the guard.
+    """
+    kernel = kernel_of(GUARDED.format(end=end))
+    space = space_of(kernel, TARGET, 1)
+    nest = nest_of(kernel, space.default())
+    steps = [n for p in nest.phases for n in nodes(p.body)]
+    assert not any(isinstance(n, Map) and n.op == "select" for n in steps)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 6, 20)).astype(np.float32)
+    w = rng.standard_normal((6, 40)).astype(np.float32)
+    buffers = {"t0": x.ravel(), "t1": w.ravel(), "t2": np.full(4000, np.nan, np.float32)}
+    kept = np.array([[2 * k - h < end for k in range(6)] for h in range(5)], np.float32)
+    assert kept.sum(1).max() == longest
+    run_nest(nest, buffers, {})
+    want = np.einsum("hki,hk,ko->hio", x.astype(np.float64), kept, w.astype(np.float64))
+    np.testing.assert_allclose(buffers["t2"].reshape(want.shape), want, rtol=1e-5, atol=1e-5)
