@@ -159,6 +159,8 @@ class StageSpace:
                     need = live * 2 + 1
                 elif r.is_contraction:
                     need = live + (v + 1 if rows > 1 or v > 1 else 1)
+                    if self._own_vectors(lane):
+                        need += 2  # loads on their way
                     if self._grouped(lane) and not self.target.has_vnni:
                         need += v + 2  # even and odd bytes of both factors
                 else:
@@ -173,6 +175,8 @@ class StageSpace:
                     unrolls = [1, 2, 4, *([r.extents[k]] if window and r.extents[k] <= 11 else [])]
                     if k in self.guarded:  # a loop of single steps can end early, or skip a step
                         unrolls = [1]
+                    if self._own_vectors(lane) and live * 2 > self.registers:
+                        unrolls = [1]  # vectors that two trips share would be kept beside the sums
                     for u in dict.fromkeys(unrolls):
                         if u == 1 or (u <= r.extents[k] and live * u <= 112):
                             out.append({**sizes, k: u})
@@ -196,6 +200,14 @@ class StageSpace:
         if not self.group or r.a is None or r.b is None or lane is None or lane in r.reduce:
             return False
         return r.b.uses(lane) and not r.a.uses(lane)
+
+    @_once_a_lane
+    def _own_vectors(self, lane: str | None) -> bool:
+        """Whether every multiplication needs its own vector of A."""
+        r = self.r
+        if r.a is None or r.b is None or lane is None or lane in r.reduce:
+            return False
+        return r.a.uses(lane)
 
     def _window(self, k: str) -> str | None:
         """The output axis that slides along reduce axis `k` in some operand, or None."""
@@ -294,15 +306,7 @@ class StageSpace:
             if self._grouped(lane):
                 unroll = max(1, sizes.get(self.group, 1) // self.word)
                 width *= self.word
-            if (
-                r.b is not None
-                and lane is not None
-                and r.a is not None
-                and r.a.uses(lane)
-                and lane not in r.reduce
-            ):
-                # Every multiplication needs its own vector of A; a window that is unrolled shares
-                # them.
+            if self._own_vectors(lane):  # a window that is unrolled shares them
                 slides = unroll > 1 and self._window(r.reduce[-1]) in sizes
                 vectors = (rows + unroll - 1) / unroll if slides else float(rows)
                 loads = vectors * v + v * (1 if unroll > 1 else 1.2)
@@ -310,6 +314,8 @@ class StageSpace:
             # code. Vectors of B come from L2, scalars of A from L1: both cost something beside the
             # multiply-adds.
             streams = 2.0 * v + 0.2 * rows if lane not in r.reduce else 0.1 * loads
+            if self._own_vectors(lane):  # B is as small as a window then
+                streams = 0.5 * v + 0.2 * rows
             if lane in r.reduce:
                 streams += 4.0 * live * self._strided(lane)
             elif lane is not None:
