@@ -46,7 +46,8 @@ class Addresses:
         hidden = self.variables.get(var)
         self.variables[var] = (value, self.writer.depth)
         self._steps[self.writer.depth] = (var, first, step)
-        self._depths.clear()
+        if hidden is not None:
+            self._depths.clear()
         return hidden
 
     def unbind(self, var: str, hidden: tuple[str, int] | None) -> None:
@@ -70,8 +71,8 @@ class Addresses:
             elif e.op == "read":
                 return self.writer.depth  # memory changes: computed where it stands
             else:
-                found = max((self.depth(a) for a in e.args), default=0)
-                if any(n.op == "read" for n in e.walk()):
+                found = max([self.depth(a) for a in e.args], default=0)
+                if e.reads():
                     return found
             self._depths[e] = found
         return found
@@ -107,7 +108,7 @@ class Addresses:
                 raise InternalError("L001", f"no subscript operation {op!r}", where=str(e))
             with self.operations.at(depth):
                 out = self.operations.apply(op, args, source, e.dtype, 0)
-        if not any(n.op == "read" for n in e.walk()):
+        if not e.reads():
             self.writer.remember(e, out, depth)
         return out
 
@@ -153,25 +154,31 @@ class Addresses:
         groups: dict[int, Polynomial] = {}
         for atoms, c in p.items():
             if atoms:
-                depth = max(self.depth(a) for a in atoms)
+                depth = self.depth(atoms[0])
+                for a in atoms[1:]:
+                    depth = max(depth, self.depth(a))
                 groups.setdefault(depth, {})[atoms] = c * scale
         return sorted(groups.items())
 
-    def _product(self, values: Iterable[tuple[int, str]], c: int) -> tuple[int, str]:
+    def _product(self, values: Iterable[tuple[int, str]], c: int) -> str:
         """Product of values by depth and a constant, partial products as far out as possible."""
         ordered = sorted(values)
         depth, out = ordered[0]
         for d, v in ordered[1:]:
             depth = d
             out = self.writer.op_at(d, f"mul i64 {out}, {v}")
-        return depth, out if c == 1 else self.writer.op_at(depth, f"mul i64 {out}, {c}")
+        return out if c == 1 else self.writer.op_at(depth, f"mul i64 {out}, {c}")
 
     def _sum(self, p: Polynomial, scale: int) -> str:
         """The value of a polynomial times `scale`."""
         total, depth = "", 0
         for depth, group in self._groups(p, scale):
             for atoms, c in group.items():
-                _, term = self._product([(self.depth(a), self.value(a)) for a in atoms], c)
+                if len(atoms) > 1:
+                    term = self._product([(self.depth(a), self.value(a)) for a in atoms], c)
+                else:
+                    term = self.value(atoms[0])
+                    term = term if c == 1 else self.writer.op_at(depth, f"mul i64 {term}, {c}")
                 total = self.writer.op_at(depth, f"add i64 {total}, {term}") if total else term
         constant = p.get((), 0) * scale
         if not total:

@@ -121,8 +121,9 @@ class _Function:
         self.shuffles = Shuffles(self.writer, self.operations)
         self.widths = vector_widths(phase, target.vector_bits)
         self.tiles: dict[str, Tile] = {}
-        self.uses = _uses(phase.body)
-        self.dots = dots.find(_walk(phase.body), self.uses)
+        self.nodes = _walk(phase.body)
+        self.uses = _uses(self.nodes)
+        self.dots = dots.find(self.nodes, self.uses)
 
     def text(self) -> str:
         self._arguments()
@@ -142,7 +143,7 @@ class _Function:
         """Pointers and dims from the slots of `args`; scratch buffers one after another."""
         w, a = self.writer, self.addresses
         placed = [b for b in self.nest.buffers if b.place != "scratch"]
-        used = {getattr(n, "buffer", "") for n in _walk(self.phase.body)} | _reads(self.phase.body)
+        used = {getattr(n, "buffer", "") for n in self.nodes} | _reads(self.nodes)
         for slot, b in enumerate(placed):
             if b.name in used:
                 a.buffers[b.name] = (self._slot(slot, "ptr"), b.dtype)
@@ -222,7 +223,7 @@ class _Function:
         lo, hi = E.int_value(n.lo), E.int_value(n.hi)
         once = not n.parallel and lo is not None and hi is not None and lo < hi <= lo + n.step
         inside, after = (w.region.label if once else w.label()), w.label()
-        innermost = not once and not any(isinstance(x, For) for x in _walk(n.body))
+        innermost = not once and not _has_loop(n.body)
         w.open(inside, innermost=innermost)
         var = first if once else w.fresh()
         hidden = a.bind(n.var, var, first, n.step)
@@ -486,11 +487,18 @@ class _Function:
         if t.dtype is BOOL:
             raise InternalError("L001", "contract has no meaning for bool")
         again = self._again(a, b, ia, out.chunks, dtype), self._again(b, a, ib, out.chunks, dtype)
+        chunks = range(out.chunks)
+        lefts: dict[int, list[str]] = {}
+        rights: dict[int, list[str]] = {}
         for k in range(len(ia)):
             row = out.values[k % count]
-            left = self._factor(a, ia[k], dtype, width)
-            right = self._factor(b, ib[k], dtype, width)
-            for c in range(out.chunks):
+            left = lefts.get(ia[k]) or lefts.setdefault(
+                ia[k], self._factor(a, ia[k], dtype, width)
+            )
+            right = rights.get(ib[k]) or rights.setdefault(
+                ib[k], self._factor(b, ib[k], dtype, width)
+            )
+            for c in chunks:
                 p = left[c] if len(left) > 1 else left[0]
                 q = right[c] if len(right) > 1 else right[0]
                 if c:
@@ -564,10 +572,17 @@ def _walk(body: tuple[Node, ...]) -> list[Node]:
     return out
 
 
-def _uses(body: tuple[Node, ...]) -> dict[str, int]:
+def _has_loop(body: tuple[Node, ...]) -> bool:
+    for n in body:
+        if isinstance(n, For) or (isinstance(n, If) and (_has_loop(n.then) or _has_loop(n.orelse))):
+            return True
+    return False
+
+
+def _uses(nodes: list[Node]) -> dict[str, int]:
     """How often each tile is named as an operand."""
     count: dict[str, int] = {}
-    for n in _walk(body):
+    for n in nodes:
         names: tuple[str | None, ...] = ()
         match n:
             case For():
@@ -590,14 +605,15 @@ def _uses(body: tuple[Node, ...]) -> dict[str, int]:
     return count
 
 
-def _reads(body: tuple[Node, ...]) -> set[str]:
+def _reads(nodes: list[Node]) -> set[str]:
     """Buffers that subscripts, bounds and conditions read."""
     found: set[str] = set()
 
     def look(e: Expr) -> None:
-        found.update(r.attr[0] for r in e.reads())
+        for r in e.reads() if e.args else ():
+            found.add(r.attr[0])
 
-    for n in _walk(body):
+    for n in nodes:
         if isinstance(n, For):
             look(n.lo)
             look(n.hi)

@@ -85,6 +85,13 @@ class _Access:
         """Scalars that nothing guards, all at constant distances from one pointer."""
         return not self.width and self._origin is not None and not self._limits
 
+    @property
+    def is_free(self) -> bool:
+        """Whole vectors that nothing guards."""
+        return self.lane_limit is None and not self._limits and (
+            not self.width or self.extent % self.width == 0
+        )  # fmt: skip
+
     def row(self, position: dict[str, int]) -> Pointer:
         """Pointer to lane 0 of a row."""
         if self._origin is not None:
@@ -393,6 +400,8 @@ class Memory:
         t, width, dtype = value.type, value.width, value.type.dtype
         access = _Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width, word)
         plain: list[tuple[Pointer, str]] = []  # whole vectors that no condition guards
+        size = width * dtype.bytes
+        free = access.is_free
         for position, chunks in zip(rows(t), value.values, strict=True):
             inside = access.inside(position)
             if inside == "false":
@@ -402,7 +411,10 @@ class Memory:
                 self._store_strided(access, position, row, chunks, inside)
                 continue
             for c, v in enumerate(chunks):
-                at = (row[0], row[1] + c * width * dtype.bytes)
+                at = (row[0], row[1] + c * size)
+                if free:
+                    plain.append((at, self.operations.to_memory(v, dtype, width)))
+                    continue
                 mask, valid = access.mask(c), access.valid(c)
                 if not width or (mask is None and valid == width):
                     stored = self.operations.to_memory(v, dtype, width)
@@ -435,7 +447,7 @@ class Memory:
             or not plain
         ):
             for at, v in plain:
-                self._store_line(self.addresses.at(at), v, dtype, width)
+                w.line(f"store {t} {v}, ptr {self.addresses.at(at)}, align {dtype.bytes}")
             return
         self.nontemporal = True
         bits = ""
@@ -482,21 +494,18 @@ class Memory:
     ) -> None:
         """Some lanes of a vector."""
         w, ops = self.writer, self.operations
-        pieces = _pieces(valid, width)
-        if mask is None and len(pieces) > 2 and ops.target.has_masks:
+        pieces = [] if mask is not None else _pieces(valid, width)
+        if len(pieces) > 2 and ops.target.has_masks:
             mask = ops.vector("i1", [int(i < valid) for i in range(width)])
         raw = ops.to_memory(value, dtype, width)
         t, e = ops.memory_type(dtype, width), ops.memory_type(dtype, 0)
         pointer = self.addresses.at(at)
+        if mask is not None and inside == "true":
+            self._store_masked(pointer, raw, dtype, width, mask)
+            return
         with self.when(inside):
             if mask is not None:
-                used = mask if mask.startswith("<") else self.addresses.use_mask(mask, width)
-                name = f"llvm.masked.store.v{width}{_suffix(dtype)}.p0"
-                w.module.declare(f"void @{name}({t}, ptr, <{width} x i1>)")
-                w.line(
-                    f"call void @{name}({t} {raw}, ptr align {dtype.bytes} {pointer}, "
-                    f"<{width} x i1> {used})"
-                )
+                self._store_masked(pointer, raw, dtype, width, mask)
                 return
             for first, count in pieces:
                 to = (
@@ -511,6 +520,18 @@ class Memory:
                 pick = ops.vector("i32", range(first, first + count))
                 piece = w.op(f"shufflevector {t} {raw}, {t} poison, <{count} x i32> {pick}")
                 w.line(f"store <{count} x {e}> {piece}, ptr {to}, align {dtype.bytes}")
+
+    def _store_masked(
+        self, pointer: str, raw: str, dtype: DType, width: int, mask: str
+    ) -> None:
+        t = self.operations.memory_type(dtype, width)
+        used = mask if mask.startswith("<") else self.addresses.use_mask(mask, width)
+        name = f"llvm.masked.store.v{width}{_suffix(dtype)}.p0"
+        self.writer.module.declare(f"void @{name}({t}, ptr, <{width} x i1>)")
+        self.writer.line(
+            f"call void @{name}({t} {raw}, ptr align {dtype.bytes} {pointer}, "
+            f"<{width} x i1> {used})"
+        )
 
     def _store_strided(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 
@@ -44,6 +45,7 @@ _BOOLEAN = {
 }
 _ORDERED = {"lt": "olt", "le": "ole", "eq": "oeq", "ne": "une"}
 _HALF = (F16, BF16)
+_TYPES = 1 << 10  # texts of types, literals and declarations that are kept
 
 
 def identity(monoid: str, dtype: DType) -> float | int | bool:
@@ -60,6 +62,26 @@ def identity(monoid: str, dtype: DType) -> float | int | bool:
         return float("inf") if monoid == "min" else float("-inf")
     info = np.iinfo(dtype.np)  # type: ignore[type-var]
     return int(info.max if monoid == "min" else info.min)
+
+
+@lru_cache(maxsize=_TYPES)
+def _hexadecimal(value: str, dtype: DType) -> str:
+    """A float as LLVM writes it, from its `repr` (which tells 0.0 and -0.0 apart)."""
+    with np.errstate(over="ignore"):
+        exact = float(np.asarray(float(value), dtype.np))
+    return f"0x{struct.unpack('<Q', struct.pack('<d', exact))[0]:016X}"
+
+
+@lru_cache(maxsize=_TYPES)
+def _intrinsic(
+    name: str, dtype: DType, lanes: int, arguments: int, result: str | None
+) -> tuple[str, str]:
+    """Type and name of an overloaded intrinsic, and its declaration."""
+    t, element = Operations.type(dtype, lanes), Operations.element(dtype)
+    suffix = {"float": "f32", "double": "f64"}.get(element, element)
+    full = f"llvm.{name}.v{lanes}{suffix}" if lanes else f"llvm.{name}.{suffix}"
+    head = f"{result or t} @{full}"
+    return head, f"{head}({', '.join([t] * arguments)})"
 
 
 class Operations:
@@ -90,11 +112,15 @@ class Operations:
         """The LLVM type of one element in a register."""
         return "i1" if dtype is BOOL else "i16" if dtype in _HALF else dtype.llvm
 
-    def type(self, dtype: DType, lanes: int) -> str:
+    @staticmethod
+    @lru_cache(maxsize=_TYPES)
+    def type(dtype: DType, lanes: int) -> str:
         """The LLVM type of a value."""
-        return f"<{lanes} x {self.element(dtype)}>" if lanes else self.element(dtype)
+        element = Operations.element(dtype)
+        return f"<{lanes} x {element}>" if lanes else element
 
     @staticmethod
+    @lru_cache(maxsize=_TYPES)
     def memory_type(dtype: DType, lanes: int) -> str:
         """The LLVM type it is loaded and stored as."""
         e = "i8" if dtype is BOOL else "i16" if dtype in _HALF else dtype.llvm
@@ -102,16 +128,14 @@ class Operations:
 
     def literal(self, value: float | int | bool, dtype: DType, lanes: int = 0) -> str:
         """A constant, splat over lanes."""
-        if dtype is BOOL:
+        if dtype.is_int:
+            text = str(int(value))
+        elif dtype is BOOL:
             text = "true" if value else "false"
         elif dtype in _HALF:
             text = str(int(np.asarray(value, dtype.np).view(np.uint16)))
-        elif dtype.is_float:
-            with np.errstate(over="ignore"):
-                exact = float(np.asarray(value, dtype.np))
-            text = f"0x{struct.unpack('<Q', struct.pack('<d', exact))[0]:016X}"
         else:
-            text = str(int(value))
+            text = _hexadecimal(repr(float(value)), dtype)
         return f"splat ({self.element(dtype)} {text})" if lanes else text
 
     def memory_literal(self, value: float | int | bool, dtype: DType, lanes: int = 0) -> str:
@@ -123,7 +147,7 @@ class Operations:
     @staticmethod
     def vector(element: str, values: Iterable[int]) -> str:
         """A constant integer vector."""
-        return "<" + ", ".join(f"{element} {v}" for v in values) + ">"
+        return "<" + ", ".join([f"{element} {v}" for v in values]) + ">"
 
     def splat(self, value: str, dtype: DType, lanes: int) -> str:
         """A scalar in every lane, once per scalar and region."""
@@ -157,10 +181,9 @@ class Operations:
     ) -> str:
         """An overloaded LLVM intrinsic whose operands are all of one type."""
         t = self.type(dtype, lanes)
-        suffix = {"float": "f32", "double": "f64"}.get(self.element(dtype), self.element(dtype))
-        full = f"llvm.{name}.v{lanes}{suffix}" if lanes else f"llvm.{name}.{suffix}"
-        self.writer.module.declare(f"{result or t} @{full}({', '.join([t] * len(args))})")
-        return self.op(f"call {result or t} @{full}({', '.join(f'{t} {a}' for a in args)})")
+        head, declaration = _intrinsic(name, dtype, lanes, len(args), result)
+        self.writer.module.declare(declaration)
+        return self.op(f"call {head}({', '.join([f'{t} {a}' for a in args])})")
 
     # ---- the table -------------------------------------------------------------------------------
 

@@ -6,12 +6,21 @@ of the lanes padded to a power of two), so every target gives the same bits.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from tilewright.codegen.operations import Operations, identity
 from tilewright.codegen.tiles import Tile, row_axes, row_index, rows
 from tilewright.codegen.writer import Writer
 from tilewright.ir.nest import Reduce, Relayout, Scan
 
 __all__ = ["Shuffles"]
+
+
+@lru_cache(maxsize=1 << 8)
+def _mask(pick: tuple[int, ...]) -> str:
+    """The mask of a shufflevector; -1 picks nothing in particular."""
+    lanes = ", ".join(["i32 poison" if p < 0 else f"i32 {p}" for p in pick])
+    return f"<{len(pick)} x i32> <{lanes}>"
 
 
 class Shuffles:
@@ -24,8 +33,7 @@ class Shuffles:
     def _shuffle(self, a: str, b: str, pick: list[int], element: str, lanes: int) -> str:
         """shufflevector of two vectors of `lanes`; -1 picks nothing in particular."""
         t = f"<{lanes} x {element}>"
-        mask = ", ".join("i32 poison" if p < 0 else f"i32 {p}" for p in pick)
-        return self.writer.op(f"shufflevector {t} {a}, {t} {b}, <{len(pick)} x i32> <{mask}>")
+        return self.writer.op(f"shufflevector {t} {a}, {t} {b}, {_mask(tuple(pick))}")
 
     # ---- reduce ----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from tilewright.ir.dtypes import BOOL, DType
 from tilewright.ir.nest import (
@@ -78,6 +79,7 @@ class Tile:
 
     @property
     def chunks(self) -> int:
+        """Vectors of a row."""
         return -(-self.extent // self.width) if self.width else 1
 
 
@@ -89,15 +91,9 @@ def row_axes(t: TileType) -> list[tuple[str, int]]:
 def rows(t: TileType) -> Iterator[dict[str, int]]:
     """Positions of the row axes, in row-major order."""
     axes = row_axes(t)
-    total = 1
-    for _, n in axes:
-        total *= n
-    for flat in range(total):
-        position: dict[str, int] = {}
-        rest = flat
-        for a, n in reversed(axes):
-            rest, position[a] = divmod(rest, n)
-        yield position
+    names = [a for a, _ in axes]
+    for position in product(*[range(n) for _, n in axes]):
+        yield dict(zip(names, position, strict=True))
 
 
 def offsets(result: list[tuple[str, int]], strides: dict[str, int]) -> list[int]:

@@ -110,7 +110,7 @@ class TileType:
                 return n
         return 1
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(a for a, _ in self.axes)
 

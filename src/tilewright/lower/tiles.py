@@ -254,9 +254,7 @@ class TileScope:
                 return a
         return t.lane
 
-    def split(
-        self, layout: Layout, local: Sequence[Expr]
-    ) -> tuple[dict[Expr, int], Expr] | None:
+    def split(self, layout: Layout, local: Sequence[Expr]) -> tuple[dict[Expr, int], Expr] | None:
         """({position: stride}, rest) of a local address; None where it is not linear."""
         return split_linear(layout.address(local, self._ranges), self._positions)
 
