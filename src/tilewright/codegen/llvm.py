@@ -488,24 +488,21 @@ class _Function:
             raise InternalError("L001", "contract has no meaning for bool")
         again = self._again(a, b, ia, out.chunks, dtype), self._again(b, a, ib, out.chunks, dtype)
         chunks = range(out.chunks)
+        product = ops.multiply_add(dtype, width)
         lefts: dict[int, list[str]] = {}
         rights: dict[int, list[str]] = {}
-        for k in range(len(ia)):
+        for k, (i, j) in enumerate(zip(ia, ib, strict=True)):
             row = out.values[k % count]
-            left = lefts.get(ia[k]) or lefts.setdefault(
-                ia[k], self._factor(a, ia[k], dtype, width)
-            )
-            right = rights.get(ib[k]) or rights.setdefault(
-                ib[k], self._factor(b, ib[k], dtype, width)
-            )
+            left = lefts.get(i) or lefts.setdefault(i, self._factor(a, i, dtype, width))
+            right = rights.get(j) or rights.setdefault(j, self._factor(b, j, dtype, width))
             for c in chunks:
                 p = left[c] if len(left) > 1 else left[0]
                 q = right[c] if len(right) > 1 else right[0]
                 if c:
-                    p = again[0](ia[k], c, p)
-                    q = again[1](ib[k], c, q)
+                    p = p if again[0] is None else again[0](i, c, p)
+                    q = q if again[1] is None else again[1](j, c, q)
                 row[c] = (
-                    ops.fma(p, q, row[c], dtype, width)
+                    product(p, q, row[c])
                     if kinds is None
                     else dots.dot(ops, p, q, row[c], kinds, width)
                 )
@@ -513,8 +510,9 @@ class _Function:
 
     def _again(
         self, scalars: Tile, other: Tile, index: list[int], chunks: int, dtype: DType
-    ) -> Callable[[int, int, str], str]:
-        """How a scalar factor is read for the second and later vectors of a row.
+    ) -> Callable[[int, int, str], str] | None:
+        """How a scalar factor is read for the second and later vectors of a row; None where it is
+        not read again.
 
         AVX-512 multiplies by a broadcast memory operand: a load of its own for every product costs
         no instruction. All rows so would ask more of the two load ports than of the two
@@ -533,7 +531,7 @@ class _Function:
             and len(set(index)) == len(index)
         )
         if not fits:
-            return lambda row, chunk, first: first
+            return None
         most = max(0, min(rows, int((0.9 * rows * chunks - rows - chunks) / (chunks - 1))))
 
         def read(row: int, chunk: int, first: str) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from math import prod
 
 from tilewright.codegen import dots
 from tilewright.codegen.address import Addresses, Pointer
 from tilewright.codegen.operations import Operations
-from tilewright.codegen.tiles import LazyRows, Tile, row_axes, row_index, rows
+from tilewright.codegen.tiles import LazyRows, Tile, offsets, row_axes, row_index, rows
 from tilewright.codegen.writer import Writer
 from tilewright.errors import InternalError
 from tilewright.ir.dtypes import BOOL, DType
@@ -56,6 +58,7 @@ class _Access:
         """
         self.addresses = addresses
         self.buffer = buffer
+        self.type = t
         self.lane_stride = 0 if t.lane is None else -1
         self.lane_limit: tuple[Expr, Expr] | None = None
         self.dtype = t.dtype if word > 1 else addresses.buffers[buffer][1]
@@ -69,21 +72,29 @@ class _Access:
             self.lane_stride = self._lane.get((), 0)
             if word > 1 and self.lane_stride == word:
                 self.lane_stride = 1  # words side by side
-        self._static = all(set(s) <= {()} for s in self._strides.values())
         self._limits: list[tuple[str, Expr, Expr]] = []
         for a, lo, hi in limits:
             if a == t.lane:
                 self.lane_limit = (lo, hi)
             elif a in t.names:
                 self._limits.append((a, lo, hi))
-        self._origin = addresses.pointer(buffer, self._base) if self._static else None
+        # Pointers to lane 0 of all rows, where they lie at constant distances.
+        self._rows: list[Pointer] | None = None
+        if all(s.keys() <= {()} for s in self._strides.values()):
+            steps = {a: s.get((), 0) for a, s in self._strides.items()}
+            pointer, first = addresses.pointer(buffer, self._base)
+            self._rows = [(pointer, first + d * self.unit) for d in offsets(row_axes(t), steps)]
         self._masks: dict[int, str | None] = {}
         self.guard_depth = 0  # region where the predicates of `inside` live
 
     @property
     def is_plain(self) -> bool:
         """Scalars that nothing guards, all at constant distances from one pointer."""
-        return not self.width and self._origin is not None and not self._limits
+        return not self.width and self._rows is not None and not self._limits
+
+    @cached_property
+    def _positions(self) -> list[dict[str, int]]:
+        return list(rows(self.type))
 
     @property
     def is_free(self) -> bool:
@@ -92,40 +103,37 @@ class _Access:
             not self.width or self.extent % self.width == 0
         )  # fmt: skip
 
-    def row(self, position: dict[str, int]) -> Pointer:
+    def row(self, row: int) -> Pointer:
         """Pointer to lane 0 of a row."""
-        if self._origin is not None:
-            base, d = self._origin
-            size = self.unit
-            for a, s in self._strides.items():
-                if s:
-                    d += s[()] * position[a] * size
-            return base, d
-        return self.addresses.pointer(self.buffer, self.offset(position))
+        if self._rows is not None:
+            return self._rows[row]
+        return self.addresses.pointer(self.buffer, self.offset(row))
 
-    def offset(self, position: dict[str, int]) -> Polynomial:
+    def offset(self, row: int) -> Polynomial:
         """Element offset of lane 0 of a row."""
+        position = self._positions[row]
         total: Polynomial = dict(self._base)
         for a, s in self._strides.items():
             for k, v in s.items():
                 total[k] = total.get(k, 0) + v * position[a]
         return {k: v for k, v in total.items() if v}
 
-    def lane(self, position: dict[str, int], row: Pointer, lane: int) -> Pointer:
-        """Pointer to one lane of a row whose lane stride is not 1."""
+    def lane(self, row: int, first: Pointer, lane: int) -> Pointer:
+        """Pointer to one lane of a row that begins at `first`; the lane stride is not 1."""
         if self.lane_stride >= 0 or set(self._lane) <= {()}:
-            return row[0], row[1] + self._lane.get((), 0) * lane * self.dtype.bytes
-        total = self.offset(position)
+            return first[0], first[1] + self._lane.get((), 0) * lane * self.dtype.bytes
+        total = self.offset(row)
         for k, v in self._lane.items():
             total[k] = total.get(k, 0) + v * lane
         return self.addresses.pointer(self.buffer, {k: v for k, v in total.items() if v})
 
-    def inside(self, position: dict[str, int]) -> str:
+    def inside(self, row: int) -> str:
         """Whether the row is within the limits of its axes."""
         out = "true"
         for a, lo, hi in self._limits:
             depth = max(self.addresses.depth(lo), self.addresses.depth(hi), self.guard_depth)
-            out = self.addresses.both(out, self.addresses.inside(position[a], lo, hi), depth)
+            position = self._positions[row][a]
+            out = self.addresses.both(out, self.addresses.inside(position, lo, hi), depth)
             self.guard_depth = depth
         return out
 
@@ -193,11 +201,11 @@ class Memory:
         """
         t = n.type
         access = _Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width, word)
-        positions = list(rows(t))
         tile = Tile(t, width, [])
-
+        chunks = tile.chunks
+        count = prod([k for _, k in row_axes(t)])
         if not lazy:
-            tile.values = [self._load_row(n, access, at, tile.chunks) for at in positions]
+            tile.values = [self._load_row(n, access, r, chunks) for r in range(count)]
             return tile
         folded = access.is_plain and self.operations.target.has_masks
 
@@ -209,39 +217,37 @@ class Memory:
                 twin = self.addresses.twin(n.buffer, copy + 1)
                 other = _Access(self.addresses, twin, n.base, n.strides, n.limits, t, width, word)
                 twins[copy] = other
-            return self._scalar(other.row(positions[r]), t.dtype, "true", 0, access.unit)
+            return self._scalar(other.row(r), t.dtype, "true", 0, access.unit)
 
         def row(r: int) -> list[str]:
-            return [again(r, 0)] if folded else self._load_row(n, access, positions[r], tile.chunks)
+            return [again(r, 0)] if folded else self._load_row(n, access, r, chunks)
 
-        tile.values = LazyRows(len(positions), row, again if folded else None)
+        tile.values = LazyRows(count, row, again if folded else None)
         return tile
 
-    def _load_row(
-        self, n: Load, access: _Access, position: dict[str, int], chunks: int
-    ) -> list[str]:
+    def _load_row(self, n: Load, access: _Access, r: int, chunks: int) -> list[str]:
         dtype, width = n.type.dtype, access.width
-        inside = access.inside(position)
+        inside = access.inside(r)
         if inside == "false":
             return [self.operations.literal(n.orelse, dtype, width)] * chunks
         simple = not width or (access.lane_stride == 1 and access.lane_limit is None)
         if inside != "true" and simple and n.orelse == 0:
             size = access.extent * dtype.bytes
             found = self.addresses.guarded(
-                n.buffer, access.offset(position), inside, access.guard_depth, size
+                n.buffer, access.offset(r), inside, access.guard_depth, size
             )
             if found is not None:
                 if not width:
                     return [self._scalar(found, dtype, "true", 0, access.unit)]
                 return [self._vector(access, found, c, "true", 0) for c in range(chunks)]
-        row = access.row(position)
+        row = access.row(r)
         if not width:
             return [self._scalar(row, dtype, inside, n.orelse, access.unit)]
         if access.lane_stride == 1:
             return [self._vector(access, row, c, inside, n.orelse) for c in range(chunks)]
         if access.lane_stride == 0:
             return self._broadcast(access, row, chunks, inside, n.orelse)
-        return [self._strided(access, position, row, c, inside, n.orelse) for c in range(chunks)]
+        return [self._strided(access, r, row, c, inside, n.orelse) for c in range(chunks)]
 
     def _choose(
         self, pointer: str, predicate: str, dtype: DType, orelse: float | int | bool, lanes: int
@@ -266,12 +272,15 @@ class Memory:
         if predicate == "false":
             return ops.literal(orelse, dtype)
         key = (at, dtype, predicate, orelse)
-        found = w.region.loads.get(key)
+        loads = w.regions[-1].loads
+        found = loads.get(key)
         if found is None:
-            pointer = self._choose(self.addresses.at(at), predicate, dtype, orelse, 0)
+            pointer = self.addresses.at(at)
+            if predicate != "true":
+                pointer = self._choose(pointer, predicate, dtype, orelse, 0)
             align = align or dtype.bytes
             raw = w.op(f"load {ops.memory_type(dtype, 0)}, ptr {pointer}, align {align}")
-            found = w.region.loads[key] = ops.from_memory(raw, dtype, 0)
+            found = loads[key] = raw if dtype is not BOOL else ops.from_memory(raw, dtype, 0)
         return found
 
     def _vector(
@@ -374,7 +383,7 @@ class Memory:
         return out
 
     def _strided(
-        self, access: _Access, position: dict[str, int], row: Pointer, chunk: int, inside: str,
+        self, access: _Access, r: int, row: Pointer, chunk: int, inside: str,
         orelse: float | int | bool,
     ) -> str:  # fmt: skip
         """Lanes with another stride: one scalar load each."""
@@ -385,7 +394,7 @@ class Memory:
             lane = chunk * width + i
             predicate = self.addresses.both(inside, access.inside_lane(lane))
             if predicate != "false":
-                one = self._scalar(access.lane(position, row, lane), dtype, predicate, orelse)
+                one = self._scalar(access.lane(r, row, lane), dtype, predicate, orelse)
                 out = self.writer.op(f"insertelement {t} {out}, {e} {one}, i64 {i}")
         return out
 
@@ -402,13 +411,13 @@ class Memory:
         plain: list[tuple[Pointer, str]] = []  # whole vectors that no condition guards
         size = width * dtype.bytes
         free = access.is_free
-        for position, chunks in zip(rows(t), value.values, strict=True):
-            inside = access.inside(position)
+        for r, chunks in enumerate(value.values):
+            inside = access.inside(r)
             if inside == "false":
                 continue
-            row = access.row(position)
+            row = access.row(r)
             if width and access.lane_stride != 1:
-                self._store_strided(access, position, row, chunks, inside)
+                self._store_strided(access, r, row, chunks, inside)
                 continue
             for c, v in enumerate(chunks):
                 at = (row[0], row[1] + c * size)
@@ -521,9 +530,7 @@ class Memory:
                 piece = w.op(f"shufflevector {t} {raw}, {t} poison, <{count} x i32> {pick}")
                 w.line(f"store <{count} x {e}> {piece}, ptr {to}, align {dtype.bytes}")
 
-    def _store_masked(
-        self, pointer: str, raw: str, dtype: DType, width: int, mask: str
-    ) -> None:
+    def _store_masked(self, pointer: str, raw: str, dtype: DType, width: int, mask: str) -> None:
         t = self.operations.memory_type(dtype, width)
         used = mask if mask.startswith("<") else self.addresses.use_mask(mask, width)
         name = f"llvm.masked.store.v{width}{_suffix(dtype)}.p0"
@@ -536,7 +543,7 @@ class Memory:
     def _store_strided(
         self,
         access: _Access,
-        position: dict[str, int],
+        r: int,
         row: Pointer,
         chunks: list[str],
         inside: str,
@@ -550,7 +557,7 @@ class Memory:
                 predicate = self.addresses.both(inside, access.inside_lane(lane))
                 if predicate == "false":
                     continue
-                pointer = self.addresses.at(access.lane(position, row, lane))
+                pointer = self.addresses.at(access.lane(r, row, lane))
                 one = w.op(f"extractelement {t} {raw}, i64 {i}")
                 with self.when(predicate):
                     self._store_line(pointer, one, dtype, 0)

@@ -8,7 +8,7 @@ registers as i16 and are computed in f32.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -207,12 +207,21 @@ class Operations:
             return self._float(op, args, source, lanes)
         return self._integer(op, args, source, lanes)
 
-    def fma(self, a: str, b: str, c: str, dtype: DType, lanes: int) -> str:
-        """a * b + c: one rounding where the target has it, two elsewhere."""
-        if dtype.is_float and self.target.has_fma:
-            return self.call("fma", [a, b, c], dtype, lanes)
-        product = self.apply("mul", [a, b], dtype, dtype, lanes)
-        return self.apply("add", [c, product], dtype, dtype, lanes)
+    def multiply_add(self, dtype: DType, lanes: int) -> Callable[[str, str, str], str]:
+        """Emits a * b + c: one rounding where the target has it, two elsewhere."""
+        if not (dtype.is_float and self.target.has_fma):
+            return lambda a, b, c: self.apply(
+                "add", [c, self.apply("mul", [a, b], dtype, dtype, lanes)], dtype, dtype, lanes
+            )
+        t = self.type(dtype, lanes)
+        head, declaration = _intrinsic("fma", dtype, lanes, 3, None)
+        declared, op = self.writer.module.declarations, self.op
+
+        def fused(a: str, b: str, c: str) -> str:
+            declared[declaration] = None
+            return op(f"call {head}({t} {a}, {t} {b}, {t} {c})")
+
+        return fused
 
     def _refuse(self, op: str, dtype: DType) -> InternalError:
         return InternalError("L001", f"operation {op!r} has no meaning for {dtype}")

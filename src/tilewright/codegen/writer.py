@@ -29,8 +29,9 @@ class Region:
     """One straight-line stretch with everything nested in it. `label` is its current LLVM block."""
 
     label: str
+    depth: int = 0  # how many regions are around it
+    is_open: bool = True  # whether code may still be written to it
     lines: list[str] = field(default_factory=list)
-    keys: list[Hashable] = field(default_factory=list)  # value numbers that end with the region
     loads: dict[Hashable, str] = field(default_factory=dict)  # loads that no store has made stale
     inductions: list[Induction] = field(default_factory=list)
     innermost: bool = False  # a loop body without loops in it
@@ -75,9 +76,9 @@ class Writer:
         self.module = module
         self.count = 0
         self.regions: list[Region] = [Region("entry")]
-        # Value numbering: the depth of the region where a value is computed (it dominates the
-        # rest of that region), and its name.
-        self._values: dict[Hashable, tuple[int, str]] = {}
+        # Value numbering: the region where a value is computed (it dominates the rest of that
+        # region, as long as that is open), and its name.
+        self._values: dict[Hashable, tuple[Region, str]] = {}
 
     @property
     def depth(self) -> int:
@@ -112,25 +113,23 @@ class Writer:
         reused.
         """
         found = self._values.get(text)
-        if found is not None and found[0] <= depth:
+        if found is not None and found[0].is_open and found[0].depth <= depth:
             return found[1]
         self.count += 1
         name = f"%v{self.count}"
         region = self.regions[depth]
         region.lines.append(f"  {name} = {text}")
-        region.keys.append(text)
-        self._values[text] = depth, name
+        self._values[text] = region, name
         return name
 
     def known(self, key: Hashable) -> str | None:
         """What `remember` put under `key` in a region that is still open."""
         found = self._values.get(key)
-        return None if found is None else found[1]
+        return None if found is None or not found[0].is_open else found[1]
 
     def remember(self, key: Hashable, value: str, depth: int) -> None:
         """Let `known` answer `value` as long as the region of `depth` is open."""
-        self.regions[depth].keys.append(key)
-        self._values[key] = depth, value
+        self._values[key] = self.regions[depth], value
 
     def once(self, text: str) -> str:
         """Value-numbered instruction in the innermost region."""
@@ -145,16 +144,14 @@ class Writer:
         region.label = label
 
     def open(self, label: str, innermost: bool = False) -> Region:
-        region = Region(label, innermost=innermost)
+        region = Region(label, len(self.regions), innermost=innermost)
         self.regions.append(region)
         return region
 
     def close(self) -> Region:
         """Leave the innermost region; its text is not yet in the outer one."""
         region = self.regions.pop()
-        for key in region.keys:
-            if self._values.get(key, (-1, ""))[0] == len(self.regions):
-                del self._values[key]
+        region.is_open = False
         if region.stored:
             self.regions[-1].stored = True
             self.regions[-1].loads.clear()

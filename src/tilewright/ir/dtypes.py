@@ -6,7 +6,7 @@ dtype. Invariant: there is exactly one `DType` object per name, so identity is e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ml_dtypes
 import numpy as np
@@ -41,6 +41,14 @@ class DType:
     kind: str
     bits: int
     llvm: str  # the LLVM type of a value in memory (bool is one byte)
+    bytes: int = field(init=False)  # storage size of one element
+    is_float: bool = field(init=False)
+    is_int: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bytes", self.bits // 8)
+        object.__setattr__(self, "is_float", self.kind == "f")
+        object.__setattr__(self, "is_int", self.kind in "iu")
 
     def __str__(self) -> str:
         return self.name
@@ -51,22 +59,9 @@ class DType:
         return (_by_name, (self.name,))
 
     @property
-    def bytes(self) -> int:
-        """Storage size of one element in bytes."""
-        return self.bits // 8
-
-    @property
     def np(self) -> np.dtype[np.generic]:
         """The NumPy dtype (bfloat16 through ml_dtypes)."""
         return _NUMPY[self.name]
-
-    @property
-    def is_float(self) -> bool:
-        return self.kind == "f"
-
-    @property
-    def is_int(self) -> bool:
-        return self.kind in "iu"
 
     @property
     def accumulator(self) -> DType:
