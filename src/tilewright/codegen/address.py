@@ -72,7 +72,7 @@ class Addresses:
                 return self.writer.depth  # memory changes: computed where it stands
             else:
                 found = max([self.depth(a) for a in e.args], default=0)
-                if e.reads():
+                if e.has_reads:
                     return found
             self._depths[e] = found
         return found
@@ -108,7 +108,7 @@ class Addresses:
                 raise InternalError("L001", f"no subscript operation {op!r}", where=str(e))
             with self.operations.at(depth):
                 out = self.operations.apply(op, args, source, e.dtype, 0)
-        if not e.reads():
+        if not e.has_reads:
             self.writer.remember(e, out, depth)
         return out
 

@@ -189,6 +189,13 @@ class Expr:
     def __neg__(self) -> Expr:
         return neg(self)
 
+    @property
+    def has_reads(self) -> bool:
+        """Does it, or anything in it, read memory?"""
+        if self._reads is None:
+            self.reads()
+        return bool(self._reads) or self.op == "read"
+
     def walk(self) -> Iterator[Expr]:
         """Every distinct node below and including this one, operands first."""
         seen: set[int] = set()
@@ -282,9 +289,6 @@ def const(value: float | int | bool | np.generic, dtype: DType | None = None) ->
     return _make("const", (), value, dtype)
 
 
-_ONE = const(1)
-
-
 @lru_cache(maxsize=1 << 12)
 def index(name: str) -> Expr:
     """An iteration variable (i64)."""
@@ -371,16 +375,20 @@ def from_polynomial(p: Polynomial) -> Expr:
     total: Expr | None = None
     known: Polynomial = {}  # its polynomial, which need not be computed from the expression again
     for atoms in sorted(p, key=_rank) if len(p) > 1 else p:
-        factor = const(p[atoms])
-        e = factor
-        if atoms:
+        c = p[atoms]
+        if not atoms:
+            e = const(c)
+            c = e.attr
+        else:
             e = atoms[0]
             for a in atoms[1:]:
                 e = _make("mul", (e, a), None, I64)
-            if factor is not _ONE:
+            if c != 1:
+                factor = const(c)
+                c = factor.attr
                 e = _make("mul", (e, factor), None, I64)
-        if factor.attr:
-            known[atoms] = factor.attr
+        if c:
+            known[atoms] = c
         total = e if total is None else _make("add", (total, e), None, I64)
     assert total is not None
     if total._poly is None and len(p) > 1:
@@ -443,11 +451,11 @@ def neg(a: Expr) -> Expr:
 _RING = {"add": add, "sub": sub, "mul": mul}
 
 
-def split_multiples(a: Expr, c: int) -> tuple[Polynomial, Polynomial]:
-    """`a` as c * first + second, where second holds what c does not divide, constants below c."""
+def split_multiples(p: Polynomial, c: int) -> tuple[Polynomial, Polynomial]:
+    """`p` as c * first + second, where second holds what c does not divide, constants below c."""
     first: Polynomial = {}
     second: Polynomial = {}
-    for k, v in polynomial(a).items():
+    for k, v in p.items():
         q, r = divmod(v, c)
         if k and r:
             second[k] = v
@@ -466,7 +474,7 @@ def floordiv(a: Expr, b: Expr) -> Expr:
         if c == 1:
             return a
         if c is not None and c > 0:
-            first, second = split_multiples(a, c)
+            first, second = split_multiples(polynomial(a), c)
             if not second or (len(second) == 1 and () in second):
                 return from_polynomial(first)
             if first:
@@ -513,7 +521,7 @@ def mod(a: Expr, b: Expr) -> Expr:
         if c is not None and c > 0:
             if c == 1:
                 return const(0)
-            first, second = split_multiples(a, c)
+            first, second = split_multiples(polynomial(a), c)
             if first:
                 return mod(from_polynomial(second), b)
             if not second:

@@ -22,6 +22,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
@@ -115,6 +116,11 @@ class Kernel:
                 for a in d.all_axes:
                     out[a.name] = int_extent(a.extent)
         return out
+
+    @cached_property
+    def facts(self) -> dict[object, Any]:
+        """What other modules found out about the kernel, so that they need not do so again."""
+        return {}
 
     def bind(self, sizes: Mapping[str, int]) -> Kernel:
         """The kernel at these sizes of all its dims."""

@@ -56,20 +56,36 @@ class Layout:
 
     def address(self, subscripts: Sequence[Expr], ranges: Ranges | None = None) -> Expr:
         """The element offset of a logical index; with the ranges of its variables, simplified."""
-        total: Polynomial = dict(E.polynomial(E.const(self.offset)))
+        if ranges is not None:
+            return E.from_polynomial(self.terms_at(subscripts, ranges))
+        total = E.const(self.offset)
         for t in self.terms:
             s = subscripts[t.axis]
             if t.divisor != 1:
-                s = s // t.divisor if ranges is None else divide(s, t.divisor, ranges)[0]
+                s = s // t.divisor
             if t.modulus:
-                s = s % t.modulus if ranges is None else divide(s, t.modulus, ranges)[1]
+                s = s % t.modulus
+            total = total + s * t.stride
+        return total
+
+    def terms_at(self, subscripts: Sequence[Expr], ranges: Ranges) -> Polynomial:
+        """The simplified address as a polynomial."""
+        total: Polynomial = dict(E.polynomial(E.const(self.offset)))
+        for t in self.terms:
+            p = E.polynomial(subscripts[t.axis])
+            if t.divisor != 1:
+                p = divide(p, t.divisor, ranges)[0]
+            if t.modulus:
+                p = divide(p, t.modulus, ranges)[1]
             step = t.stride
             if is_symbolic(step):
-                s, step = s * step, 1
-            for atoms, c in E.polynomial(s).items():
+                p, step = E.polynomial(E.from_polynomial(p) * step), 1
+            for atoms, c in p.items():
                 total[atoms] = total.get(atoms, 0) + c * step
-        out = E.from_polynomial({atoms: c for atoms, c in total.items() if c})
-        return out if ranges is None else simplify(out, ranges)
+        if all(not a.args for atoms in total for a in atoms):
+            return {atoms: c for atoms, c in total.items() if c}
+        e = E.from_polynomial({atoms: c for atoms, c in total.items() if c})
+        return E.polynomial(simplify(e, ranges))
 
     def valid(self, axis: int) -> tuple[int, int]:
         """The half-open range of subscripts along `axis` that may be addressed."""

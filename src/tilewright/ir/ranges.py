@@ -127,15 +127,15 @@ def simplify(e: Expr, ranges: Ranges) -> Expr:
     return go(e)
 
 
-def divide(e: Expr, c: int, ranges: Ranges) -> tuple[Expr, Expr]:
-    """`simplify` of (e // c, e % c), for a positive c.
+def divide(p: Polynomial, c: int, ranges: Ranges) -> tuple[Polynomial, Polynomial]:
+    """(p // c, p % c) as `simplify` makes them, for a positive c.
 
     In tiled code nearly every subscript is c times something, and positions inside a tile whose sum
     is less than c: no expression is built to be taken apart again.
     """
     if is_symbolic(c):
-        return simplify(e // c, ranges), simplify(e % c, ranges)
-    whole, rest = E.split_multiples(e, c)
+        return _divide_expr(p, c, ranges)
+    whole, rest = E.split_multiples(p, c)
     low = high = rest.get((), 0)
     for atoms, v in rest.items():
         if not atoms:
@@ -147,8 +147,13 @@ def divide(e: Expr, c: int, ranges: Ranges) -> tuple[Expr, Expr]:
         high += v * bounds[v > 0]
     else:
         if low >= 0 and high < c:
-            return E.from_polynomial(whole), E.from_polynomial(rest)
-    return simplify(e // c, ranges), simplify(e % c, ranges)
+            return whole, rest
+    return _divide_expr(p, c, ranges)
+
+
+def _divide_expr(p: Polynomial, c: int, ranges: Ranges) -> tuple[Polynomial, Polynomial]:
+    e = E.from_polynomial(p)
+    return E.polynomial(simplify(e // c, ranges)), E.polynomial(simplify(e % c, ranges))
 
 
 def _divide(e: Expr, ranges: Ranges) -> Expr:
@@ -326,13 +331,15 @@ def coefficient(e: Expr, var: Expr) -> int | None:
     return c
 
 
-def split_linear(e: Expr, variables: Collection[Expr]) -> tuple[dict[Expr, int], Expr] | None:
+def split_linear(
+    e: Expr | Polynomial, variables: Collection[Expr]
+) -> tuple[dict[Expr, int], Expr] | None:
     """({var: coefficient}, rest) with e = sum(coefficient*var) + rest and rest free of all of them,
     or None.
     """
     out: dict[Expr, int] = {}
     rest = {}
-    for atoms, v in E.polynomial(e).items():
+    for atoms, v in (E.polynomial(e) if isinstance(e, Expr) else e).items():
         hit = next((x for x in atoms if x in variables), None)
         if hit is not None:
             factor = _factor(atoms, hit, v)
@@ -343,7 +350,7 @@ def split_linear(e: Expr, variables: Collection[Expr]) -> tuple[dict[Expr, int],
             return None
         else:
             rest[atoms] = v
-    return out, E.from_polynomial(rest) if out else e
+    return out, E.from_polynomial(rest)
 
 
 def _factor(atoms: tuple[Expr, ...], var: Expr, v: int) -> int | None:

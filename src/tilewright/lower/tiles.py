@@ -256,7 +256,7 @@ class TileScope:
 
     def split(self, layout: Layout, local: Sequence[Expr]) -> tuple[dict[Expr, int], Expr] | None:
         """({position: stride}, rest) of a local address; None where it is not linear."""
-        return split_linear(layout.address(local, self._ranges), self._positions)
+        return split_linear(layout.terms_at(local, self._ranges), self._positions)
 
     def _limits(
         self,

@@ -120,7 +120,17 @@ def _strides(
 
 
 def stage_roles(kernel: Kernel, k: int) -> StageRoles:
-    """The roles of stage `k`."""
+    """The roles of stage `k`; found once for a kernel whose sizes are known."""
+    key = ("roles", k)
+    found: StageRoles | None = kernel.facts.get(key)
+    if found is None:
+        found = _stage_roles(kernel, k)
+        if not kernel.program.dims:  # what is assumed of dims differs from place to place
+            kernel.facts[key] = found
+    return found
+
+
+def _stage_roles(kernel: Kernel, k: int) -> StageRoles:
     stage = kernel.stages[k]
     d = kernel.definitions[stage.anchor]
     extents = {a.name: int_extent(a.extent) for a in d.all_axes}
