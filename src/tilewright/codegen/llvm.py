@@ -608,8 +608,8 @@ def _reads(nodes: list[Node]) -> set[str]:
     found: set[str] = set()
 
     def look(e: Expr) -> None:
-        for r in e.reads() if e.args else ():
-            found.add(r.attr[0])
+        if e.args and e.has_reads:
+            found.update(r.attr[0] for r in e.reads())
 
     for n in nodes:
         if isinstance(n, For):

@@ -149,7 +149,7 @@ class _Access:
         """The one lane of a chunk that constant limits leave, None where there are more or none."""
         if self.lane_limit is None:
             return None
-        lo, hi = (int_value(e) for e in self.lane_limit)
+        lo, hi = int_value(self.lane_limit[0]), int_value(self.lane_limit[1])
         if lo is None or hi is None:
             return None
         first = chunk * self.width
@@ -296,8 +296,8 @@ class Memory:
             return found
         t = ops.memory_type(dtype, width)
         pointer = self._choose(self.addresses.at(at), predicate, dtype, orelse, width)
-        pieces = _pieces(valid, width)
-        if mask is None and valid < width and len(pieces) > 2 and ops.target.has_masks:
+        pieces = [] if valid == width else _pieces(valid, width)
+        if mask is None and len(pieces) > 2 and ops.target.has_masks:
             mask = ops.vector("i1", [int(i < valid) for i in range(width)])
         if mask is not None:
             used = mask if mask.startswith("<") else self.addresses.use_mask(mask, width)
@@ -507,15 +507,16 @@ class Memory:
         if len(pieces) > 2 and ops.target.has_masks:
             mask = ops.vector("i1", [int(i < valid) for i in range(width)])
         raw = ops.to_memory(value, dtype, width)
-        t, e = ops.memory_type(dtype, width), ops.memory_type(dtype, 0)
         pointer = self.addresses.at(at)
-        if mask is not None and inside == "true":
-            self._store_masked(pointer, raw, dtype, width, mask)
-            return
-        with self.when(inside):
-            if mask is not None:
+        if mask is not None:
+            if inside == "true":
                 self._store_masked(pointer, raw, dtype, width, mask)
-                return
+            else:
+                with self.when(inside):
+                    self._store_masked(pointer, raw, dtype, width, mask)
+            return
+        t, e = ops.memory_type(dtype, width), ops.memory_type(dtype, 0)
+        with self.when(inside):
             for first, count in pieces:
                 to = (
                     w.once(f"getelementptr i8, ptr {pointer}, i64 {first * dtype.bytes}")

@@ -11,6 +11,7 @@ from functools import lru_cache
 from tilewright.codegen.operations import Operations, identity
 from tilewright.codegen.tiles import Tile, row_axes, row_index, rows
 from tilewright.codegen.writer import Writer
+from tilewright.ir.dtypes import F32, F64
 from tilewright.ir.nest import Reduce, Relayout, Scan
 
 __all__ = ["Shuffles"]
@@ -291,12 +292,10 @@ class Shuffles:
         with each other: a quarter of the time to build a matmul, for the same machine code. The
         intrinsic is of floating-point types and gives no instruction.
         """
-        suffix = {"float": "f32", "double": "f64"}.get(element)
-        if suffix is None or v == "poison" or self.operations.is_arm:
+        if v == "poison" or element not in ("float", "double") or self.operations.is_arm:
             return v
-        t, name = f"<{lanes} x {element}>", f"llvm.arithmetic.fence.v{lanes}{suffix}"
-        self.writer.module.declare(f"{t} @{name}({t})")
-        return self.writer.op(f"call {t} @{name}({t} {v})")
+        dtype = F32 if element == "float" else F64
+        return self.operations.call("arithmetic.fence", [v], dtype, lanes)
 
     def _stage(
         self, v: list[str], n: int, size: int, low: list[int], high: list[int], element: str

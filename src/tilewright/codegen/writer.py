@@ -133,7 +133,15 @@ class Writer:
 
     def once(self, text: str) -> str:
         """Value-numbered instruction in the innermost region."""
-        return self.op_at(len(self.regions) - 1, text)
+        found = self._values.get(text)
+        if found is not None and found[0].is_open:
+            return found[1]
+        self.count += 1
+        name = f"%v{self.count}"
+        region = self.regions[-1]
+        region.lines.append(f"  {name} = {text}")
+        self._values[text] = region, name
+        return name
 
     def start_block(self, label: str) -> None:
         """Begin a new LLVM block inside the innermost region (its label changes, its values stay

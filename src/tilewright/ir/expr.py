@@ -229,7 +229,8 @@ class Expr:
         if self._reads is None:
             below: dict[Expr, None] = {}
             for a in self.args:
-                below.update(dict.fromkeys(a.reads()))
+                if a.has_reads:
+                    below.update(dict.fromkeys(a.reads()))
             self._reads = tuple(below)  # without itself, which would be a reference cycle
         return [*self._reads, self] if self.op == "read" else list(self._reads)
 

@@ -27,7 +27,6 @@ from tilewright.ir.words import WORD_BYTES, narrow_factors
 __all__ = ["Access", "StageRoles", "stage_roles"]
 
 
-
 @dataclass(frozen=True)
 class Access:
     """One read (or the write) of a tensor: element stride per axis, None where it is not linear in
