@@ -20,6 +20,7 @@ __all__ = ["Addresses", "Pointer"]
 
 Pointer = tuple[str, int]  # LLVM pointer value, constant displacement in bytes
 _ZEROS = 4096  # bytes of the constant that guarded loads fall back to
+_OPERATIONS = BINARY | COMPARE | UNARY | {"select", "cast"}
 _SCALED = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
 
 
@@ -104,7 +105,7 @@ class Addresses:
         else:
             args = [self.value(a) for a in e.args]
             source = e.args[1].dtype if op == "select" else e.args[0].dtype
-            if op not in BINARY | COMPARE | UNARY | {"select", "cast"}:
+            if op not in _OPERATIONS:
                 raise InternalError("L001", f"no subscript operation {op!r}", where=str(e))
             with self.operations.at(depth):
                 out = self.operations.apply(op, args, source, e.dtype, 0)
@@ -173,17 +174,22 @@ class Addresses:
         """The value of a polynomial times `scale`."""
         total, depth = "", 0
         for depth, group in self._groups(p, scale):
-            for atoms, c in group.items():
-                if len(atoms) > 1:
-                    term = self._product([(self.depth(a), self.value(a)) for a in atoms], c)
-                else:
-                    term = self.value(atoms[0])
-                    term = term if c == 1 else self.writer.op_at(depth, f"mul i64 {term}, {c}")
-                total = self.writer.op_at(depth, f"add i64 {total}, {term}") if total else term
+            total = self._terms(group, depth, total)
         constant = p.get((), 0) * scale
         if not total:
             return str(constant)
         return self.writer.op_at(depth, f"add i64 {total}, {constant}") if constant else total
+
+    def _terms(self, group: Polynomial, depth: int, total: str = "") -> str:
+        """`total` and the terms of a group of `_groups`, which are of the region of `depth`."""
+        for atoms, c in group.items():
+            if len(atoms) > 1:
+                term = self._product([(self.depth(a), self.value(a)) for a in atoms], c)
+            else:
+                term = self.value(atoms[0])
+                term = term if c == 1 else self.writer.op_at(depth, f"mul i64 {term}, {c}")
+            total = self.writer.op_at(depth, f"add i64 {total}, {term}") if total else term
+        return total
 
     # ---- pointers --------------------------------------------------------------------------------
 
@@ -198,9 +204,8 @@ class Addresses:
             if step is not None and self.writer.regions[depth].innermost:
                 group, linear = self._split(group, step[0], depth)
             if group:
-                out = self.writer.op_at(
-                    depth, f"getelementptr i8, ptr {out}, i64 {self._sum(group, 1)}"
-                )
+                offset_here = self._terms(group, depth)
+                out = self.writer.op_at(depth, f"getelementptr i8, ptr {out}, i64 {offset_here}")
             if linear and step is not None:
                 out = self._moving(out, linear, depth, step, bool(group), self._hidden(buffer))
         return out, offset.get((), 0) * dtype.bytes

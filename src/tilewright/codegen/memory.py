@@ -61,14 +61,16 @@ class _Access:
         self.type = t
         self.lane_stride = 0 if t.lane is None else -1
         self.lane_limit: tuple[Expr, Expr] | None = None
-        self.dtype = t.dtype if word > 1 else addresses.buffers[buffer][1]
-        self.unit = addresses.buffers[buffer][1].bytes
+        element = addresses.buffers[buffer][1]
+        self.dtype = t.dtype if word > 1 else element
+        self.unit = element.bytes
         self.width = width
         self.extent = t.extent(t.lane) if t.lane is not None else 1
         self._base = polynomial(base)
-        self._strides = {a: polynomial(s) for a, s in strides if a in t.names}
+        names = t.names
+        self._strides = {a: polynomial(s) for a, s in strides if a in names}
         self._lane = self._strides.pop(t.lane, {}) if t.lane is not None else {}
-        if t.lane is not None and (not self._lane or set(self._lane) == {()}):
+        if t.lane is not None and self._lane.keys() <= {()}:
             self.lane_stride = self._lane.get((), 0)
             if word > 1 and self.lane_stride == word:
                 self.lane_stride = 1  # words side by side
@@ -76,7 +78,7 @@ class _Access:
         for a, lo, hi in limits:
             if a == t.lane:
                 self.lane_limit = (lo, hi)
-            elif a in t.names:
+            elif a in names:
                 self._limits.append((a, lo, hi))
         # Pointers to lane 0 of all rows, where they lie at constant distances.
         self._rows: list[Pointer] | None = None
@@ -97,11 +99,15 @@ class _Access:
         return list(rows(self.type))
 
     @property
+    def is_guarded(self) -> bool:
+        """Whether a row may be outside the limits."""
+        return bool(self._limits)
+
+    @property
     def is_free(self) -> bool:
         """Whole vectors that nothing guards."""
-        return self.lane_limit is None and not self._limits and (
-            not self.width or self.extent % self.width == 0
-        )  # fmt: skip
+        whole = not self.width or self.extent % self.width == 0
+        return whole and self.lane_limit is None and not self._limits
 
     def row(self, row: int) -> Pointer:
         """Pointer to lane 0 of a row."""
@@ -275,7 +281,8 @@ class Memory:
         loads = w.regions[-1].loads
         found = loads.get(key)
         if found is None:
-            pointer = self.addresses.at(at)
+            base, d = at
+            pointer = w.once(f"getelementptr i8, ptr {base}, i64 {d}") if d else base
             if predicate != "true":
                 pointer = self._choose(pointer, predicate, dtype, orelse, 0)
             align = align or dtype.bytes
@@ -409,24 +416,27 @@ class Memory:
         t, width, dtype = value.type, value.width, value.type.dtype
         access = _Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width, word)
         plain: list[tuple[Pointer, str]] = []  # whole vectors that no condition guards
-        size = width * dtype.bytes
-        free = access.is_free
+        size, ops = width * dtype.bytes, self.operations
+        guarded, free = access.is_guarded, access.is_free
         for r, chunks in enumerate(value.values):
-            inside = access.inside(r)
+            inside = access.inside(r) if guarded else "true"
             if inside == "false":
                 continue
             row = access.row(r)
             if width and access.lane_stride != 1:
                 self._store_strided(access, r, row, chunks, inside)
                 continue
+            if free:
+                pointer, first = row
+                for c, v in enumerate(chunks):
+                    stored = v if dtype is not BOOL else ops.to_memory(v, dtype, width)
+                    plain.append(((pointer, first + c * size), stored))
+                continue
             for c, v in enumerate(chunks):
                 at = (row[0], row[1] + c * size)
-                if free:
-                    plain.append((at, self.operations.to_memory(v, dtype, width)))
-                    continue
                 mask, valid = access.mask(c), access.valid(c)
                 if not width or (mask is None and valid == width):
-                    stored = self.operations.to_memory(v, dtype, width)
+                    stored = ops.to_memory(v, dtype, width)
                     if inside == "true":
                         plain.append((at, stored))
                         continue

@@ -235,8 +235,15 @@ class Expr:
         return [*self._reads, self] if self.op == "read" else list(self._reads)
 
 
-_TABLE: weakref.WeakValueDictionary[tuple[Any, ...], Expr] = weakref.WeakValueDictionary()
-_REFERENCES: dict[tuple[Any, ...], Any] = _TABLE.data  # type: ignore[attr-defined]  # a faster get
+class _Reference(weakref.ref[Expr]):
+    """A node of the table, and where it stands there."""
+
+    __slots__ = ("key",)
+    key: tuple[Any, ...]
+
+
+# As a WeakValueDictionary, which takes three calls for each node that is made and dropped.
+_TABLE: dict[tuple[Any, ...], _Reference] = {}
 _INTEGERS: dict[int, Expr] = {}  # i64 constants, which would be made and dropped all the time
 _MOST_INTEGERS = 1 << 14
 
@@ -245,15 +252,21 @@ def _make(op: str, args: tuple[Expr, ...], attr: Any, dtype: DType) -> Expr:
     # 1, 1.0 and True, and 0.0 and -0.0, are different constants but equal dictionary keys: repr
     # tells them apart.
     key = (op, args, repr(attr) if op == "const" else attr, dtype)
-    known = _REFERENCES.get(key)
-    found: Expr | None = None if known is None else known()
+    known = _TABLE.get(key)
+    found = None if known is None else known()
     if found is not None:
         return found
     node = object.__new__(Expr)
     node.op, node.args, node.attr, node.dtype = op, args, attr, dtype
     node._poly = node._text = node._reads = node._indices = None
-    _TABLE[key] = node
+    reference = _TABLE[key] = _Reference(node, _forget)
+    reference.key = key
     return node
+
+
+def _forget(dead: _Reference) -> None:
+    if _TABLE.get(dead.key) is dead:  # else the node has been made again
+        _TABLE.pop(dead.key, None)
 
 
 def _lift(x: Expr | int) -> Expr:

@@ -110,9 +110,9 @@ class TileType:
                 return n
         return 1
 
-    @cached_property
+    @property
     def names(self) -> tuple[str, ...]:
-        return tuple(a for a, _ in self.axes)
+        return tuple([a for a, _ in self.axes])
 
 
 @dataclass(frozen=True, slots=True)
