@@ -80,19 +80,21 @@ class _Access:
                 self.lane_limit = (lo, hi)
             elif a in names:
                 self._limits.append((a, lo, hi))
-        # Pointers to lane 0 of all rows, where they lie at constant distances.
-        self._rows: list[Pointer] | None = None
+        # Where lane 0 of the first row is, and the bytes from there to the other rows, if they lie
+        # at constant distances.
+        self._first: Pointer | None = None
+        self.steps: list[int] = []
         if all(s.keys() <= {()} for s in self._strides.values()):
-            steps = {a: s.get((), 0) for a, s in self._strides.items()}
-            pointer, first = addresses.pointer(buffer, self._base)
-            self._rows = [(pointer, first + d * self.unit) for d in offsets(row_axes(t), steps)]
+            self._first = addresses.pointer(buffer, self._base)
+            strides_bytes = {a: s.get((), 0) * self.unit for a, s in self._strides.items()}
+            self.steps = offsets(row_axes(t), strides_bytes)
         self._masks: dict[int, str | None] = {}
         self.guard_depth = 0  # region where the predicates of `inside` live
 
     @property
     def is_plain(self) -> bool:
         """Scalars that nothing guards, all at constant distances from one pointer."""
-        return not self.width and self._rows is not None and not self._limits
+        return not self.width and self._first is not None and not self._limits
 
     @cached_property
     def _positions(self) -> list[dict[str, int]]:
@@ -111,8 +113,8 @@ class _Access:
 
     def row(self, row: int) -> Pointer:
         """Pointer to lane 0 of a row."""
-        if self._rows is not None:
-            return self._rows[row]
+        if self._first is not None:
+            return self._first[0], self._first[1] + self.steps[row]
         return self.addresses.pointer(self.buffer, self.offset(row))
 
     def offset(self, row: int) -> Polynomial:
@@ -215,15 +217,15 @@ class Memory:
             return tile
         folded = access.is_plain and self.operations.target.has_masks
 
-        twins: dict[int, _Access] = {}
+        twins: dict[int, Pointer] = {}
+        steps = access.steps
 
         def again(r: int, copy: int) -> str:
-            other = twins.get(copy)
-            if other is None:
-                twin = self.addresses.twin(n.buffer, copy + 1)
-                other = _Access(self.addresses, twin, n.base, n.strides, n.limits, t, width, word)
-                twins[copy] = other
-            return self._scalar(other.row(r), t.dtype, "true", 0, access.unit)
+            twin = twins.get(copy)
+            if twin is None:
+                name = self.addresses.twin(n.buffer, copy + 1)
+                twin = twins[copy] = self.addresses.pointer(name, polynomial(n.base))
+            return self._scalar((twin[0], twin[1] + steps[r]), t.dtype, "true", 0, access.unit)
 
         def row(r: int) -> list[str]:
             return [again(r, 0)] if folded else self._load_row(n, access, r, chunks)

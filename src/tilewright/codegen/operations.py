@@ -73,6 +73,11 @@ def _hexadecimal(value: str, dtype: DType) -> str:
 
 
 @lru_cache(maxsize=_TYPES)
+def _vector(element: str, values: tuple[int, ...]) -> str:
+    return "<" + ", ".join([f"{element} {v}" for v in values]) + ">"
+
+
+@lru_cache(maxsize=_TYPES)
 def _intrinsic(
     name: str, dtype: DType, lanes: int, arguments: int, result: str | None
 ) -> tuple[str, str]:
@@ -147,18 +152,16 @@ class Operations:
     @staticmethod
     def vector(element: str, values: Iterable[int]) -> str:
         """A constant integer vector."""
-        return "<" + ", ".join([f"{element} {v}" for v in values]) + ">"
+        return _vector(element, tuple(values))
 
     def splat(self, value: str, dtype: DType, lanes: int) -> str:
         """A scalar in every lane, once per scalar and region."""
-        e = self.element(dtype)
-        if not value.startswith("%"):
+        e = self.type(dtype, 0)
+        if value[0] != "%":
             return f"splat ({e} {value})"
-        t = f"<{lanes} x {e}>"
-        one = self.writer.once(f"insertelement {t} poison, {e} {value}, i64 0")
-        return self.writer.once(
-            f"shufflevector {t} {one}, {t} poison, <{lanes} x i32> zeroinitializer"
-        )
+        t, once = self.type(dtype, lanes), self.writer.once
+        one = once(f"insertelement {t} poison, {e} {value}, i64 0")
+        return once(f"shufflevector {t} {one}, {t} poison, <{lanes} x i32> zeroinitializer")
 
     def from_memory(self, raw: str, dtype: DType, lanes: int) -> str:
         """A loaded value as it lives in registers."""

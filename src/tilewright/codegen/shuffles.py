@@ -6,6 +6,7 @@ of the lanes padded to a power of two), so every target gives the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from tilewright.codegen.operations import Operations, identity
@@ -24,6 +25,21 @@ def _mask(pick: tuple[int, ...]) -> str:
     return f"<{len(pick)} x i32> <{lanes}>"
 
 
+@lru_cache(maxsize=1 << 8)
+def _unpacks(n: int, group: int, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Picks that interleave runs of `size` lanes of the low and of the high halves of all groups of
+    two vectors of n lanes.
+    """
+    low: list[int] = []
+    high: list[int] = []
+    for g in range(0, n, group):
+        for block in range(group // size // 2):
+            for half, pick in ((0, low), (group // 2, high)):
+                at = g + half + block * size
+                pick += [*range(at, at + size), *range(n + at, n + at + size)]
+    return tuple(low), tuple(high)
+
+
 class Shuffles:
     """Emitters of the cross-lane nodes of one function."""
 
@@ -31,7 +47,7 @@ class Shuffles:
         self.writer = writer
         self.operations = operations
 
-    def _shuffle(self, a: str, b: str, pick: list[int], element: str, lanes: int) -> str:
+    def _shuffle(self, a: str, b: str, pick: Sequence[int], element: str, lanes: int) -> str:
         """shufflevector of two vectors of `lanes`; -1 picks nothing in particular."""
         t = f"<{lanes} x {element}>"
         return self.writer.op(f"shufflevector {t} {a}, {t} {b}, {_mask(tuple(pick))}")
@@ -251,14 +267,7 @@ class Shuffles:
         # columns j mod 2*size.
         size = 1
         while size < group:
-            low_pick: list[int] = []
-            high_pick: list[int] = []
-            for g in range(0, n, group):
-                for block in range(group // size // 2):
-                    for half, pick in ((0, low_pick), (group // 2, high_pick)):
-                        at = g + half + block * size
-                        pick += list(range(at, at + size)) + list(range(n + at, n + at + size))
-            v = self._stage(v, n, size, low_pick, high_pick, element)
+            v = self._stage(v, n, size, *_unpacks(n, group, size), element)
             size *= 2
             if size < group or groups > 1:
                 v = [self._fenced(x, element, n) for x in v]
@@ -298,7 +307,13 @@ class Shuffles:
         return self.operations.call("arithmetic.fence", [v], dtype, lanes)
 
     def _stage(
-        self, v: list[str], n: int, size: int, low: list[int], high: list[int], element: str
+        self,
+        v: list[str],
+        n: int,
+        size: int,
+        low: tuple[int, ...],
+        high: tuple[int, ...],
+        element: str,
     ) -> list[str]:
         out = list(v)
         for base in range(0, len(v), 2 * size):
