@@ -300,7 +300,8 @@ class Memory:
         mask, valid = access.mask(chunk), access.valid(chunk)
         at = (row[0], row[1] + chunk * width * dtype.bytes)
         key = (at, dtype, width, valid, mask, predicate, orelse)
-        found = w.region.loads.get(key)
+        loads = w.regions[-1].loads
+        found = loads.get(key)
         if found is not None:
             return found
         t = ops.memory_type(dtype, width)
@@ -315,7 +316,7 @@ class Memory:
             raw = w.op(f"load {t}, ptr {pointer}, align {access.unit}")
         else:
             raw = self._load_pieces(pointer, pieces, dtype, width)
-        found = w.region.loads[key] = ops.from_memory(raw, dtype, width)
+        found = loads[key] = ops.from_memory(raw, dtype, width)
         return found
 
     def _masked_load(

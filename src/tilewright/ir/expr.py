@@ -9,8 +9,9 @@ nothing else.
 from __future__ import annotations
 
 import math
+import operator
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -116,6 +117,7 @@ BINARY: frozenset[str] = frozenset(
 COMPARE: frozenset[str] = frozenset(["lt", "le", "eq", "ne"])
 
 Polynomial = dict[tuple["Expr", ...], int]
+_NOTHING: frozenset[str] = frozenset()
 
 
 class Expr:
@@ -221,7 +223,11 @@ class Expr:
             if self.op == "index":
                 self._indices = frozenset((self.attr,))
             else:
-                self._indices = frozenset[str]().union(*(a.indices() for a in self.args))
+                found: frozenset[str] = _NOTHING
+                for a in self.args:
+                    more = a.indices()
+                    found = (found | more if found else more) if more else found
+                self._indices = found
         return self._indices
 
     def reads(self) -> list[Expr]:
@@ -555,11 +561,24 @@ def maximum(a: Expr, b: Expr) -> Expr:
     return a if a is b else binary("max", a, b)
 
 
+# What needs no NumPy, because it cannot leave the 64 bits.
+_ON_INTEGERS: dict[str, Callable[[int, int], int]] = {
+    "lt": operator.lt,
+    "le": operator.le,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "min": min,
+    "max": max,
+}
+
+
 def _fold(op: str, args: tuple[Expr, ...], dtype: DType) -> Expr | None:
     """The constant value of op over constants, computed in the operation's own dtype."""
     for a in args:
         if a.op != "const":
             return None
+    if op in _ON_INTEGERS and args[0].dtype is I64:
+        return const(_ON_INTEGERS[op](args[0].attr, args[1].attr), dtype)
     from tilewright.ir.scalar import evaluate
 
     with np.errstate(all="ignore"):

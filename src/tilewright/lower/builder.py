@@ -44,6 +44,11 @@ class Body:
         self.stored: set[str] = set()  # buffers written in this body so far
 
 
+def _value_key(make: type, key: object, t: TileType) -> tuple[object, ...]:
+    """What tells values apart; the parts of the type, because they are hashed faster than it."""
+    return make, key, t.dtype, t.axes, t.lane
+
+
 class Builder:
     """Emits into `self.body`; `names` are unique over the whole nest."""
 
@@ -67,8 +72,10 @@ class Builder:
 
         A load may be inside its buffer on one side of a branch alone.
         """
-        used = {v for e in exprs for v in e.indices()}
-        depth = max((t.body.depth for t in operands), default=0)
+        used: set[str] = set()
+        for e in exprs:
+            used |= e.indices()
+        depth = max([t.body.depth for t in operands], default=0)
         b = self.body
         while b.parent is not None and b.depth > depth and b.is_loop and b.var not in used:
             b = b.parent
@@ -97,7 +104,7 @@ class Builder:
         """An operation without effects: found if it was emitted before, else placed as far out as
         it may stand.
         """
-        full = (make, key, type)
+        full = _value_key(make, key, type)
         hit = self._find(full)
         if hit is not None:
             return hit
@@ -165,7 +172,7 @@ class Builder:
         key = (buffer, base, strides, limits, repr(orelse))
         if buffer not in self.written:
             return self.pure(key, N.Load, type, (), exprs, buffer, base, strides, limits, orelse)
-        full = (N.Load, key, type)
+        full = _value_key(N.Load, key, type)
         hit = self.body.values.get(full)
         if hit is not None and buffer not in self.body.stored:
             return hit

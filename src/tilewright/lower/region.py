@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr
@@ -92,6 +93,11 @@ class StageSpec:
     part: tuple[str, int] | None = None
     fetches: bool = False  # rows that follow a reduction are asked for before it
 
+    @cached_property
+    def extents(self) -> dict[str, int]:
+        """Of all axes of the anchor."""
+        return {a.name: int_extent(a.extent) for a in self.anchor.all_axes}
+
 
 @dataclass(frozen=True)
 class Region:
@@ -157,7 +163,7 @@ def scope_of(b: Builder, spec: StageSpec, r: Region, sizes: dict[str, int]) -> T
         spec.lane if sizes.get(spec.lane or "", 1) > 1 else None,
         r.ranges,
         {a: v for a, v in r.valid.items() if sizes.get(a, 1) > 1},
-        {a.name: int_extent(a.extent) for a in spec.anchor.all_axes},
+        spec.extents,
     )
 
 
