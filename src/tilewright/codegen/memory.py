@@ -25,6 +25,7 @@ from tilewright.ir.nest import Gather, Limits, Load, Prefetch, Scatter, Store, S
 __all__ = ["Memory"]
 
 _LINE = 64
+_SPREAD = 4  # elements between lanes that are still stored by masked vectors
 
 
 def _pieces(n: int, width: int) -> list[tuple[int, int]]:
@@ -564,8 +565,13 @@ class Memory:
     ) -> None:
         w, ops, dtype, width = self.writer, self.operations, access.dtype, access.width
         t = ops.memory_type(dtype, width)
+        spread = ops.target.has_masks and dtype.bytes >= 4 and access.lane_limit is None
         for c, v in enumerate(chunks):
             raw = ops.to_memory(v, dtype, width)
+            if spread and 2 <= access.lane_stride <= _SPREAD and access.valid(c) > 2:
+                at = access.lane(position, row, c * width)
+                self._store_spread(at, raw, dtype, access, access.valid(c), inside)
+                continue
             for i in range(access.valid(c)):
                 lane = c * width + i
                 predicate = self.addresses.both(inside, access.inside_lane(lane))
@@ -575,6 +581,29 @@ class Memory:
                 one = w.op(f"extractelement {t} {raw}, i64 {i}")
                 with self.when(predicate):
                     self._store_line(pointer, one, dtype, 0)
+
+    def _store_spread(
+        self, at: Pointer, raw: str, dtype: DType, access: _Access, valid: int, inside: str
+    ) -> None:
+        """Lanes a few elements apart: spread over whole vectors, of which the rest is masked."""
+        w, ops, width, step = self.writer, self.operations, access.width, access.lane_stride
+        t = ops.memory_type(dtype, width)
+        name = f"llvm.masked.store.v{width}{_suffix(dtype)}.p0"
+        w.module.declare(f"void @{name}({t}, ptr, <{width} x i1>)")
+        for first in range(0, (valid - 1) * step + 1, width):
+            places = range(first, first + width)
+            used = [int(e % step == 0 and e // step < valid) for e in places]
+            pick = ops.vector(
+                "i32", [e // step if u else 0 for e, u in zip(places, used, strict=True)]
+            )
+            mask = ops.vector("i1", used)
+            pointer = self.addresses.at((at[0], at[1] + first * dtype.bytes))
+            wide = w.op(f"shufflevector {t} {raw}, {t} poison, <{width} x i32> {pick}")
+            with self.when(inside):
+                w.line(
+                    f"call void @{name}({t} {wide}, ptr align {dtype.bytes} {pointer}, "
+                    f"<{width} x i1> {mask})"
+                )
 
     # ---- computed offsets ------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from tilewright.ir.words import word_axis
 __all__ = ["choose_layouts"]
 
 LINE = 64  # bytes
+TAPS = 4  # positions of a window that pay for a line, or a page, of their own
 VIEW_LIMIT = 1 << 22  # elements up to which a view is searched for
 
 
@@ -64,6 +65,8 @@ def choose_layouts(
                 continue
             orders[n] = _order(definitions[n], g, definitions, constants, layouts, shapes)
             inner = _words(n, readers[n], definitions)
+            if inner is None and _is_copy(definitions[n]):
+                inner = _depth(n, readers[n], definitions, constants)
             if inner is not None:
                 orders[n] = [i for i in orders[n] if i != inner] + [inner]
             layouts[n] = ordered(shapes[n], orders[n])
@@ -133,8 +136,44 @@ def _words(name: str, readers: Sequence[Group], definitions: dict[str, Definitio
     return next((x for x in found if x is not None), None)
 
 
+def _is_copy(d: Definition) -> bool:
+    return d.reduction is None and d.scan is None and d.body.op == "read"
+
+
+def _depth(
+    name: str, readers: Sequence[Group], definitions: dict[str, Definition], constants: set[str]
+) -> int | None:
+    """The axis of a copy that the contractions which read it sum over, if lanes go along their
+    constants: one position after the other is then read from few lines and pages. Many taps along
+    the last axis do the same for it.
+    """
+    found: set[int | None] = set()
+    for g in readers:
+        for m in () if g.statement is not None else g.names():
+            d = definitions[m]
+            if name not in d.read_names:
+                continue
+            summed = {a.name for a in d.reduction.axes} if d.reduction is not None else set()
+            lanes = prod(_extent(d, a) for a in _constant_axes(d, constants)) * d.dtype.bytes
+            for r in d.reads():
+                if r.attr[0] != name:
+                    continue
+                subs = r.args[: len(r.args) - r.attr[1]]
+                deep = [
+                    i
+                    for i, s in enumerate(subs)
+                    if s.op == "index" and s.attr in summed and _extent(d, s.attr) >= LINE // 4
+                ]
+                last = next((s for i, s in reversed([*enumerate(subs)]) if i not in deep), None)
+                taps = set() if last is None else last.indices() & summed
+                few = prod(_extent(d, a) for a in taps) < TAPS
+                wide = is_contraction(d) and lanes >= LINE
+                found.add(deep[0] if len(deep) == 1 and few and wide else None)
+    return found.pop() if len(found) == 1 else None
+
+
 def _extent(d: Definition, axis: str) -> int:
-    return next(int_extent(a.extent) for a in d.axes if a.name == axis)
+    return next(int_extent(a.extent) for a in d.all_axes if a.name == axis)
 
 
 def _constant_axes(anchor: Definition, constants: set[str]) -> list[str]:

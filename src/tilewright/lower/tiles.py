@@ -23,6 +23,9 @@ from tilewright.lower.builder import Builder, Tile
 
 __all__ = ["Place", "TileScope", "position_of"]
 
+APART = 4  # elements between neighbours that still count as close together
+FAR = 64  # elements between neighbours that lie in lines, or pages, of their own
+
 
 @dataclass(frozen=True)
 class Place:
@@ -387,7 +390,7 @@ class TileScope:
         self, place: Place, subscripts: Sequence[Expr], value: Tile, nontemporal: bool = False
     ) -> None:
         """Write a tile at subscripts over axes; a strided lane axis is turned in registers where
-        another is contiguous.
+        another is contiguous, or nearly so.
         """
         local = place.local([self.localize(s) for s in subscripts])
         self.store_at(place, local, value, nontemporal)
@@ -410,6 +413,8 @@ class TileScope:
         )
         strides: Strides = tuple((a, E.const(by_axis[a])) for a, _ in wanted.axes if a in by_axis)
         lane = self._memory_lane(wanted, by_axis)
+        if lane == wanted.lane and abs(by_axis.get(lane or "", 0)) >= FAR:
+            lane = _close_axis(wanted, by_axis) or lane
         if lane != wanted.lane:
             value = self.builder.relayout(TileType(wanted.dtype, wanted.axes, lane), value)
         self.builder.store(place.buffer, base, strides, value, limits, nontemporal)
@@ -450,3 +455,14 @@ class TileScope:
                 place.buffer, E.const(0), offset.name, value.name, mask.name if mask else None, None
             )
         )
+
+
+def _close_axis(t: TileType, strides: dict[str, int]) -> str | None:
+    """An axis whose neighbours lie in one cache line, where those of the lane axis do not: a row
+    of it is a store or two, and touches one page instead of as many as it has elements.
+    """
+    for a, n in t.axes:
+        step = strides.get(a, 0)
+        if a != t.lane and not is_symbolic(step) and 2 <= step <= APART and n >= 4:
+            return a
+    return None

@@ -201,6 +201,10 @@ def test_phases_of_a_window_of_three_are_split_before_other_rules() -> None:
         known(line(4, 2, c=16, o=33, h=12), "k"),
         line(3, 3, c=5, o=17, h=18),
         known(line(5, 3, c=4, o=16, h=17), "k"),
+        # Wide rows of results: turned in registers, and stored some elements apart.
+        known(line(4, 2, c=16, o=32, h=140), "k"),
+        known(line(3, 3, c=16, o=33, h=141), "k"),
+        known(line(5, 5, c=16, o=32, h=150), "k"),
         known(parse_program(IMAGE.format(h=9, w=18)), "k", "b"),
         known(parse_program(VOLUME), "k"),
         parse_program(POOL.format(monoid="sum")),
