@@ -569,7 +569,7 @@ class Memory:
         for c, v in enumerate(chunks):
             raw = ops.to_memory(v, dtype, width)
             if spread and 2 <= access.lane_stride <= _SPREAD and access.valid(c) > 2:
-                at = access.lane(position, row, c * width)
+                at = access.lane(r, row, c * width)
                 self._store_spread(at, raw, dtype, access, access.valid(c), inside)
                 continue
             for i in range(access.valid(c)):
@@ -588,8 +588,6 @@ class Memory:
         """Lanes a few elements apart: spread over whole vectors, of which the rest is masked."""
         w, ops, width, step = self.writer, self.operations, access.width, access.lane_stride
         t = ops.memory_type(dtype, width)
-        name = f"llvm.masked.store.v{width}{_suffix(dtype)}.p0"
-        w.module.declare(f"void @{name}({t}, ptr, <{width} x i1>)")
         for first in range(0, (valid - 1) * step + 1, width):
             places = range(first, first + width)
             used = [int(e % step == 0 and e // step < valid) for e in places]
@@ -600,10 +598,7 @@ class Memory:
             pointer = self.addresses.at((at[0], at[1] + first * dtype.bytes))
             wide = w.op(f"shufflevector {t} {raw}, {t} poison, <{width} x i32> {pick}")
             with self.when(inside):
-                w.line(
-                    f"call void @{name}({t} {wide}, ptr align {dtype.bytes} {pointer}, "
-                    f"<{width} x i1> {mask})"
-                )
+                self._store_masked(pointer, wide, dtype, width, mask)
 
     # ---- computed offsets ------------------------------------------------------------------------
 
