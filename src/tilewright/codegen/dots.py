@@ -1,12 +1,13 @@
 """Dot products of words: a few neighbouring narrow elements of both factors at once.
 
 In: the nodes of a phase; words as i32 values. Out: which contractions take words, and LLVM
-instructions for them. Invariants: a product is exact, and so is the sum over a word (32 bits,
-wrapping); a factor is loaded in words only if all that use it are such contractions.
+instructions for them. Invariants: a product is exact, and so is the sum of integers over a word
+(32 bits, wrapping); a factor is loaded in words only if all that use it are such contractions.
 
 A contraction over an axis g whose positions lie side by side in both factors needs no widened copy
 of either: x86 has an instruction for unsigned times signed bytes (VNNI), and every x86 has one for
-pairs of 16-bit integers, which even and odd bytes are made into.
+pairs of 16-bit integers, which even and odd bytes are made into. A word of two bf16 is two f32 by
+a shift and a mask.
 """
 
 from __future__ import annotations
@@ -14,16 +15,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from tilewright.codegen.operations import Operations
 from tilewright.codegen.tiles import Tile, row_axes, row_index, rows
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import I8, I32, U8, DType
+from tilewright.ir.dtypes import BF16, F32, I8, I32, U8, DType
 from tilewright.ir.nest import Contract, Load, Node, Store, TileType
 from tilewright.ir.words import WORD_BYTES
 
-__all__ = ["Dots", "bytes_of", "dot", "find", "in_words", "interleaved", "words"]
+__all__ = ["Dots", "dot", "find", "in_words", "interleaved", "parts_of", "per_word", "words"]
 
 _BYTES = (I8, U8)
+
+
+def per_word(dtype: DType) -> int:
+    """How many elements a word holds; 0 where no words are made of them."""
+    return WORD_BYTES // dtype.bytes if dtype in _BYTES or dtype is BF16 else 0
 
 
 @dataclass(frozen=True)
@@ -38,14 +46,17 @@ class Dots:
 
 def find(nodes: Sequence[Node], uses: Mapping[str, int]) -> Dots:
     """The dot products of a phase. uses: how often each tile is an operand."""
-    loads = {n.result: n for n in nodes if isinstance(n, Load) and n.type.dtype in _BYTES}
+    loads = {n.result: n for n in nodes if isinstance(n, Load) and per_word(n.type.dtype)}
     found: dict[str, tuple[Contract, str]] = {}
     for n in nodes:
-        if isinstance(n, Contract) and n.type.dtype is I32 and n.a in loads and n.b in loads:
+        if isinstance(n, Contract) and n.a in loads and n.b in loads:
             a, b = loads[n.a], loads[n.b]
+            word = per_word(a.type.dtype)
+            if per_word(b.type.dtype) != word or n.type.dtype is not (I32 if word == 4 else F32):
+                continue
             over = {x: k for t in (a.type, b.type) for x, k in t.axes if x not in n.type.names}
             for axis, k in over.items():
-                if k % WORD_BYTES == 0 and all(_holds_words(x, axis) for x in (a, b)):
+                if k % word == 0 and all(_holds_words(x, axis) for x in (a, b)):
                     found[n.result] = (n, axis)
                     break
     while True:  # a load that something else uses too stays as it is, and with it its partner
@@ -70,7 +81,7 @@ def find(nodes: Sequence[Node], uses: Mapping[str, int]) -> Dots:
 def _holds_words(n: Load, axis: str) -> bool:
     """Whether a load takes whole words along `axis`: side by side, one word a lane, nothing cut."""
     strides = dict(n.strides)
-    word = WORD_BYTES // n.type.dtype.bytes
+    word = per_word(n.type.dtype)
     if axis not in n.type.names or axis == n.type.lane or strides.get(axis) is not E.const(1):
         return False
     if any(a == axis for a, _, _ in n.limits):
@@ -83,45 +94,49 @@ def _word_type(t: TileType, axis: str, word: int) -> TileType:
     return TileType(I32, tuple(x for x in axes if x[0] != axis or x[1] > 1), t.lane)
 
 
-def in_words(n: Load, axis: str, word: int = WORD_BYTES) -> Load:
-    """The load with a word of `axis` in place of each `word` elements."""
+def in_words(n: Load, axis: str) -> Load:
+    """The load with a word of `axis` in place of the elements that it holds."""
+    word, bits = per_word(n.type.dtype), 8 * n.type.dtype.bytes
     t = _word_type(n.type, axis, word)
     strides = tuple((a, E.const(word) if a == axis else s) for a, s in n.strides)
     strides = tuple(x for x in strides if x[0] in t.names)
-    pattern = (int(n.orelse) & 0xFF) * 0x01010101
+    one = np.asarray(E.const(n.orelse, n.type.dtype).attr, n.type.dtype.np)
+    pattern = sum(int(one.view(f"u{bits // 8}")) << bits * i for i in range(word))
     orelse = pattern - (1 << 32) if pattern >> 31 else pattern
     return replace(n, type=t, strides=strides, orelse=orelse)
 
 
 def interleaved(n: Load | Store, t: TileType) -> str | None:
-    """The axis of one word of bytes that lies side by side for each lane, or None."""
-    if t.dtype not in _BYTES or t.lane is None:
+    """The axis of one word of elements that lie side by side for each lane, or None."""
+    word = per_word(t.dtype)
+    if not word or t.lane is None:
         return None
     strides = dict(n.strides)
     for axis, k in row_axes(t):
-        if k != WORD_BYTES or strides.get(axis) is not E.const(1):
+        if k != word or strides.get(axis) is not E.const(1):
             continue
-        if strides.get(t.lane) is E.const(WORD_BYTES) and all(a != axis for a, _, _ in n.limits):
+        if strides.get(t.lane) is E.const(word) and all(a != axis for a, _, _ in n.limits):
             return axis
     return None
 
 
 def words(ops: Operations, value: Tile, axis: str) -> Tile:
-    """The tile with the positions of `axis` (one word of bytes) put together."""
-    t, lanes = _word_type(value.type, axis, WORD_BYTES), value.width
+    """The tile with the positions of `axis` (one word of elements) put together."""
+    word, bits = per_word(value.type.dtype), 8 * value.type.dtype.bytes
+    t, lanes = _word_type(value.type, axis, word), value.width
     narrow, wide = ops.type(value.type.dtype, lanes), ops.type(I32, lanes)
-    over = [(axis, WORD_BYTES), *row_axes(t)]
+    over = [(axis, word), *row_axes(t)]
     index = row_index(value.type, over)
-    count = len(index) // WORD_BYTES
+    count = len(index) // word
     out: list[list[str]] = []
     for r in range(len(list(rows(t)))):
         chunks = []
         for c in range(value.chunks):
             total = ""
-            for i in range(WORD_BYTES):
+            for i in range(word):
                 one = ops.op(f"zext {narrow} {value.values[index[i * count + r]][c]} to {wide}")
                 if i:
-                    one = ops.op(f"shl {wide} {one}, {_splat(8 * i, lanes)}")
+                    one = ops.op(f"shl {wide} {one}, {_splat(bits * i, lanes)}")
                     one = ops.op(f"or {wide} {total}, {one}")
                 total = one
             chunks.append(total)
@@ -129,8 +144,8 @@ def words(ops: Operations, value: Tile, axis: str) -> Tile:
     return Tile(t, lanes, out)
 
 
-def bytes_of(ops: Operations, value: Tile, t: TileType, axis: str) -> Tile:
-    """The tile of type `t` whose positions of `axis` are the bytes of the words."""
+def parts_of(ops: Operations, value: Tile, t: TileType, axis: str) -> Tile:
+    """The tile of type `t` whose positions of `axis` are the elements that the words hold."""
     lanes = value.width
     narrow, wide = ops.type(t.dtype, lanes), ops.type(I32, lanes)
     index = row_index(value.type, row_axes(t))
@@ -140,7 +155,7 @@ def bytes_of(ops: Operations, value: Tile, t: TileType, axis: str) -> Tile:
         for v in value.values[r]:
             moved = v
             if at[axis]:
-                moved = ops.op(f"lshr {wide} {v}, {_splat(8 * at[axis], lanes)}")
+                moved = ops.op(f"lshr {wide} {v}, {_splat(8 * t.dtype.bytes * at[axis], lanes)}")
             chunks.append(ops.op(f"trunc {wide} {moved} to {narrow}"))
         out.append(chunks)
     return Tile(t, lanes, out)
@@ -151,7 +166,12 @@ def _splat(value: int, lanes: int, bits: int = 32) -> str:
 
 
 def dot(ops: Operations, a: str, b: str, acc: str, kinds: tuple[DType, DType], lanes: int) -> str:
-    """acc + the sum of the four products of the bytes of words a and b, in each lane."""
+    """acc + the sum of the products of the elements of words a and b, in each lane."""
+    if kinds[0] is BF16:
+        for shift in (True, False):
+            p, q = (_half(ops, x, lanes, shift) for x in (a, b))
+            acc = ops.fma(p, q, acc, F32, lanes)
+        return acc
     is_x86 = ops.target.triple.startswith("x86")
     size = 32 * lanes
     if is_x86 and size in (128, 256, 512):
@@ -168,6 +188,14 @@ def dot(ops: Operations, a: str, b: str, acc: str, kinds: tuple[DType, DType], l
         product = ops.op(f"mul {t} {p}, {q}")
         acc = ops.op(f"add {t} {acc}, {product}")
     return acc
+
+
+def _half(ops: Operations, word: str, lanes: int, low: bool) -> str:
+    """One of the two bf16 of a word, as f32."""
+    t, w = ops.type(I32, lanes), ops.writer
+    shift, mask = _splat(16, lanes), _splat(-65536, lanes)
+    text = f"shl {t} {word}, {shift}" if low else f"and {t} {word}, {mask}"
+    return w.once(f"bitcast {t} {w.once(text)} to {ops.type(F32, lanes)}")
 
 
 def _byte(ops: Operations, word: str, kind: DType, i: int, lanes: int) -> str:

@@ -1,7 +1,8 @@
 """A LoopNest as textual LLVM IR.
 
 In: a verified `LoopNest` and a `Target`. Out: a module with one function per phase, `void
-NAME_p<K>(ptr args, i64 lo, i64 hi, ptr scratch)` (docs/architecture.md). Invariants: no alloca, no
+NAME_p<K>(ptr args, i64 lo, i64 hi, ptr scratch)` (docs/architecture.md). Invariants: no alloca
+(but for matrix registers, codegen/matrices.py), no
 fast-math flag, no library call; loop-carried tiles are phis of native vectors; the text depends on
 the nest and the target only. The text is meant for code generation without an optimization
 pipeline: addresses are already numbered and hoisted.
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 from tilewright.codegen import dots
 from tilewright.codegen.address import Addresses
+from tilewright.codegen.matrices import Matrices, Product
 from tilewright.codegen.memory import Memory
 from tilewright.codegen.operations import Operations
 from tilewright.codegen.shuffles import Shuffles
@@ -20,7 +22,7 @@ from tilewright.codegen.tiles import LazyRows, Tile, row_axes, row_index, rows, 
 from tilewright.codegen.writer import Induction, Module, Region, Writer
 from tilewright.errors import InternalError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL, F32, F64, DType
+from tilewright.ir.dtypes import BOOL, F32, F64, I32, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.nest import (
     Contract,
@@ -43,7 +45,6 @@ from tilewright.ir.nest import (
     Store,
     TileType,
 )
-from tilewright.ir.words import WORD_BYTES
 from tilewright.machine.target import Target
 
 __all__ = ["chunk_count", "emit_llvm", "function_name", "scratch_bytes"]
@@ -124,11 +125,16 @@ class _Function:
         self.nodes = _walk(phase.body)
         self.uses = _uses(self.nodes)
         self.dots = dots.find(self.nodes, self.uses)
+        self.matrices = Matrices(
+            self.writer, self.operations, self.addresses, self.dots, self.widths, self.uses,
+            phase.body,
+        )  # fmt: skip
 
     def text(self) -> str:
         self._arguments()
         self._body(self.phase.body)
         w = self.writer
+        self.matrices.finish()
         if self.memory.nontemporal:
             if self.target.triple.startswith("x86"):
                 w.module.declare("void @llvm.x86.sse.sfence()")
@@ -177,7 +183,11 @@ class _Function:
     def _body(self, body: tuple[Node, ...]) -> None:
         for k, n in enumerate(body):
             if isinstance(n, For):
-                self._loop(n)
+                matrix = self.matrices.of(n)
+                if matrix is None:
+                    self._loop(n)
+                else:
+                    self._in_matrices(n, matrix, body[k + 1 :])
             elif isinstance(n, If):
                 self._branch(n)
             elif isinstance(n, Load) and self._feeds_contract(n.result, body[k + 1 :]):
@@ -217,7 +227,8 @@ class _Function:
         w.module.declare("i64 @llvm.smin.i64(i64, i64)")
         return start, w.op(f"call i64 @llvm.smin.i64(i64 {stop}, i64 {end})"), False
 
-    def _loop(self, n: For) -> None:
+    def _loop(self, n: For, emit: Callable[[], None] | None = None) -> None:
+        """A loop around its body, or around what `emit` writes."""
         w, a = self.writer, self.addresses
         first, end, surely = self._bounds(n)
         lo, hi = E.int_value(n.lo), E.int_value(n.hi)
@@ -233,7 +244,10 @@ class _Function:
         carried = [self._named(t) if not once else t for t in initial]
         for (name, _), t in zip(n.carries, carried, strict=True):
             self.tiles[name] = t
-        self._body(n.body)
+        if emit is None:
+            self._body(n.body)
+        else:
+            emit()
         yields = [self.tiles[y] for y in n.yields]
         a.unbind(n.var, hidden)
         if known is not None:
@@ -251,6 +265,24 @@ class _Function:
             results = self._results(carried, initial, yields, region, after, surely)
         for name, t in zip(n.results, results, strict=True):
             self.tiles[name] = t
+
+    def _in_matrices(self, n: For, matrix: Product, rest: tuple[Node, ...]) -> None:
+        """A reduction whose accumulators are matrix registers while it runs."""
+        m = self.matrices
+        if m.holds is not None:  # the innermost loop of one whose registers are set up
+            m.steps(matrix, self._loop)
+            self.tiles[n.results[0]] = m.elsewhere(matrix)
+            return
+        initial = n.carries[0][1]
+        start = self.tiles[initial]
+        self.tiles[initial] = m.elsewhere(matrix)
+        m.begin(matrix, start, initial)
+        if matrix.loop is n:
+            m.steps(matrix, self._loop)
+        else:
+            self._loop(n)
+        self.tiles[initial] = start
+        self.tiles[n.results[0]] = m.end(matrix, n.results[0], rest)
 
     def _close_loop(
         self, region: Region, inside: str, var: str, first: str, end: str, step: int,
@@ -425,11 +457,13 @@ class _Function:
         """A load; factors of dot products come in words."""
         along = self.dots.loads.get(n.result)
         if along is not None:
-            return self.memory.load(dots.in_words(n, along), width, lazy, WORD_BYTES)
+            word = dots.per_word(n.type.dtype)
+            return self.memory.load(dots.in_words(n, along), width, lazy, word)
         apart = dots.interleaved(n, n.type) if width else None
         if apart is not None:
-            words = self.memory.load(dots.in_words(n, apart), width, False, WORD_BYTES)
-            return dots.bytes_of(self.operations, words, n.type, apart)
+            word = dots.per_word(n.type.dtype)
+            words = self.memory.load(dots.in_words(n, apart), width, False, word)
+            return dots.parts_of(self.operations, words, n.type, apart)
         return self.memory.load(n, width, lazy)
 
     def _constant(self, t: TileType, width: int, value: str) -> Tile:
@@ -484,6 +518,7 @@ class _Function:
         count = len(out.values)
         dtype, ops = t.dtype, self.operations
         kinds = self.dots.contracts.get(n.result)
+        of = dtype if kinds is None else I32  # words
         if t.dtype is BOOL:
             raise InternalError("L001", "contract has no meaning for bool")
         again = self._again(a, b, ia, out.chunks, dtype), self._again(b, a, ib, out.chunks, dtype)
@@ -493,8 +528,8 @@ class _Function:
         rights: dict[int, list[str]] = {}
         for k, (i, j) in enumerate(zip(ia, ib, strict=True)):
             row = out.values[k % count]
-            left = lefts.get(i) or lefts.setdefault(i, self._factor(a, i, dtype, width))
-            right = rights.get(j) or rights.setdefault(j, self._factor(b, j, dtype, width))
+            left = lefts.get(i) or lefts.setdefault(i, self._factor(a, i, of, width))
+            right = rights.get(j) or rights.setdefault(j, self._factor(b, j, of, width))
             for c in chunks:
                 p = left[c] if len(left) > 1 else left[0]
                 q = right[c] if len(right) > 1 else right[0]

@@ -33,6 +33,7 @@ from tilewright.lower.stage import emit_stage
 from tilewright.lower.stream import Stream
 from tilewright.lower.tiles import Place
 from tilewright.machine.target import Target
+from tilewright.schedule.matrices import in_matrices
 from tilewright.schedule.roles import Access, StageRoles, stage_roles
 from tilewright.schedule.schedule import Schedule
 
@@ -160,7 +161,18 @@ class _Lowering:
             self.places,
             fetches=bool(s.integer(p + "fetch")),
         )
+        if self.in_matrices(roles, spec):  # a step takes many words, so their loop is innermost
+            words = (roles.group if roles.group[0] else roles.pairs)[0]
+            inner = sorted(spec.reduce, key=lambda x: x.axis == words)
+            return replace(spec, reduce=tuple(inner), in_words=bool(roles.pairs[0])), roles
         return self.strips(k, roles, spec), roles
+
+    def in_matrices(self, roles: StageRoles, spec: StageSpec) -> bool:
+        """Whether matrix registers hold the accumulators: B lies in panels then, A as it is."""
+        if self.kernel.shared or self.kernel.sequence:
+            return False
+        sizes = {x.axis: x.block for x in (*spec.levels, *spec.reduce)}
+        return in_matrices(roles, self.target, spec.lane, sizes)
 
     def strips(self, k: int, roles: StageRoles, spec: StageSpec) -> StageSpec:
         """The stage with its accumulators in scratch, if the schedule says so (lower/strips.py)."""
@@ -269,11 +281,8 @@ class _Lowering:
         A constant is packed at build; another one (operand B only) in a phase before.
         """
         s, p = self.schedule, f"s{k}."
-        if (
-            s.text(p + "pack.b", "none") != "panel"
-            or spec.lane is None
-            or spec.lane in roles.reduce
-        ):
+        wanted = s.text(p + "pack.b", "none") == "panel" or self.in_matrices(roles, spec)
+        if not wanted or spec.lane is None or spec.lane in roles.reduce:
             return spec
         for operand in (roles.b, roles.a):
             if operand is not None and operand.uses(spec.lane):
@@ -308,20 +317,20 @@ class _Lowering:
             self.layouts[name] = layout
             spec.places[name] = self.places[name] = Place(name, layout, dtype)
             return spec
-        wide = wide_name(spec.anchor, read)
+        wide = name if spec.in_words else wide_name(spec.anchor, read)
         dtype = dtype if wide == name else F32
         buffer = Buffer(f"w{len(self.workspace)}", dtype, E.const(layout.size), "arena")
         self.workspace.append(buffer)
         target = Place(buffer.name, layout, dtype)
         self._copy_phase(name, self.places[name], target, at, width, group)
         spec.places[wide] = self.places[wide] = target
-        return replace(spec, anchor=widened(spec.anchor, read))
+        return spec if wide == name else replace(spec, anchor=widened(spec.anchor, read))
 
     def _group(self, roles: StageRoles, spec: StageSpec, axes: list[str | None]) -> tuple[int, int]:
         """The position of the reduce axis whose elements a packed operand holds side by side, and
         how many of them.
         """
-        axis, size = roles.group
+        axis, size = roles.pairs if spec.in_words else roles.group
         whole = any(x.axis == axis and x.block % size == 0 for x in spec.reduce)
         return (axes.index(axis), size) if whole and axis in axes else (-1, 1)
 
@@ -378,6 +387,8 @@ class _Lowering:
         read, name = roles.a.read, roles.a.tensor
         if name not in self.kernel.layout_of or read.attr[1] or name in self.constants:
             return spec
+        if self.in_matrices(roles, spec):
+            return spec  # matrix registers are loaded from the rows as they lie
         if spec.lane in roles.reduce:
             return spec  # rows are read along the lane already, and its level has a mask
         varying = [

@@ -19,7 +19,7 @@ from tilewright.ir.kernel import int_extent
 from tilewright.ir.nest import TileType
 from tilewright.ir.program import MONOIDS, Axis, Definition, identity_of
 from tilewright.ir.ranges import split_linear
-from tilewright.ir.words import narrow_factors
+from tilewright.ir.words import half_factors, narrow_factors
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.loops import emit_reduce_levels
 from tilewright.lower.prefetch import fetch_ahead
@@ -76,7 +76,7 @@ def emit_reduction(
             fetch_ahead(b, inner, _reads((d, *spec.before)), spec.prefetch)
         masked = {a: v for a, v in inner.valid.items() if a in extents}
         if monoid == "sum" and d.body.op == "mul" and not masked:
-            narrow = narrow_factors(d)
+            narrow = half_factors(d) if spec.in_words else narrow_factors(d)
             factors = d.body.args if narrow is None else narrow
             if d.dtype.is_float or (narrow and any(sizes[a] > 1 for a in extents if a not in kept)):
                 left, right = (inner.value(x) for x in factors)

@@ -91,6 +91,8 @@ class StageSpec:
     # A reduced axis of which the region has one block, and the extent of the blocks: the stage
     # makes partial results, the first axis of its anchor numbers them.
     part: tuple[str, int] | None = None
+    # Two bf16 of both factors are one word, which matrix registers multiply; else they are widened.
+    in_words: bool = False
     fetches: bool = False  # rows that follow a reduction are asked for before it
 
     @cached_property

@@ -201,14 +201,23 @@ def compute_cycles(work: Work, tiling: Tiling, lanes: int) -> float:
     return cycles * points * waste
 
 
-def stage_cycles(work: Work, tiling: Tiling, target: Target, *, block_bytes: float = 0.0) -> float:
+def stage_cycles(
+    work: Work,
+    tiling: Tiling,
+    target: Target,
+    *,
+    block_bytes: float = 0.0,
+    arithmetic: float | None = None,
+) -> float:
     """Cycles of a stage on one thread.
 
     block_bytes: what all stages touch for one block of the axes they share; where that fits into a
-    cache, what an earlier stage has touched costs nothing there.
+    cache, what an earlier stage has touched costs nothing there. arithmetic: cycles of what is not
+    done in vector registers.
     """
     lanes = target.lanes(32)
-    total = compute_cycles(work, tiling, lanes) + strided_cycles(work, tiling, lanes)
+    total = compute_cycles(work, tiling, lanes) if arithmetic is None else arithmetic
+    total += strided_cycles(work, tiling, lanes)
     traffic = _Traffic(work, tiling, target.cache_line_bytes)
     levels = (target.l1_bytes, target.l2_bytes, target.l3_bytes)
     for size, price in zip(levels, _CYCLES_PER_BYTE, strict=True):

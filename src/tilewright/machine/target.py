@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tilewright.errors import TargetError
+from tilewright.machine.permission import matrices_permitted
 
 __all__ = ["NAMES", "Target", "available_cpus"]
 
@@ -26,6 +27,9 @@ NAMES = ("native", "x86-avx512", "x86-avx2", "x86-sse42", "aarch64")
 
 # LLVM feature -> flag of /proc/cpuinfo, for the features that code generation can use.
 _X86_FEATURES: dict[str, str] = {
+    "amx-bf16": "amx_bf16",
+    "amx-int8": "amx_int8",
+    "amx-tile": "amx_tile",
     "avx": "avx",
     "avx2": "avx2",
     "avx512bf16": "avx512_bf16",
@@ -182,6 +186,17 @@ class Target:
             text += f' "prefer-vector-width"="{width}" "min-legal-vector-width"="{width}"'
         return text + f' "tune-cpu"="{self.tune}"'
 
+    def multiplies_matrices(self, dtype_bits: int) -> bool:
+        """Whether matrix registers multiply elements of this size: bf16 (16) or bytes (8)."""
+        feature = {16: "amx-bf16", 8: "amx-int8"}.get(dtype_bits, "")
+        return bool(feature) and self.has_feature("amx-tile") and self.has_feature(feature)
+
+    def exceeds_vectors(self, rows: int, vectors: int) -> bool:
+        """Whether a tile of accumulators, `rows` times `vectors` registers, and the factors of one
+        product do not fit the vector registers, so that they must be matrix registers.
+        """
+        return rows * vectors + vectors + 1 > self.vector_registers
+
     def with_machine_of(self, other: Target) -> Target:
         """This instruction set with the caches and cores of `other`."""
         return replace(
@@ -238,6 +253,9 @@ def _x86(
         cpu, bits = "x86-64-v2", 128
     # An AVX-512 feature without the whole level would let LLVM use half of AVX-512.
     usable = {f for f in features if bits == 512 or not f.startswith("avx512")}
+    # Matrix registers are stored a vector of 512 bits a row.
+    matrices = bits == 512 and "amx-tile" in usable
+    usable = {f for f in usable if matrices or not f.startswith("amx")}
     usable = {
         f for f in usable if bits >= 256 or (not f.startswith("avx") and f not in ("fma", "f16c"))
     }
@@ -309,6 +327,8 @@ def _native() -> Target:
     caches = _cache_bytes()
     if machine in ("x86_64", "AMD64"):
         present = frozenset(f for f, flag in _X86_FEATURES.items() if flag in flags)
+        if "amx-tile" in present and not matrices_permitted():
+            present = frozenset(f for f in present if not f.startswith("amx"))
         if not present.issuperset(_V2):
             missing = ", ".join(sorted(set(_V2) - present))
             raise TargetError(

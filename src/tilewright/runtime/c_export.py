@@ -2,9 +2,9 @@
 
 In: a compiled model with one variant. Out: a folder with NAME.h, NAME.c, NAME_K.o, NAME.bin. What C
 calls has no state: the caller gives the memory of a call. Invariants: the code is the very code
-that the model runs here, so results are the same bits; nothing but libc's memset and memcpy is
-linked; models that call back into Python, or have branches and loops of the host program, are
-refused.
+that the model runs here, so results are the same bits; nothing but libc's memset and memcpy (and
+syscall, where matrix registers are used) is linked; models that call back into Python, or have
+branches and loops of the host program, are refused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import UserError
+from tilewright.machine.permission import ARCH_PRCTL, REQUEST, TILE_DATA, uses_matrices
 from tilewright.runtime.artifact import Artifact
 from tilewright.runtime.context import ArrayType
 from tilewright.runtime.elf import Elf
@@ -28,6 +29,11 @@ _TYPES = {
     "bfloat16": "uint16_t",
 }  # fmt: skip
 _ALIGN = 64
+# Linux gives leave to use matrix registers to a process that asks for it.
+_LEAVE = (
+    "    extern long syscall(long, ...);",
+    f"    (void)syscall({ARCH_PRCTL}L, {REQUEST}L, {TILE_DATA}L);",
+)
 
 
 def export_c(folder: Path | str, name: str, artifact: Artifact) -> list[Path]:
@@ -140,6 +146,7 @@ def _source(
                 return f"(uint64_t)({name}_constants + {places[value]})"
         return f"{value}ull"
 
+    leave = _LEAVE if any(map(uses_matrices, a.objects)) else ()
     used = dict.fromkeys(symbols[s.object, s.symbol] for s in a.steps)
     lines = [
         f"/* {name}: see {name}.h. */",
@@ -153,6 +160,7 @@ def _source(
         "",
         f"void {name}_prepare(void *memory) {{",
         "    unsigned char *arena = memory;",
+        *leave,
         f"    memset(arena, 0, {_memory(a)[1]}u);",
     ]
     for f in a.fills:

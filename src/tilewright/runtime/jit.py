@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tilewright.errors import InternalError, UserError
+from tilewright.machine.permission import matrices_permitted, uses_matrices
 from tilewright.runtime.elf import Elf, place
 
 __all__ = ["LoadedObject", "exported_symbols", "load_object"]
@@ -61,6 +62,8 @@ def load_object(data: bytes, imports: Iterable[tuple[str, int]] = ()) -> LoadedO
     elf = Elf(data)
     if platform.machine() != "x86_64":
         return _load_by_llvm(elf, imports)
+    if uses_matrices(data):
+        matrices_permitted()  # another process may have compiled it
     placed = place(elf, dict(imports))
     return LoadedObject(placed, placed.addresses)
 

@@ -22,7 +22,7 @@ from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.layout import Layout
 from tilewright.ir.program import Definition
 from tilewright.ir.ranges import coefficient, simplify
-from tilewright.ir.words import WORD_BYTES, narrow_factors
+from tilewright.ir.words import WORD_BYTES, half_factors, narrow_factors
 
 __all__ = ["Access", "StageRoles", "stage_roles"]
 
@@ -63,6 +63,13 @@ class StageRoles:
         return self.a is not None and self.b is not None
 
     @cached_property
+    def pairs(self) -> tuple[str, int]:
+        """The same for factors of bf16, which only matrix registers take two at a time."""
+        if not self.is_contraction or half_factors(self.anchor) is None:
+            return "", 1
+        return self._words()
+
+    @cached_property
     def group(self) -> tuple[str, int]:
         """The reduce axis along which a dot product takes a word of both factors at once, and how
         many positions a word holds; ("", 1) where the factors are no narrow ones.
@@ -71,6 +78,9 @@ class StageRoles:
         """
         if not self.is_contraction or narrow_factors(self.anchor) is None:
             return "", 1
+        return self._words()
+
+    def _words(self) -> tuple[str, int]:
         assert self.a is not None and self.b is not None
         size = WORD_BYTES // self.b.dtype_bytes
         for axis in sorted(self.reduce, key=lambda x: -self.extents[x]):

@@ -17,6 +17,7 @@ from typing import TypeVar
 from tilewright.ir.extent import is_symbolic
 from tilewright.ir.words import wide_name
 from tilewright.machine.target import Target
+from tilewright.schedule.matrices import in_matrices, matrix_cycles, matrix_tiles, takes_matrices
 from tilewright.schedule.roles import Access, StageRoles
 from tilewright.schedule.schedule import Value
 from tilewright.schedule.space import Group
@@ -191,7 +192,12 @@ class StageSpace:
                             out.append({**sizes, k: u})
                 else:
                     out.append(sizes)
+        if not self.shared and not self.sequence and takes_matrices(r, self.target, lane):
+            out += matrix_tiles(r, self.target, lane or "", inner)
         return out or [{} if lane is None else {lane: self.lanes}]
+
+    def _in_matrices(self, lane: str | None, sizes: dict[str, int]) -> bool:
+        return in_matrices(self.r, self.target, lane, sizes)
 
     @_once_a_lane
     def _grouped(self, lane: str | None) -> bool:
@@ -282,6 +288,9 @@ class StageSpace:
     def _estimate(self, lane: str | None, sizes: dict[str, int]) -> float:
         """Cycles per point of the stage's iteration space, up to a constant factor."""
         r = self.r
+        if lane is not None and self._in_matrices(lane, sizes):
+            chunks = prod(ceil(r.extents[a] / max(1, sizes.get(a, 1))) for a in r.out)
+            return matrix_cycles(r, lane, sizes) * max(1.0, self.threads / max(1, chunks))
         rows = prod(n for a, n in sizes.items() if a != lane and a in r.out)
         v = ceil(sizes.get(lane or "", 1) / self.lanes) if lane else 1
         width = self.lanes if lane else 1
@@ -393,7 +402,8 @@ class StageSpace:
         first = dict(zip(names, rows[0], strict=True))
         self.first = first
         lane = r.axis_of.get(str(first[f"{p}lane"]))
-        out.append(Group((f"{p}order",), ("order",), tuple((o,) for o in self._orders(lane))))
+        orders = self._orders(lane, self._in_matrices(lane, self._first_sizes(first)))
+        out.append(Group((f"{p}order",), ("order",), tuple((o,) for o in orders)))
         if len(r.reduce) > 1:
             out.append(
                 Group((f"{p}reduce",), ("order",), tuple((o,) for o in self._reduce_orders()))
@@ -525,7 +535,7 @@ class StageSpace:
             return False
         return all(x.uses(a) for a in self.r.out)
 
-    def _orders(self, lane: str | None) -> list[str]:
+    def _orders(self, lane: str | None, in_matrices: bool = False) -> list[str]:
         r = self.r
         name = r.names
         if r.anchor.scan is not None or not r.is_contraction:
@@ -565,6 +575,8 @@ class StageSpace:
             [*batch, *[f"{x}:L2" for x in columns[-1:]], *blocked, *columns, *m],
         ]
         width, depth = (prod(r.extents[a] for a in r.roles(kind)) for kind in "nk")
+        if in_matrices and at:  # rows of A stay close, panels of B come one after the other
+            orders.insert(0, [*batch, *m, *columns])
         near = 2 * self._b_bytes() <= self.target.l1_bytes
         near |= depth <= 8 * self.lanes and 16 * self._b_bytes() <= self.target.l2_bytes
         if at and near and width > 2 * self.lanes:
@@ -604,6 +616,7 @@ class StageSpace:
             worth = r.b.constant or strided or (points >= 48 and self._copied_b(lane))
             worth = worth or (self._grouped(lane) and points >= 16)
             worth = worth or (self._converted(r.b) and points >= 48)
+            worth = worth or self._in_matrices(lane, self._first_sizes(first))
             out.append(
                 Group(
                     (f"{p}pack.b",),
@@ -623,6 +636,7 @@ class StageSpace:
             fills = 2 * rows * r.extents[k[0]] * r.a.dtype_bytes > self.target.l1_bytes
             worth = fills or rows > sets * ways or self._converted(r.a)
             worth = worth and columns >= 4 * self.lanes
+            worth = worth and not self._in_matrices(lane, self._first_sizes(first))
             out.append(
                 Group(
                     (f"{p}pack.a",),
@@ -631,6 +645,9 @@ class StageSpace:
                 )
             )
         return out
+
+    def _first_sizes(self, first: dict[str, Value]) -> dict[str, int]:
+        return {a: int(first.get(f"{self.p}reg.{name}", 1)) for a, name in self.r.names.items()}
 
     def _converted(self, access: Access) -> bool:
         """Whether a copy of the operand would hold its 16-bit floats as f32."""

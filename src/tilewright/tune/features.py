@@ -14,6 +14,7 @@ from tilewright.group.groups import cost
 from tilewright.ir.kernel import Kernel
 from tilewright.machine.cost import Loop, Stream, Tiling, Work, balance, lines, stage_cycles
 from tilewright.machine.target import Target
+from tilewright.schedule.matrices import in_matrices, matrix_cycles
 from tilewright.schedule.roles import StageRoles, stage_roles
 from tilewright.schedule.schedule import Value
 from tilewright.schedule.space import Space
@@ -231,7 +232,10 @@ class KernelCost:
             if key not in self._known:
                 work, packing = stage.with_packing(s)
                 tiling = stage.tiling(s, outer)
-                cycles = stage_cycles(work, tiling, self.target, block_bytes=block)
+                cycles = stage_cycles(
+                    work, tiling, self.target, block_bytes=block,
+                    arithmetic=None if outer else self._in_matrices(stage, tiling),
+                )  # fmt: skip
                 self._known[key] = cycles + packing
             cycles = self._known[key]
             if not outer:
@@ -241,6 +245,15 @@ class KernelCost:
             chunks = self._chunks(self._stages[0], s, outer)
             total = balance(total, chunks, self.threads)
         return total
+
+    def _in_matrices(self, stage: _Stage, tiling: Tiling) -> float | None:
+        """Cycles of arithmetic where matrix registers hold the accumulators, else None."""
+        r = stage.roles
+        lane = stage.axes[tiling.lane] if tiling.lane >= 0 else None
+        sizes = dict(zip(stage.axes, tiling.registers, strict=True))
+        if lane is None or not in_matrices(r, self.target, lane, sizes):
+            return None
+        return matrix_cycles(r, lane, sizes) * prod(r.extents.values())
 
     def _groups(self, k: int) -> list[int]:
         """The groups that matter to a stage's own loops."""

@@ -1,0 +1,386 @@
+"""Sums of products of words in matrix registers (AMX tiles).
+
+In: loops of a phase whose every trip is one contraction of words. Out: LLVM instructions that take
+up to sixteen trips at once. Invariants: the loops of the nest stay what they are, this is another
+way to run them; no element is touched that a load of the loop does not touch; accumulators that
+fit the vector registers are none of this module's business.
+
+A matrix register holds up to 16 rows of 16 words. Four hold accumulators of up to 32x32, two the
+rows of one factor as they lie in memory, two the words of the other factor, which lie in panels.
+Accumulators stay there for the whole reduction, whatever its loops, and come back as vectors from
+memory of the stack. Setting the shapes up costs as much as four steps, so a phase with one set of
+shapes does it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+
+from tilewright.codegen.address import Addresses
+from tilewright.codegen.dots import Dots, per_word
+from tilewright.codegen.operations import Operations
+from tilewright.codegen.tiles import LazyRows, Tile, row_axes, rows
+from tilewright.codegen.writer import Writer
+from tilewright.ir import expr as E
+from tilewright.ir.dtypes import BF16, I8, DType
+from tilewright.ir.expr import Expr, Polynomial, polynomial
+from tilewright.ir.nest import Contract, Fill, For, If, Load, Node, Prefetch, TileType
+from tilewright.ir.ranges import coefficient
+
+__all__ = ["Matrices", "Product"]
+
+_ROWS = 16  # of a matrix register, and words of a row
+_REGISTERS = 8
+_ROW_BYTES = 64
+_AHEAD = 2  # steps that the words of B are asked for before their use
+_FEW = 3  # more steps than the least, if all have one depth
+_INNER = 4  # least words of a step inside outer loops
+
+Loop = Callable[[For, Callable[[], None]], None]
+
+
+@dataclass(frozen=True)
+class Product:
+    """The innermost loop of a sum of products, its factors, and how it is cut.
+
+    rows: (first row of the accumulator tile, how many) of each row of matrix registers; columns:
+    words of each column of them. spans: (first word, steps, words of a step).
+    """
+
+    loop: For
+    a: Load
+    b: Load
+    type: TileType
+    signs: tuple[DType, DType]
+    rows: tuple[tuple[int, int], ...]
+    columns: tuple[int, ...]
+    spans: tuple[tuple[int, int, int], ...]
+
+    def shapes(self, words: int) -> str:
+        """The constant that sets the registers up: accumulators, rows of A, columns of B."""
+        shape: list[tuple[int, int]] = [(n, 4 * w) for _, n in self.rows for w in self.columns]
+        shape += [(n, 4 * words) for _, n in self.rows]
+        shape += [(words, 4 * w) for w in self.columns]
+        shape += [(0, 0)] * (_REGISTERS - len(shape))
+        data = bytearray(64)
+        data[0] = 1
+        for k, (n, size) in enumerate(shape):
+            data[16 + 2 * k] = size
+            data[48 + k] = n
+        return f"[64 x i8] [{', '.join(f'i8 {x}' for x in data)}]"
+
+
+class Matrices:
+    """Which loops of a phase run in matrix registers, and their instructions."""
+
+    def __init__(
+        self, writer: Writer, operations: Operations, addresses: Addresses, dots: Dots,
+        widths: dict[str, int], uses: dict[str, int], body: tuple[Node, ...],
+    ) -> None:  # fmt: skip
+        self.writer, self.operations, self.addresses = writer, operations, addresses
+        self.dots, self.widths, self.uses = dots, widths, uses
+        self.holds: Product | None = None  # what the registers hold now
+        self._found: dict[int, Product] = {}
+        self._zeros: set[str] = set()
+        self._marks: list[tuple[str, str]] = []  # where shapes are set up, and which
+        if operations.target.has_feature("amx-tile"):
+            self._look(body)
+
+    def of(self, n: For) -> Product | None:
+        """How the loop runs in matrix registers; None where it does not."""
+        return self._found.get(id(n))
+
+    # ---- finding ---------------------------------------------------------------------------------
+
+    def _look(self, body: tuple[Node, ...]) -> None:
+        for n in body:
+            if isinstance(n, Fill) and n.value == 0:
+                self._zeros.add(n.result)
+            elif isinstance(n, If):
+                self._look(n.then)
+                self._look(n.orelse)
+            elif isinstance(n, For) and not self._outer(n):
+                self._look(n.body)
+
+    def _outer(self, n: For) -> bool:
+        """Note a loop, and those inside it, if all that it carries is one sum of products."""
+        chain = [n]
+        while len(chain[-1].body) == 1 and isinstance(chain[-1].body[0], For):
+            inner, outer = chain[-1].body[0], chain[-1]
+            if len(outer.carries) != 1 or len(inner.carries) != 1 or outer.parallel:
+                break
+            name = outer.carries[0][0]
+            if inner.carries[0][1] != name or outer.yields != inner.results:
+                break
+            if self.uses.get(name, 0) != 1 or self.uses.get(inner.results[0], 0) != 1:
+                break
+            chain.append(inner)
+        found = self._innermost(chain[-1])
+        if found is None:
+            return False
+        if len(chain) == 1:
+            self._found[id(n)] = found
+            return True
+        steps = found.spans[0]
+        if len(found.spans) > 1 or steps[2] < min(_INNER, E.int_value(found.loop.hi) or 0):
+            self._found[id(chain[-1])] = found  # set up anew in every trip of the outer loops
+            return True
+        self._found[id(n)] = self._found[id(chain[-1])] = found
+        return True
+
+    def _innermost(self, n: For) -> Product | None:
+        """The product of a loop whose trips take one word each, or None."""
+        count = E.int_value(n.hi)
+        if n.parallel or n.step != 1 or E.int_value(n.lo) != 0 or not count or len(n.carries) != 1:
+            return None
+        loads = {x.result: x for x in n.body if isinstance(x, Load)}
+        contracts = [x for x in n.body if isinstance(x, Contract)]
+        others = [x for x in n.body if not isinstance(x, Load | Contract | Prefetch)]
+        if others or len(contracts) != 1 or len(loads) != 2:
+            return None
+        c = contracts[0]
+        signs = self.dots.contracts.get(c.result)
+        if signs is None or n.yields != (c.result,) or c.acc != n.carries[0][0]:
+            return None
+        if self.uses.get(c.acc, 0) != 1 or self.uses.get(c.result, 0) != 1:
+            return None
+        if c.a not in loads or c.b not in loads or c.a == c.b:
+            return None
+        a, b = loads[c.a], loads[c.b]
+        if a.type.lane is not None:
+            a, b, signs = b, a, signs[::-1]
+        found = self._product(n, c.type, a, b, signs, count)
+        target = self.operations.target
+        if found is None or not target.multiplies_matrices(8 * a.type.dtype.bytes):
+            return None
+        return found
+
+    def _product(
+        self, n: For, t: TileType, a: Load, b: Load, signs: tuple[DType, DType], count: int
+    ) -> Product | None:
+        lane, along, word = t.lane, self.dots.loads[a.result], per_word(a.type.dtype)
+        if lane is None or self.widths[n.carries[0][0]] != _ROWS or t.extent(lane) % _ROWS:
+            return None
+        over = row_axes(t)
+        if a.type.lane is not None or a.limits or a.type.extent(along) != word or not over:
+            return None
+        if set(a.type.names) != {x for x, _ in over} | {along}:
+            return None
+        if b.type.lane != lane or set(b.type.names) != {lane, along}:
+            return None
+        if coefficient(a.base, E.index(n.var)) != word:
+            return None
+        if not coefficient(b.base, E.index(n.var)):
+            return None
+        vectors, total = t.extent(lane) // _ROWS, prod(k for _, k in over)
+        if not self.operations.target.exceeds_vectors(total, vectors):
+            return None
+        columns = _columns(b, lane, vectors)
+        last = over[-1][1]
+        cut = [(i, min(_ROWS, last - i)) for i in range(0, last, _ROWS)]
+        high = tuple((first + i, k) for first in range(0, total, last) for i, k in cut)
+        if columns is None or len(high) * vectors + len(high) + vectors > _REGISTERS:
+            return None
+        return Product(n, a, b, t, signs, high, columns, _spans(count))
+
+    # ---- instructions ----------------------------------------------------------------------------
+
+    def _call(self, name: str, kinds: str, *arguments: str) -> None:
+        w = self.writer
+        w.module.declare(f"void @llvm.x86.{name}({kinds})")
+        given = ", ".join(f"{k} {x}" for k, x in zip(kinds.split(", "), arguments, strict=True))
+        w.line(f"call void @llvm.x86.{name}({given})")
+
+    def elsewhere(self, p: Product) -> Tile:
+        """The accumulator tile while matrix registers hold it: no vectors."""
+        return Tile(p.type, _ROWS, [])
+
+    def _set_up(self, p: Product, words: int) -> None:
+        """The shapes of registers, as a line that `finish` may move to the function's beginning."""
+        w = self.writer
+        name = w.module.constant(p.shapes(words))
+        w.module.declare("void @llvm.x86.ldtilecfg(ptr)")
+        mark = f"; shapes {len(self._marks)}"
+        w.line(mark)
+        self._marks.append((mark, name))
+
+    def begin(self, p: Product, start: Tile, name: str) -> None:
+        """Accumulators into registers: zeros, or what the tile `start` holds."""
+        self.holds = p
+        w = self.writer
+        size = len(p.columns) * _ROW_BYTES
+        count = sum(n for _, n in p.rows)
+        self._memory = w.fresh()
+        w.regions[0].lines.insert(0, f"  {self._memory} = alloca [{count * size} x i8], align 64")
+        is_zero = name in self._zeros
+        if not is_zero:
+            kind = self.operations.type(p.type.dtype, _ROWS)
+            for r in range(count):
+                for c, v in enumerate(start.values[r]):
+                    at = self._place(r * size + c * _ROW_BYTES)
+                    w.line(f"store {kind} {v}, ptr {at}, align 64")
+        self._set_up(p, p.spans[0][2])
+        self._accumulators(p, "tilezero" if is_zero else "tileloadd64")
+
+    def _place(self, offset: int) -> str:
+        if not offset:
+            return self._memory
+        return self.writer.once(f"getelementptr i8, ptr {self._memory}, i64 {offset}")
+
+    def _accumulators(self, p: Product, name: str) -> None:
+        """One instruction for each accumulator: zero, load or store."""
+        size = len(p.columns) * _ROW_BYTES
+        for i, (first, _) in enumerate(p.rows):
+            for j in range(len(p.columns)):
+                register = str(i * len(p.columns) + j)
+                if name == "tilezero":
+                    self._call(name, "i8", register)
+                    continue
+                at = self._place(first * size + j * _ROW_BYTES)
+                self._call(name, "i8, ptr, i64", register, at, str(size))
+
+    def steps(self, p: Product, loop: Loop) -> None:
+        """The trips of the innermost loop, up to sixteen at once."""
+        for k, (first, count, words) in enumerate(p.spans):
+            if k:  # shapes change: what the accumulators hold goes through memory
+                self._accumulators(p, "tilestored64")
+                self._set_up(p, words)
+                self._accumulators(p, "tileloadd64")
+            lo, hi = E.const(first), E.const(first + count * words)
+            n = replace(p.loop, lo=lo, hi=hi, step=words, carries=(), yields=(), results=())
+            ahead = _AHEAD * words if count > _AHEAD else 0
+
+            def step(words: int = words, ahead: int = ahead) -> None:
+                self._step(p)
+                if ahead:
+                    self._fetch(p, words, ahead)
+
+            loop(n, step)
+
+    def _step(self, p: Product) -> None:
+        """Load the factors, then multiply."""
+        width, high = len(p.columns), len(p.rows)
+        a0 = high * width
+        b0 = a0 + high
+        left, right = p.signs
+        kind = "bf16ps" if left is BF16 else "b" + "us"[left is I8] + "us"[right is I8] + "d"
+        b_strides = dict(p.b.strides)
+        step = coefficient(p.b.base, E.index(p.loop.var)) or 0
+        across = b_strides.get(p.type.lane or "", E.const(0))
+        for j in range(width):
+            self._factor(p.b, {p.type.lane or "": (across, j * _ROWS)}, E.const(step), b0 + j)
+        last = row_axes(p.type)[-1]
+        positions = list(rows(p.type))
+        strides = dict(p.a.strides)
+        for i, (first, _) in enumerate(p.rows):
+            at = {x: (strides.get(x, E.const(0)), k) for x, k in positions[first].items()}
+            self._factor(p.a, at, strides.get(last[0], E.const(0)), a0 + i)
+        for i in range(high):
+            for j in range(width):
+                names = (str(i * width + j), str(a0 + i), str(b0 + j))
+                self._call(f"tdp{kind}", "i8, i8, i8", *names)
+
+    def _fetch(self, p: Product, words: int, ahead: int) -> None:
+        """Ask for the words of B that come so many trips later: a panel is read once for all rows,
+        and its registers are loaded too soon before they are multiplied to wait for a cache.
+        """
+        a, w = self.addresses, self.writer
+        w.module.declare("void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        step = (coefficient(p.b.base, E.index(p.loop.var)) or 0) * p.b.type.dtype.bytes
+        pointer = a.pointer(p.b.buffer, polynomial(p.b.base))
+        for k in range(ahead, ahead + words):
+            for j in range(len(p.columns)):
+                at = a.at(pointer, k * step + j * _ROW_BYTES)
+                w.line(f"call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 3, i32 1)")
+
+    def _factor(
+        self, n: Load, at: dict[str, tuple[Expr, int]], stride: Expr, register: int
+    ) -> None:
+        """Load one matrix register from the position `at` of a factor, rows `stride` apart."""
+        a, size = self.addresses, n.type.dtype.bytes
+        offset: Polynomial = dict(polynomial(n.base))
+        for step, k in at.values():
+            for atoms, c in polynomial(step).items():
+                offset[atoms] = offset.get(atoms, 0) + c * k
+        pointer = a.at(a.pointer(n.buffer, {k: v for k, v in offset.items() if v}))
+        between = a.value(stride * size)
+        self._call("tileloadd64", "i8, ptr, i64", str(register), pointer, between)
+
+    def end(self, p: Product, name: str, rest: tuple[Node, ...]) -> Tile:
+        """Accumulators as vectors, each loaded before its first use if all uses are in `rest`."""
+        self._accumulators(p, "tilestored64")
+        self.holds = None
+        w = self.writer
+        kind = self.operations.type(p.type.dtype, _ROWS)
+        size, memory = len(p.columns) * _ROW_BYTES, self._memory
+
+        def row(r: int) -> list[str]:
+            out = []
+            for c in range(len(p.columns)):
+                place = w.op(f"getelementptr i8, ptr {memory}, i64 {r * size + c * _ROW_BYTES}")
+                out.append(w.op(f"load {kind}, ptr {place}, align 64"))
+            return out
+
+        count = sum(n for _, n in p.rows)
+        found = LazyRows(count, row)
+        near = sum(_operands(x).count(name) for x in rest if not isinstance(x, For | If))
+        if near == self.uses.get(name, 0):
+            return Tile(p.type, _ROWS, found)
+        return Tile(p.type, _ROWS, [found[r] for r in range(count)])
+
+    def finish(self) -> None:
+        """Set shapes up once where the function has one set of them, else where they are used; give
+        the registers back.
+        """
+        w = self.writer
+        names = {name for _, name in self._marks}
+        if not names:
+            return
+        once = len(names) == 1
+        lines = w.region.lines
+        for mark, name in self._marks:
+            k = lines.index(f"  {mark}")
+            lines[k] = "  ; shapes as they are" if once else _shaping(name)
+        if once:
+            lines.insert(0, _shaping(next(iter(names))))
+        self._call_release()
+
+    def _call_release(self) -> None:
+        w = self.writer
+        w.module.declare("void @llvm.x86.tilerelease()")
+        w.line("call void @llvm.x86.tilerelease()")
+
+
+def _shaping(name: str) -> str:
+    return f"  call void @llvm.x86.ldtilecfg(ptr {name})"
+
+
+def _columns(b: Load, lane: str, vectors: int) -> tuple[int, ...] | None:
+    """Words of each column of registers: all, or as many as constant limits of the lanes leave."""
+    valid = vectors * _ROWS
+    for axis, lo, hi in b.limits:
+        if axis != lane or E.int_value(lo) != 0 or E.int_value(hi) is None:
+            return None
+        valid = min(valid, E.int_value(hi) or 0)
+    columns = tuple(min(_ROWS, valid - _ROWS * j) for j in range(vectors))
+    return columns if min(columns) > 0 else None
+
+
+def _spans(count: int) -> tuple[tuple[int, int, int], ...]:
+    """How so many words are cut into steps: of one depth if that takes few more of them, else whole
+    ones and a rest.
+    """
+    most = min(count, _ROWS)
+    depth = next(d for d in range(most, 0, -1) if count % d == 0)
+    if count // depth <= -(-count // _ROWS) + _FEW:
+        return ((0, count // depth, depth),)
+    whole = count // _ROWS
+    return ((0, whole, _ROWS), (whole * _ROWS, 1, count % _ROWS))
+
+
+def _operands(n: Node) -> list[str]:
+    """Names of the tiles that a node without a body uses."""
+    names = [getattr(n, x, None) for x in ("value", "acc", "a", "b", "offset", "mask")]
+    return [x for x in (*names, *getattr(n, "args", ())) if isinstance(x, str)]
