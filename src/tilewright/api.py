@@ -291,19 +291,20 @@ class _Build:
         program = program if scope.dims else bounded(program)
         self.program = own_results(program)
         strict = config.current().numerics == "strict"
+        target = model.target.without("amx-bf16") if strict else model.target
         # The same, with other algorithms where those are faster; what the plan is made of. They
         # need fixed sizes.
         self.derived = self.program
         self.derivations: list[Derivation] = []
         if not scope.dims:
-            self.derived, self.derivations = derived(self.program, model.target, strict)
+            self.derived, self.derivations = derived(self.program, target, strict)
         self.plan: Plan
         self.decisions: list[Decision]
-        self.plan, self.decisions = plan_program(self.derived, model.target)
+        self.plan, self.decisions = plan_program(self.derived, target)
         self.hints = {d.name: hint_of(d) for d in scope.dims}
         self.threads = model.threads or num_threads()
         self.tuning: Any = None
-        choose: Choose = self._default(model.target)
+        choose: Choose = self._default(target)
         self.tune_s = 0.0
         if model.tune_s > 0 or model.frozen or model.db is not None:
             from tilewright.tune.session import tune_plan
@@ -312,7 +313,7 @@ class _Build:
             self.tuning = tune_plan(
                 self.plan.bind(self.hints),
                 self.derived.values,
-                model.target,
+                target,
                 self.threads,
                 budget_s=model.tune_s,
                 db=model.db,
@@ -325,7 +326,7 @@ class _Build:
             self.plan,
             lambda kernel: for_range(kernel, choose(kernel.bind(self.hints))),
             self.derived.values,
-            model.target,
+            target,
             strict=strict,
         )
         self.parts: Parts | None = None

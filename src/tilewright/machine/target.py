@@ -197,6 +197,11 @@ class Target:
         """
         return rows * vectors + vectors + 1 > self.vector_registers
 
+    def without(self, feature: str) -> Target:
+        """The target whose code does not use an LLVM feature that it lists."""
+        kept = [f for f in self.features.split(",") if f != f"+{feature}"]
+        return replace(self, features=",".join(kept))
+
     def with_machine_of(self, other: Target) -> Target:
         """This instruction set with the caches and cores of `other`."""
         return replace(

@@ -15,7 +15,7 @@ from tilewright.ir.extent import is_symbolic
 from tilewright.machine.target import Target
 from tilewright.schedule.roles import Access, StageRoles
 
-__all__ = ["in_matrices", "matrix_cycles", "matrix_tiles", "takes_matrices"]
+__all__ = ["ROWS", "in_matrices", "matrix_cycles", "matrix_tiles", "takes_matrices"]
 
 ROWS = 16  # of a matrix register, and words of a row
 _REGISTERS = 8

@@ -6,10 +6,14 @@ Invariant: every parameter keeps its name; sizes are absolute, so that they fit 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import prod
+
 from tilewright.ir.extent import assuming, is_symbolic
 from tilewright.ir.kernel import Kernel
-from tilewright.schedule.roles import stage_roles
-from tilewright.schedule.schedule import Schedule
+from tilewright.schedule.matrices import ROWS
+from tilewright.schedule.roles import StageRoles, stage_roles
+from tilewright.schedule.schedule import Schedule, Value
 
 __all__ = ["for_range"]
 
@@ -26,9 +30,26 @@ def for_range(kernel: Kernel, schedule: Schedule) -> Schedule:
     with assuming(kernel.program.dims):
         for k in range(len(kernel.stages)):
             roles, name = stage_roles(kernel, k), f"s{k}.pack.a"
+            changed.update(_in_vectors(roles, changed, f"s{k}."))
             if name not in changed or roles.a is None:
                 continue
             strides = (roles.a.strides.get(a) for a in roles.roles("m"))
             if any(s is not None and is_symbolic(s) for s in strides):
                 changed[name] = "block"
     return Schedule.of(changed)
+
+
+def _in_vectors(roles: StageRoles, items: Mapping[str, Value], p: str) -> dict[str, Value]:
+    """Rows of the register tile, where it was one of matrix registers, which multiply words of an
+    axis of known extent only: as many as fit 32 vector registers instead.
+    """
+    lane = roles.axis_of.get(str(items.get(f"{p}lane", "")))
+    if not roles.is_contraction or lane is None or roles.group[0] or roles.pairs[0]:
+        return {}
+    rows = [f"{p}reg.{roles.names[a]}" for a in roles.out if a != lane]
+    vectors = -(-int(items.get(f"{p}reg.{roles.names[lane]}", 1)) // ROWS)
+    if lane in roles.reduce or prod(int(items.get(x, 1)) for x in rows) * vectors <= 31:
+        return {}
+    out: dict[str, Value] = dict.fromkeys((x for x in rows if x in items), 1)
+    last = [x for x in rows if int(items.get(x, 1)) > 1][-1:]
+    return {**out, **{x: max(1, 28 // vectors) for x in last}}
