@@ -26,8 +26,8 @@ FORMAT = 1
 RATES: dict[str, str] = {
     "fma_gflops": "f32 multiply-adds in registers, 2 operations each",
     "f64_gflops": "f64 multiply-adds in registers, 2 operations each",
-    "bf16_gflops": "bf16 dot products into f32, 4 operations per lane",
-    "vnni_gops": "8-bit dot products into i32, 8 operations per lane",
+    "bf16_gflops": "bf16 dot products into f32, in matrix registers where there are some",
+    "vnni_gops": "8-bit dot products into i32, in matrix registers where there are some",
     "read_gbs": "reading memory",
     "copy_nt_gbs": "copying memory with non-temporal stores, read plus written bytes",
     "triad_nt_gbs": "two reads, a multiply-add, a non-temporal store, all bytes",
@@ -141,9 +141,9 @@ class HardwareDescriptor:
             "gather_gops": 2 * ghz,
         }
         if target.has_bf16_dot:
-            one["bf16_gflops"] = fma
+            one["bf16_gflops"] = fma * (8 if target.multiplies_matrices(16) else 1)
         if target.has_vnni:
-            one["vnni_gops"] = 4 * fma
+            one["vnni_gops"] = 4 * fma * (4 if target.multiplies_matrices(8) else 1)
         scales = {"read_gbs": 0.7, "copy_nt_gbs": 0.7, "triad_nt_gbs": 0.7, "copy_gbs": 0.7}
         rates = {
             name: tuple(rate * (1 + (count - 1) * scales.get(name, 1.0)) for count in counts)

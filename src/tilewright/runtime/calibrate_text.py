@@ -40,6 +40,9 @@ def accumulators(target: Target) -> int:
 def register_operations(name: str, target: Target) -> int:
     """Operations of one turn of a register probe; 0 when the target lacks the unit."""
     chains, lanes = accumulators(target), target.lanes(32)
+    bits = {"bf16_gflops": 16, "vnni_gops": 8}.get(name, 0)
+    if target.multiplies_matrices(bits):
+        return 4 * 2 * 16 * 16 * 16 * (32 // bits)
     return {
         "fma_gflops": chains * lanes * 2,
         "f64_gflops": chains * target.lanes(64) * 2,
@@ -81,6 +84,15 @@ def _declarations(target: Target) -> str:
     for dot in (_dot_bf16(target), _dot_i8(target)):
         if dot:
             names.append(dot[1])
+    if target.has_feature("amx-tile"):
+        shapes = [1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8]
+        text = ", ".join(f"i8 {x}" for x in shapes)
+        names.append(f"@shapes = internal constant [64 x i8] [{text}], align 64")
+        names.append("declare void @llvm.x86.ldtilecfg(ptr)")
+        names.append("declare void @llvm.x86.tilerelease()")
+    for bits, (multiply, _) in _MATRIX.items():
+        if target.multiplies_matrices(bits):
+            names.append(f"declare void @llvm.x86.{multiply}(i8, i8, i8)")
     return "\n".join(names)
 
 
@@ -200,7 +212,24 @@ def _register_probes(target: Target) -> dict[str, _Spec]:
             "zeroinitializer",
             lambda x, y: f"{y} = call {i32} {i8[0]}({i32} {x}, {quads}, {quads})",
         )
+    for bits, (multiply, name) in _MATRIX.items():
+        if target.multiplies_matrices(bits):
+            probes[name] = ("i64", 1, "0", _in_matrices(multiply))
     return probes
+
+
+# Bits of an element -> the instruction for matrix registers, and the rate it is the peak of.
+_MATRIX = {16: ("tdpbf16ps", "bf16_gflops"), 8: ("tdpbusd", "vnni_gops")}
+
+
+def _in_matrices(multiply: str) -> Callable[[str, str], str]:
+    """Four products of 16x64 bytes, with accumulators of their own."""
+    calls = [
+        f"call void @llvm.x86.{multiply}(i8 {2 * i + j}, i8 {4 + i}, i8 {6 + j})"
+        for i in range(2)
+        for j in range(2)
+    ]
+    return lambda x, y: "\n  ".join([*calls, f"{y} = add i64 {x}, 1"])
 
 
 def _loop(
@@ -214,6 +243,9 @@ def _loop(
     constants = ""
     for bits, vector in ((32, _f32(target)), (64, _f64(target))):
         constants += f"  %half{bits} = load volatile {vector}, ptr @half{bits}, align 64\n"
+    if "@llvm.x86.tdp" in body:
+        constants = "  call void @llvm.x86.ldtilecfg(ptr @shapes)\n"
+        stores += "\n  call void @llvm.x86.tilerelease()"
     return f"""
 define void @{name}(ptr %args, i64 %lo, i64 %hi, ptr %scratch) #A {{
 entry:{_ARGS}{constants}  %count = sub i64 %hi, %lo
