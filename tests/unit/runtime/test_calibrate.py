@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_the_loops_are_what_they_claim(name: str) -> None:
     copy = text[text.index("\ncopy_nt:") : text.index("\ntriad_nt:")]
     assert ("movnt" in copy and "sfence" in copy) or target.isa == "aarch64"
     if target.has_vnni and name == "native" and target.isa.startswith("x86"):
-        assert "vpdpbusd" in text
+        assert ("tdpbusd" if target.multiplies_matrices(8) else "vpdpbusd") in text
     assert len(build(probe_text(target), target)) > 1000
 
 
@@ -97,3 +98,13 @@ def test_the_stored_descriptor(
         assert not hardware(Target.named("aarch64")).is_measured
     with config(cache_dir=Path("/proc/nowhere")):
         assert hardware(measure=True) == measured
+
+
+def test_matrix_registers_set_the_peak_where_there_are_some() -> None:
+    plain = Target.named("x86-avx512")
+    features = plain.features + ",+amx-bf16,+amx-int8,+amx-tile"
+    text = probe_text(replace(plain, features=features))
+    for name, multiply in (("bf16_gflops", "tdpbf16ps"), ("vnni_gops", "tdpbusd")):
+        body = text.partition(f"@{name}(")[2].partition("define ")[0]
+        assert body.count(f"call void @llvm.x86.{multiply}(") == 4
+    assert "tdp" not in probe_text(plain)
