@@ -168,9 +168,9 @@ def _splat(value: int, lanes: int, bits: int = 32) -> str:
 def dot(ops: Operations, a: str, b: str, acc: str, kinds: tuple[DType, DType], lanes: int) -> str:
     """acc + the sum of the products of the elements of words a and b, in each lane."""
     if kinds[0] is BF16:
-        for shift in (True, False):
-            p, q = (_half(ops, x, lanes, shift) for x in (a, b))
-            acc = ops.fma(p, q, acc, F32, lanes)
+        multiply_add = ops.multiply_add(F32, lanes)
+        for low in (True, False):
+            acc = multiply_add(_half(ops, a, lanes, low), _half(ops, b, lanes, low), acc)
         return acc
     is_x86 = ops.target.triple.startswith("x86")
     size = 32 * lanes
