@@ -173,6 +173,7 @@ def _load(file: IO[bytes], limit: Target, threads: int | None, started: float) -
     try:
         archive = zipfile.ZipFile(file)
         manifest = _manifest(archive)
+        _check_headers(archive, file)
         part = _best_part(manifest, limit)
         hashes = manifest["members"]
         name = part["constants"]
@@ -212,6 +213,16 @@ def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
         part = {n: manifest[n] for n in ("target", "variants")}
         manifest["parts"] = [{**part, "constants": "constants.safetensors"}]
     return manifest
+
+
+def _check_headers(archive: zipfile.ZipFile, file: IO[bytes]) -> None:
+    """What stands before every member is what the directory at the end says about it."""
+    for info in archive.infolist():
+        file.seek(info.header_offset)
+        expected = [info.FileHeader(zip64=is_large) for is_large in (False, True)]
+        found = file.read(max(map(len, expected)))
+        if not any(found.startswith(header) for header in expected):
+            raise ValueError(f"the header of {info.filename} is wrong")
 
 
 def _best_part(manifest: Mapping[str, Any], limit: Target) -> Mapping[str, Any]:

@@ -222,6 +222,20 @@ def test_every_flipped_byte_is_noticed(saved: tuple[Path, Any], tmp_path: Path) 
             assert error.code == "R011"
 
 
+def test_headers_of_members_are_checked(saved: tuple[Path, Any], tmp_path: Path) -> None:
+    """A change of what nothing is read by is a damaged file too."""
+    path, _ = saved
+    with zipfile.ZipFile(path) as archive:
+        begins = [(m.header_offset, len(m.filename)) for m in archive.infolist()]
+    for begin, name_bytes in begins:
+        for at in range(begin, begin + 30 + name_bytes):
+
+            def flip(data: bytearray, at: int = at) -> None:
+                data[at] ^= 0x41
+
+            refused(damaged(path, flip, tmp_path / "flipped.twa"))
+
+
 def test_truncated_and_foreign_files(saved: tuple[Path, Any], tmp_path: Path) -> None:
     path = saved[0]
     size = path.stat().st_size
