@@ -193,26 +193,29 @@ def _close(e: Expr, phases: Mapping[str, int]) -> Expr:
         closed = _closed(values, p) if len(values) == len(found) else None
         return x if closed is None else closed
 
+    def own_of(*atoms: Expr) -> str:
+        """The one phase that all of them depend on, and nothing else; "" where there is none."""
+        used = frozenset[str]().union(*(a.indices() for a in atoms))
+        return next(iter(used)) if len(used) == 1 and used <= set(phases) else ""
+
     def go(x: Expr) -> Expr:
         if not x.args or not x.indices() & set(phases):
             return x
         hit = memo.get(x)
         if hit is None:
-            if x.dtype is I64 and x.op in ("add", "mul", "floordiv", "mod"):
+            if x.dtype is I64 and own_of(x):
+                hit = alone(x)
+            elif x.dtype is I64 and x.op in ("add", "mul"):
                 parts: dict[str, dict[tuple[Expr, ...], int]] = {}
                 for atoms, v in E.polynomial(x).items():
-                    used = frozenset[str]().union(*(a.indices() for a in atoms))
-                    own = next(iter(used)) if len(used) == 1 and used <= set(phases) else ""
+                    own = own_of(*atoms)
                     atoms = atoms if own else tuple(map(go, atoms))
                     part = parts.setdefault(own, {})
                     part[atoms] = part.get(atoms, 0) + v
-                if x.op in ("floordiv", "mod") and "" in parts:
-                    hit = E.rebuild(x, tuple(map(go, x.args)))
-                else:
-                    hit = E.const(0)
-                    for own, part in parts.items():
-                        piece = E.from_polynomial(part)
-                        hit = hit + (alone(piece) if own else piece)
+                hit = E.const(0)
+                for own, part in parts.items():
+                    piece = E.from_polynomial(part)
+                    hit = hit + (alone(piece) if own else piece)
             else:
                 hit = E.rebuild(x, tuple(map(go, x.args)))
             memo[x] = hit

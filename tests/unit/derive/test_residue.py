@@ -99,6 +99,16 @@ def test_a_line_says_the_same(t: int, s: int, a: int, b: int) -> None:
             assert split_residues(line(t, s, a, b, p), TARGET, worth=0.0)[1] == []
 
 
+@pytest.mark.parametrize("subscript", ["h % 2", "(h + r) // 4 % 2", "min(h // 5, 1)"])
+def test_what_the_phase_and_the_axis_share_is_kept(subscript: str) -> None:
+    """A remainder of 3*h' + p by another number depends on both."""
+    text = """program mixed(x: f32[9, 2], k: f32[9, 40]):
+  y: f32[h<9] = sum(r<40 if h % 3 == 0) x[h, SUBSCRIPT] * k[h, r]
+  return y
+"""
+    says_the_same(parse_program(text.replace("SUBSCRIPT", subscript)))
+
+
 @pytest.mark.parametrize(("h", "w"), [(10, 18), (9, 16), (1, 1)])
 def test_several_axes_groups_and_readers(h: int, w: int) -> None:
     p = parse_program(IMAGE.format(h=h, w=w))
