@@ -6,14 +6,16 @@ the result does not depend on whether the values of constants are at hand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tilewright.ir.program import Program
+    from tilewright.ir.binding import Array
+    from tilewright.ir.program import Program, Statement, Tensor
     from tilewright.machine.target import Target
 
-__all__ = ["Derivation", "Names", "derived"]
+__all__ = ["Derivation", "Names", "derived", "rewritten"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,20 @@ class Names:
             name += "_"
         self.taken.add(name)
         return name
+
+
+def rewritten(
+    program: Program,
+    body: Sequence[Statement],
+    added: Sequence[tuple[Tensor, str]],
+    values: Mapping[str, Array],
+) -> Program:
+    """The Program with another body and more constants; those that nothing reads any longer go."""
+    from tilewright.ir.program import statement_reads
+
+    used = {n for s in body for n in statement_reads(s)} | set(program.results)
+    kept = [(t, k) for t, k in program.constants if t.name in used]
+    return replace(program, body=tuple(body), constants=(*kept, *added), values=values)
 
 
 def derived(

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache, reduce
 from math import prod
@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.derive import Derivation, Names
+from tilewright.derive import Derivation, Names, rewritten
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32
 from tilewright.ir.expr import Expr
@@ -47,7 +47,6 @@ from tilewright.ir.program import (
     Statement,
     Tensor,
     array_key,
-    statement_reads,
 )
 from tilewright.machine.target import Target
 
@@ -391,6 +390,4 @@ def faster_convolutions(
         found.append(Derivation("bilinear", c.d.name, reason))
     if not found:
         return program, []
-    used = {n for s in body for n in statement_reads(s)} | set(program.results)
-    kept = [(t, k) for t, k in program.constants if t.name in used]
-    return replace(program, body=tuple(body), constants=(*kept, *added), values=values), found
+    return rewritten(program, body, added, values), found

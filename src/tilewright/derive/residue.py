@@ -23,14 +23,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from math import gcd, prod
 from typing import Any
 
 import numpy as np
 
-from tilewright.derive import Derivation, Names
+from tilewright.derive import Derivation, Names, rewritten
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import I64
 from tilewright.ir.expr import Expr
@@ -42,7 +42,6 @@ from tilewright.ir.program import (
     Reduction,
     Statement,
     Tensor,
-    statement_reads,
 )
 from tilewright.ir.ranges import interval, simplify
 from tilewright.ir.scalar import evaluate
@@ -469,9 +468,7 @@ def split_residues(
         found.append(Derivation("residue", x.d.name, reason))
     if not found:
         return program, []
-    used = {n for s in body for n in statement_reads(s)} | set(program.results)
-    kept = [(t, k) for t, k in program.constants if t.name in used]
-    return replace(program, body=tuple(body), constants=(*kept, *added), values=values), found
+    return rewritten(program, body, added, values), found
 
 
 def _written(x: _Split, swap: Mapping[Expr, Expr], names: Names) -> list[Definition]:

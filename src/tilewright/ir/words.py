@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BF16, F32, I8, I32, U8
+from tilewright.ir.dtypes import BF16, F32, I8, I32, U8, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import Definition
 
@@ -20,26 +20,22 @@ WORD_BYTES = 4  # of the groups of neighbouring elements
 
 def narrow_factors(d: Definition) -> tuple[Expr, Expr] | None:
     """The two 8-bit integer reads whose product, widened to 32 bits, a definition sums."""
-    body = d.body
-    if d.dtype is not I32 or body.op != "mul" or d.reduction is None:
-        return None
-    if d.reduction.monoid != "sum" or d.reduction.guard is not None:
-        return None
-    inner = [x.args[0] for x in body.args if x.op == "cast"]
-    if len(inner) != 2 or any(x.op != "read" or x.dtype not in (I8, U8) for x in inner):
-        return None
-    return inner[0], inner[1]
+    return _factors(d, I32, (I8, U8))
 
 
 def half_factors(d: Definition) -> tuple[Expr, Expr] | None:
     """The two bf16 reads whose product, widened to f32, a definition sums."""
+    return _factors(d, F32, (BF16,))
+
+
+def _factors(d: Definition, wide: DType, narrow: tuple[DType, ...]) -> tuple[Expr, Expr] | None:
     body = d.body
-    if d.dtype is not F32 or body.op != "mul" or d.reduction is None:
+    if d.dtype is not wide or body.op != "mul" or d.reduction is None:
         return None
     if d.reduction.monoid != "sum" or d.reduction.guard is not None:
         return None
-    inner = [x.args[0] for x in body.args if x.op == "cast" and x.dtype is F32]
-    if len(inner) != 2 or any(x.op != "read" or x.dtype is not BF16 for x in inner):
+    inner = [x.args[0] for x in body.args if x.op == "cast" and x.dtype is wide]
+    if len(inner) != 2 or any(x.op != "read" or x.dtype not in narrow for x in inner):
         return None
     return inner[0], inner[1]
 

@@ -71,7 +71,7 @@ def definition(p: Program, name: str) -> Definition:
     return next(s for s in p.body if isinstance(s, Definition) and s.name == name)
 
 
-def says_the_same(program: Program) -> Program:
+def assert_says_the_same(program: Program) -> Program:
     """The program by phases, after it was compared with the plain one."""
     split, found = split_residues(program, TARGET, worth=0.0)
     assert [d.rule for d in found] == ["residue"]
@@ -93,8 +93,8 @@ def says_the_same(program: Program) -> Program:
 def test_a_line_says_the_same(t: int, s: int, a: int, b: int) -> None:
     for p in (-1, 0, 2):
         if any((a * h + b * r + p) % s == 0 for h in range(s) for r in range(t)):
-            says_the_same(line(t, s, a, b, p))
-            says_the_same(known(line(t, s, a, b, p), "k"))
+            assert_says_the_same(line(t, s, a, b, p))
+            assert_says_the_same(known(line(t, s, a, b, p), "k"))
         else:  # nothing ever contributes
             assert split_residues(line(t, s, a, b, p), TARGET, worth=0.0)[1] == []
 
@@ -106,33 +106,33 @@ def test_what_the_phase_and_the_axis_share_is_kept(subscript: str) -> None:
   y: f32[h<9] = sum(r<40 if h % 3 == 0) x[h, SUBSCRIPT] * k[h, r]
   return y
 """
-    says_the_same(parse_program(text.replace("SUBSCRIPT", subscript)))
+    assert_says_the_same(parse_program(text.replace("SUBSCRIPT", subscript)))
 
 
 @pytest.mark.parametrize(("h", "w"), [(10, 18), (9, 16), (1, 1)])
 def test_several_axes_groups_and_readers(h: int, w: int) -> None:
     p = parse_program(IMAGE.format(h=h, w=w))
-    says_the_same(p)
-    says_the_same(known(p, "k", "b"))
+    assert_says_the_same(p)
+    assert_says_the_same(known(p, "k", "b"))
 
 
 def test_three_axes() -> None:
-    says_the_same(parse_program(VOLUME))
+    assert_says_the_same(parse_program(VOLUME))
 
 
 @pytest.mark.parametrize("monoid", ["sum", "max", "min", "prod"])
 def test_without_weights(monoid: str) -> None:
-    split = says_the_same(parse_program(POOL.format(monoid=monoid)))
+    split = assert_says_the_same(parse_program(POOL.format(monoid=monoid)))
     assert len(split.inputs) == 1
 
 
 def test_no_condition_is_left_where_taps_divide() -> None:
-    split = says_the_same(known(line(4, 2, h=16), "k"))
+    split = assert_says_the_same(known(line(4, 2, h=16), "k"))
     d = definition(split, "y")
     assert d.reduction is not None and d.reduction.guard is None
     assert {a.name: a.extent.attr for a in d.reduction.axes} == {"c": 3, "r": 2}
     # Of five taps the even phase has three and the odd one two: that is what is left to ask.
-    d = definition(says_the_same(known(line(5, 2, h=16), "k")), "y")
+    d = definition(assert_says_the_same(known(line(5, 2, h=16), "k")), "y")
     assert d.reduction is not None and d.reduction.guard is not None
     assert "%" not in str(d.reduction.guard).replace("h % 2", "p")
 
@@ -167,7 +167,7 @@ def test_a_gain_is_needed() -> None:
 def test_weights_that_vary_are_copied_where_they_are_used_again() -> None:
     def copied(n: int) -> bool:
         sizes = {"n": n, "h": 2 * n, "c": 16, "o": 16, "t": 2, "a": 1, "b": -1, "p": 0, "s": 2}
-        split = says_the_same(parse_program(LINE.format(**sizes)))
+        split = assert_says_the_same(parse_program(LINE.format(**sizes)))
         return any(t == "k_phases" for t in split.tensors)
 
     assert copied(40)
@@ -196,7 +196,7 @@ def test_open_sizes_are_left_alone_and_fixed_ones_are_not() -> None:
     text = str(line(4, 2)).replace("\n", "\n  dim N in 2 .. 64\n", 1)
     p = parse_program(text.replace("[3, 6]", "[3, N]").replace("h<17", "h<(N*2)"))
     assert split_residues(p, TARGET, worth=0.0) == (p, [])
-    says_the_same(p.bind({"N": 5}))
+    assert_says_the_same(p.bind({"N": 5}))
 
 
 def test_phases_of_a_window_of_three_are_split_before_other_rules() -> None:

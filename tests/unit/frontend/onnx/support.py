@@ -113,7 +113,7 @@ def reference_results(data: bytes, feeds: Mapping[str, Array]) -> list[Array]:
         return ReferenceEvaluator(onnx.load_model_from_string(data)).run(None, dict(feeds))
 
 
-def agree(got: Sequence[Array], expected: Sequence[Array], tolerance: float = 1e-4) -> None:
+def assert_agree(got: Sequence[Array], expected: Sequence[Array], tolerance: float = 1e-4) -> None:
     """Same shapes; integers equal, floats within `tolerance` of the largest element."""
     assert len(got) == len(expected)
     for a, b in zip(got, expected, strict=True):
@@ -136,7 +136,7 @@ def check(
     """Import, run and compare with `by` (onnxruntime or reference)."""
     imported = import_onnx(data)
     expected = (onnxruntime_results if by == "onnxruntime" else reference_results)(data, feeds)
-    agree(run(imported, feeds), expected, tolerance)
+    assert_agree(run(imported, feeds), expected, tolerance)
     return imported
 
 

@@ -14,7 +14,7 @@ from tilewright.errors import UserError
 from tilewright.frontend.onnx import import_onnx
 from tilewright.ir.program import If, Statement, While, blocks_of
 from unit.frontend.onnx.support import (
-    agree,
+    assert_agree,
     floats,
     graph,
     model,
@@ -47,9 +47,9 @@ def assert_both_agree(data: bytes, feeds: Feeds, by: str = "onnxruntime") -> tw.
     expected = (onnxruntime_results if by == "onnxruntime" else reference_results)(data, feeds)
     loaded = tw.onnx.load(data)
     if not loaded.is_specialised:
-        agree(run(import_onnx(data), feeds), expected)
+        assert_agree(run(import_onnx(data), feeds), expected)
     for _ in range(2):
-        agree(loaded.run(feeds), expected)
+        assert_agree(loaded.run(feeds), expected)
     return loaded
 
 
@@ -285,10 +285,10 @@ def test_shapes_that_are_inputs() -> None:
         _ = loaded.program
     for shape, n in (([3, 4], 3), ([12, 1], 2), ([3, 4], 3)):
         feeds = {"x": x, "shape": np.array(shape), "times": times, "n": np.array(n, F)}
-        agree(loaded.run(feeds), onnxruntime_results(data, feeds))
+        assert_agree(loaded.run(feeds), onnxruntime_results(data, feeds))
     compiled = tw.compile(loaded, feeds)
-    agree(compiled.run(feeds), onnxruntime_results(data, feeds))
-    agree([*compiled(x)], onnxruntime_results(data, feeds))
+    assert_agree(compiled.run(feeds), onnxruntime_results(data, feeds))
+    assert_agree([*compiled(x)], onnxruntime_results(data, feeds))
     with pytest.raises(UserError, match="another value of 'shape'") as caught:
         compiled.run({**feeds, "shape": np.array([4, 3])})
     assert caught.value.code == "R007"
@@ -306,7 +306,7 @@ def test_sizes_that_the_graph_computes() -> None:
     loaded = tw.onnx.load(data)
     for x in ([1.5, 3.2, 0.1], [7.9], [-2.0, 1.0]):
         feeds = {"x": np.array(x, F)}
-        agree(loaded.run(feeds), onnxruntime_results(data, feeds))
+        assert_agree(loaded.run(feeds), onnxruntime_results(data, feeds))
 
 
 def test_a_branch_that_does_not_fit_is_not_taken() -> None:
@@ -321,6 +321,6 @@ def test_a_branch_that_does_not_fit_is_not_taken() -> None:
     for kind, size in ((1, 4), (2, 5), (1, 4)):
         x = floats(3, size)
         weights = floats(4, 2) if kind == 1 else floats(5, 2)
-        agree(loaded.run({"x": x, "kind": np.array(kind)}), [x @ weights])
+        assert_agree(loaded.run({"x": x, "kind": np.array(kind)}), [x @ weights])
     with pytest.raises(UserError, match="F006"):
         loaded.run({"x": floats(3, 4), "kind": np.array(2)})

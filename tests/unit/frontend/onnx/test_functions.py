@@ -11,7 +11,7 @@ from tilewright.errors import UserError
 from tilewright.frontend.onnx import import_onnx
 from tilewright.ir.program import If
 from unit.frontend.onnx.support import (
-    agree,
+    assert_agree,
     check,
     floats,
     graph,
@@ -162,4 +162,4 @@ def test_a_condition_on_a_symbolic_size_asks_for_the_size() -> None:
     for name, size in (("n.frames", 1), ("n_frames", 4)):
         imported = import_onnx(data, sizes={name: size})
         x = floats(3, size)
-        agree(run(imported, {"x": x}), onnxruntime_results(data, {"x": x}))
+        assert_agree(run(imported, {"x": x}), onnxruntime_results(data, {"x": x}))

@@ -14,7 +14,7 @@ import pytest
 from tilewright.frontend.onnx import Imported, import_onnx
 from tilewright.ir.program_parser import parse_program
 from tilewright.ir.program_verifier import verify_program
-from unit.frontend.onnx.support import agree, onnxruntime_results, run
+from unit.frontend.onnx.support import assert_agree, onnxruntime_results, run
 
 WHEELS = Path(__file__).parents[4] / "build" / "wheels"
 FILES = {
@@ -82,7 +82,7 @@ def test_agrees_with_onnxruntime(name: str, key: str, shape: tuple[int, ...]) ->
     if name == "magika":
         x = rng.integers(0, 257, shape).astype(np.int32)
     feeds = {key: x}
-    agree(run(imported(name), feeds), onnxruntime_results(model_bytes(name), feeds), 1e-4)
+    assert_agree(run(imported(name), feeds), onnxruntime_results(model_bytes(name), feeds), 1e-4)
 
 
 def test_batch_normalization_of_the_classifier_is_folded() -> None:

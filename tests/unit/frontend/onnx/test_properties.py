@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tilewright.errors import InternalError, TilewrightError
 from tilewright.frontend.onnx import ValueNeeded, import_onnx
-from unit.frontend.onnx.support import agree, check, floats, model, node, run, single
+from unit.frontend.onnx.support import assert_agree, check, floats, model, node, run, single
 
 F = np.float32
 
@@ -44,7 +44,7 @@ def test_reshape_is_numpy_reshape(shapes: tuple[list[int], list[int]]) -> None:
     old, new = shapes
     x = np.arange(prod(old), dtype=F).reshape(old)
     data, feeds = single("Reshape", {"x": x, "c": np.array(new, np.int64)}, 13)
-    agree(run(import_onnx(data), feeds), [x.reshape(new)])
+    assert_agree(run(import_onnx(data), feeds), [x.reshape(new)])
 
 
 @settings(max_examples=40, deadline=None)
@@ -56,7 +56,7 @@ def test_reshape_with_symbolic_sizes(n: int, a: int, b: int, m: int) -> None:
     target = np.array([0, a, -1, b], np.int64)
     data = model([node("Reshape", "x s", "y")], {"x": (F, ("N", 6, "M", 4))}, ["y"], {"s": target})
     x = np.arange(n * 6 * m * 4, dtype=F).reshape(n, 6, m, 4)
-    agree(run(import_onnx(data), {"x": x}), [x.reshape(n, a, -1, b)])
+    assert_agree(run(import_onnx(data), {"x": x}), [x.reshape(n, a, -1, b)])
 
 
 @settings(max_examples=80, deadline=None)
@@ -74,7 +74,7 @@ def test_slice_is_python_slice(size: int, start: int, end: int, step: int, symbo
     shape = ("N",) if symbolic else (size,)
     imported = import_onnx(model([n], {"x": (F, shape)}, ["y"], constants))
     try:
-        agree(run(imported, {"x": x}), [expected])
+        assert_agree(run(imported, {"x": x}), [expected])
     except TilewrightError as error:  # a narrower range of the size was taken for granted
         assert symbolic and error.code == "R004"
         assert imported.program.dims[0].lo > size

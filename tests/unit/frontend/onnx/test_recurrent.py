@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from tilewright.frontend.onnx import import_onnx
-from unit.frontend.onnx.support import agree, check, floats, model, node, onnxruntime_results, run
+from unit.frontend.onnx.support import (
+    assert_agree,
+    check,
+    floats,
+    model,
+    node,
+    onnxruntime_results,
+    run,
+)
 
 F = np.float32
 T, B, I, H = 5, 3, 4, 2
@@ -89,7 +97,7 @@ def test_batch_first_layout(op: str) -> None:
     x = floats(T, B, I)
     y, h = onnxruntime_results(of(0, (T, B, I)), {"x": x})
     got = run(import_onnx(of(1, (B, T, I))), {"x": x.transpose(1, 0, 2)})
-    agree(got, [y.transpose(2, 0, 1, 3), h.transpose(1, 0, 2)])
+    assert_agree(got, [y.transpose(2, 0, 1, 3), h.transpose(1, 0, 2)])
 
 
 def test_symbolic_lengths() -> None:
@@ -102,5 +110,5 @@ def test_symbolic_lengths() -> None:
     imported = import_onnx(data)
     for steps in (1, 4):
         feeds = {"x": floats(steps, B, I), "h0": floats(2, B, H), "c0": floats(2, B, H)}
-        agree(run(imported, feeds), onnxruntime_results(data, feeds))
+        assert_agree(run(imported, feeds), onnxruntime_results(data, feeds))
     assert [d.name for d in imported.program.dims] == ["T"]

@@ -10,7 +10,7 @@ import pytest
 
 from tilewright.errors import UserError
 from tilewright.frontend.onnx import Imported, import_onnx
-from unit.frontend.onnx.support import agree, floats, model, node, onnxruntime_results, run
+from unit.frontend.onnx.support import assert_agree, floats, model, node, onnxruntime_results, run
 
 F = np.float32
 I64 = np.int64
@@ -25,7 +25,7 @@ def sweep(data: bytes, shapes: list[dict[str, tuple[int, ...]]]) -> Imported:
     imported = import_onnx(data)
     for k, sizes in enumerate(shapes):
         feeds = {n: floats(*s, seed=k) for n, s in sizes.items()}
-        agree(run(imported, feeds), onnxruntime_results(data, feeds))
+        assert_agree(run(imported, feeds), onnxruntime_results(data, feeds))
     return imported
 
 
@@ -218,7 +218,7 @@ def test_values_of_inputs_can_be_baked_in() -> None:
     imported = import_onnx(data, known={"shape": ints(3, -1)})
     assert list(imported.inputs) == ["x"]
     x = floats(2, 6)
-    agree(run(imported, {"x": x}), [x.reshape(3, 4)])
+    assert_agree(run(imported, {"x": x}), [x.reshape(3, 4)])
 
 
 def test_empty_and_odd_names_of_sizes() -> None:
