@@ -163,8 +163,7 @@ class Runner:
             case While():
                 self.loop(s)
                 return
-        known = {E.dim(n): E.const(v) for n, v in self.sizes.items()}
-        bound = map_statement(s, lambda e: E.substitute(e, known)) if known else s
+        bound = self.bound(s)
         match bound:
             case Definition():
                 job = self.job(bound)
@@ -173,6 +172,11 @@ class Runner:
                 self.recurrence(bound)
             case Scatter():
                 self.scatter(bound)
+
+    def bound(self, s: Statement) -> Statement:
+        """The statement with the sizes that are known in place of their names."""
+        known = {E.dim(n): E.const(v) for n, v in self.sizes.items()}
+        return map_statement(s, lambda e: E.substitute(e, known)) if known else s
 
     def block(self, b: Block) -> list[Array]:
         """Run a block's statements; what it hands out."""

@@ -120,30 +120,10 @@ def compare_outputs(
             name in choices,
         )
         if name in expected.keys and not np.array_equal(arrays[k], expected.ref[k]):
-            verdict = _in_order(np.asarray(arrays[k]), expected.ref[k], *expected.keys[name])
+            others = [w[k] for w in expected.wiggle]
+            verdict = expected.keys[name].verdict(arrays[k], expected.ref[k], others)
         out.append(Outcome(name, seed, verdict))
     return out
-
-
-def _in_order(got: Array, ref: Array, x: Array, by: float, axis: int) -> Verdict:
-    """The verdict on positions in an order: right where they are distinct, and each names a value
-    that is within the bound of the one that the oracle has there.
-    """
-    wrong = Verdict(False, np.inf, 0.0, None, "the positions are not distinct ones of the axis")
-    if got.shape != ref.shape or got.dtype != ref.dtype:
-        return Verdict(False, np.inf, 0.0, None, "the shape or dtype of positions is another")
-    if got.size and (got.min() < 0 or got.max() >= x.shape[axis]):
-        return wrong
-    rows = np.sort(np.moveaxis(got, axis, -1), -1)
-    if (rows[..., 1:] == rows[..., :-1]).any():
-        return wrong
-    a, b = np.take_along_axis(x, got, axis), np.take_along_axis(x, ref, axis)
-    bad = ~((np.abs(a - b) <= 2 * by) | (np.isnan(a) & np.isnan(b)) | (a == b))
-    if not bad.any():
-        return Verdict(True, 0.0, 0.0, None, "accepted by witness")
-    place = tuple(int(i) for i in np.argwhere(bad)[0])
-    message = f"{got[place]} instead of {ref[place]}, {int(bad.sum())} of {got.size} wrong,"
-    return Verdict(False, float(np.abs(a - b)[place]), 2 * by, place, message)
 
 
 def _choices(program: Program) -> set[str]:

@@ -32,6 +32,7 @@ from tilewright.ir.program import (
     defined_by,
     statement_reads,
 )
+from tilewright.verify.choices import Choice, Order
 from tilewright.verify.policy import BILINEAR, FACTOR, UNIT_ROUNDOFF
 
 __all__ = ["References", "references", "spreads"]
@@ -47,15 +48,13 @@ _CHOOSING = {None, "max", "min", "argmax", "argmin", "all", "any"}
 class References:
     """Values of the results: oracle, naive, and one list per moved run.
 
-    keys: results that are positions in an order -> the oracle's values that were ordered, how far
-    computed ones may be off, and the axis. Such positions are right where what stands there is as
-    good as what the oracle chose.
+    keys: results that are positions in an order, or of a best value -> the judge of such positions.
     """
 
     ref: list[Array]
     naive: list[Array]
     wiggle: list[list[Array]] = field(default_factory=list)
-    keys: dict[str, tuple[Array, float, int]] = field(default_factory=dict)
+    keys: dict[str, Order | Choice] = field(default_factory=dict)
 
 
 def references(
@@ -78,11 +77,11 @@ def references(
     moved = [_Moved(exact, np.random.default_rng([seed, k]), k) for k in range(moves)]
     sure = set(exact.arrays)  # tensors without rounding error
     last = last_uses(program, list(program.results))
-    keys: dict[str, tuple[Array, float, int]] = {}
+    keys: dict[str, Order | Choice] = {}
     with np.errstate(all="ignore"):
         for k, s in enumerate(program.body):
             keys.update(_ordered(s, exact, naive, sure, factor))
-            _step(s, exact, naive, moved, sure, factor)
+            keys.update(_step(s, exact, naive, moved, sure, factor))
             for name in [n for n, at in last.items() if at == k]:
                 exact.arrays.pop(name, None)
                 naive.arrays.pop(name, None)
@@ -99,7 +98,7 @@ def references(
 
 def _ordered(
     s: Statement, exact: Runner, naive: Runner, sure: set[str], factor: float
-) -> dict[str, tuple[Array, float, int]]:
+) -> dict[str, Order]:
     """The `keys` of a statement that orders inexact values."""
     if not isinstance(s, Extern) or s.function not in ("sort", "topk") or s.args[0] in sure:
         return {}
@@ -108,7 +107,7 @@ def _ordered(
         return {}
     axis = int(dict(s.attributes).get("axis", -1))  # type: ignore[arg-type]
     by = factor * _gap(x, rough, s.results[0].dtype.name)
-    return {s.results[1].name: (x.copy(), by, axis)}
+    return {s.results[1].name: Order(x.copy(), by, axis)}
 
 
 class _Moved:
@@ -156,13 +155,14 @@ def _step(
     moved: list[_Moved],
     sure: set[str],
     factor: float,
-) -> None:
+) -> dict[str, Choice]:
+    """Run the statement everywhere; the `keys` of one that chooses among inexact values."""
     if isinstance(s, Extern):
         _extern_step(s, exact, naive, moved, sure, factor)
-        return
+        return {}
     if isinstance(s, Size | If | While):
         _control_step(s, exact, naive, moved, sure)
-        return
+        return {}
     sites = _sites(s, sure)
     deltas: dict[tuple[Expr, int], float] = {}
     seen: dict[tuple[Expr, int, Frame], Array] = {}
@@ -192,6 +192,24 @@ def _step(
     for d in definitions:
         if not d.dtype.is_float or _exact_statement(d, sure):
             sure.add(d.name)
+    return _chosen(s, exact, moved, deltas) if isinstance(s, Definition) else {}
+
+
+def _chosen(
+    s: Definition, exact: Runner, moved: list[_Moved], deltas: Mapping[tuple[Expr, int], float]
+) -> dict[str, Choice]:
+    """The `keys` of an argmax or argmin of inexact values; `deltas` tells that they are."""
+    if not any(k < 0 for _, k in deltas):
+        return {}
+    bound = exact.bound(s)
+    assert isinstance(bound, Definition)
+    job = exact.job(bound)
+    reads = statement_reads(s)
+    runs = [{n: exact.arrays[n] for n in reads}]
+    for m in moved:
+        if m.alive and any(n in m.own for n in reads):
+            runs.append({**runs[0], **{n: m.own[n] for n in reads if n in m.own}})
+    return {s.name: Choice(job.split, job.outer, runs, dict(deltas))}
 
 
 def _extern_step(

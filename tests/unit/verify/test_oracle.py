@@ -148,3 +148,42 @@ def test_positions_in_an_order_of_equal_keys() -> None:
     for at, ok in (([2, 3, 0, 1], True), ([2, 3, 1, 0], True), ([3, 2, 1, 0], False), ([2, 3, 1, 1], False)):
         (o,) = compare_outputs(p, [np.array(at)], expected)
         assert o.verdict.ok is ok, at
+
+
+def positions(text: str, x: np.ndarray, answers: list[Any]) -> list[bool]:
+    """Which positions are accepted for the result of a program of one input `x`."""
+    p = parse_program(text)
+    expected = references(p, {"x": x})
+    return [compare_outputs(p, [np.array(a)], expected)[0].verdict.ok for a in answers]
+
+
+def test_every_position_of_many_nearly_equal_values_is_right() -> None:
+    """x - 1.5 - x is -1.5 up to rounding everywhere but at two places, of which one is refused."""
+    body = "where(j < 12, x[i, j] + -1.5 - x[i, j], -1.0)"
+    text = f"program p format 1(x: f32[1, 14]):\n  t: i64[] = argmax(i<1, j<14 if j != 12) {body}\n  return t\n"
+    x = random_inputs(parse_program(text), {}, 564429336)["x"]
+    answers = [*range(12), 12, 13]
+    assert positions(text, x, answers) == [False] * 13 + [True]
+    other = text.replace("-1.0", "-2.0")
+    assert positions(other, x, answers) == [True] * 12 + [False, False]
+    lowest = text.replace("argmax", "argmin")
+    assert positions(lowest, x, answers) == [True] * 12 + [False, False]
+    assert positions(other, x, [-1, 14]) == [False, False]
+
+
+def test_nearly_equal_values_along_one_of_several_axes() -> None:
+    """Axes that are divided are evaluated in parts, and the best of each row stands by itself."""
+    body = "x[i, j // 4] + -1.5 - x[i, j // 4] - where(j % 4 == i, 0.0, 1.0)"
+    text = f"program p format 1(x: f32[2, 3]):\n  t: i64[i<2] = argmax(j<12) {body}\n  return t\n"
+    x = np.array([[0.1, 0.7, 1.3], [-0.3, 2.1, 0.9]], np.float32)
+    best = [[a, b] for a in (0, 4, 8) for b in (1, 5, 9)]
+    assert positions(text, x, best) == [True] * 9
+    assert positions(text, x, [[0, 0], [1, 1], [4, 8], [3, 5]]) == [False] * 4
+
+
+def test_a_value_that_jumps_may_decide_a_position() -> None:
+    """floor(3 x) at x = 1/3 may be 0 or 1: then another position is the best, a third never is."""
+    third = np.float32(1 / 3)
+    text = "program p format 1(x: f32[4]):\n  t: i64[] = argmax(j<4) floor(x[j] * 3.0) - x[j] * 0.0625\n  return t\n"
+    x = np.array([0.1, third, 0.2, 0.3], np.float32)
+    assert positions(text, x, [0, 1, 2, 3]) == [True, True, False, False]
