@@ -139,6 +139,11 @@ class Evaluator:
         """`e` over `frame`; `active` says where the value is needed (None: everywhere)."""
         return self._go(e, frame, active, {})
 
+    def every(self, e: Expr, frame: Frame) -> dict[Expr, Array]:
+        """The value of every node of `e`, also where `e` does not need it."""
+        memo: Memo = {}
+        return {node: self._go(node, frame, None, memo) for node in e.walk()}
+
     def in_range(self, e: Expr, frame: Frame) -> bool:
         """Is every read in `e` without `else` provably inside its tensor?"""
         ranges = frame.inclusive()

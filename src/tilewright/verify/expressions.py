@@ -2,7 +2,7 @@
 
 In: tensors, axes, a dtype, a depth. Out: an expression. Invariants: it has the dtype asked for;
 its reads are in range or have an `else`; operands stay in the domain of their function, so values
-are mostly finite.
+are mostly finite, but where `bare` asks for the function alone.
 """
 
 from __future__ import annotations
@@ -44,6 +44,13 @@ class Expressions:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.tensors: list[Tensor] = []
+        self.bare: random.Random | None = None  # decides which operands are not brought into domain
+
+    def alone(self, x: Expr) -> bool:
+        """Is the operand taken as it is, whatever the domain of its function?"""
+        if self.bare is None or not any(r.dtype.is_float for r in x.reads()):
+            return False
+        return self.bare.random() < 0.5
 
     def value(self, e: Expr) -> int:
         """The value of a size."""
@@ -104,10 +111,11 @@ class Expressions:
         if style < 0.12:
             return E.unary(rng.choice(_STEPS), E.mul(x, E.const(3, dtype)))
         if style < 0.3:
-            positive = E.add(E.unary("abs", x), E.const(0.5, dtype))
+            positive = x if self.alone(x) else E.add(E.unary("abs", x), E.const(0.5, dtype))
             return E.unary(rng.choice(_POSITIVE), positive)
         if style < 0.4:
-            return E.unary(rng.choice(("exp", "exp2")), E.minimum(x, E.const(3, dtype)))
+            below = x if self.alone(x) else E.minimum(x, E.const(3, dtype))
+            return E.unary(rng.choice(("exp", "exp2")), below)
         if style < 0.5:
             return E.maximum(x, E.const(0, dtype))
         if style < 0.6:
@@ -120,6 +128,8 @@ class Expressions:
     def limited(self, x: Expr) -> Expr:
         """A function that is finite on a part of the line only, on that part."""
         op, dtype = self.rng.choice(_LIMITED), x.dtype
+        if self.alone(x):
+            return E.unary(op, x)
         inside = E.mul(E.unary("tanh", x), E.const(0.9375, dtype))
         if op == "acosh":
             return E.unary(op, E.add(E.unary("abs", x), E.const(1.125, dtype)))
@@ -136,13 +146,13 @@ class Expressions:
         style = rng.random()
         if style < 0.7:
             return E.binary(rng.choice(("add", "sub", "mul", "max", "min")), a, b)
-        away = E.add(E.unary("abs", b), E.const(0.5, dtype))
+        away = b if self.alone(b) else E.add(E.unary("abs", b), E.const(0.5, dtype))
         if style < 0.85:
             return E.binary("div", a, away)
         if style < 0.9:
             return E.binary(rng.choice(("mod", "fmod", "floordiv")), a, away)
         if style < 0.95:
-            base = E.add(E.unary("abs", a), E.const(0.5, dtype))
+            base = a if self.alone(a) else E.add(E.unary("abs", a), E.const(0.5, dtype))
             return E.binary("pow", base, E.const(rng.choice((0.5, 2.0, -1.5)), dtype))
         return E.binary("atan2", a, away)
 

@@ -20,6 +20,9 @@ from tilewright.verify.statements import KINDS
 __all__ = ["BLOCK_KINDS", "KINDS", "Case", "draw", "generate"]
 
 
+_BARE = 0.4  # programs that leave some operands outside of their function's domain
+
+
 @dataclass(frozen=True)
 class Case:
     """A Program with sizes for its dims and the seed of its inputs. `constants`: inputs whose
@@ -62,6 +65,8 @@ def generate(
     """
     rng = random.Random(seed)
     maker = Maker(rng, zero_sizes)
+    bare = random.Random(f"bare {seed}")
+    maker.bare = bare if bare.random() < _BARE else None
     wanted = statements or int(2 ** rng.uniform(0, 4))
     # A third of the statements have blocks then.
     made = {**KINDS, **{k: (f, 6 * w) for k, (f, w) in BLOCK_KINDS.items()}} if blocks else KINDS

@@ -46,6 +46,7 @@ from tilewright.runtime.jit import load_object
 from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.schedule import Schedule
 from tilewright.schedule.space import Space
+from tilewright.verify.finite import finite_inputs
 from tilewright.verify.fuzz import first_wrong, isolated
 from tilewright.verify.generate import random_inputs
 from tilewright.verify.guards import guarded, poisoned
@@ -420,7 +421,7 @@ def fuzz_schedules(
     its own; callers that are children themselves go without.
     """
     report = report or ScheduleReport()
-    inputs = dict(inputs or random_inputs(program, {}, int(rng.integers(1 << 30))))
+    inputs = dict(inputs or finite_inputs(program, {}, int(rng.integers(1 << 30)))[0])
     plan, _ = plan_program(program, target)
     buffers = _start(plan, program, inputs)
     done: set[int] = set()

@@ -32,6 +32,22 @@ def missing_rows(corpus: Corpus, kinds: Any) -> tuple[int, list[str]]:
     return len(rows), sorted(r for r in rows if not drawn[r])
 
 
+def _finite(corpus: Corpus) -> tuple[float | None, str, str]:
+    """The share of cases whose values are finite, with its unit and meaning."""
+    counts: Counter[str] = Counter()
+    for t in corpus.tallies.values():
+        counts.update({n: t.drawn[f"inputs {n}"] for n in ("sampled", "searched", "kept")})
+    share = 1 - counts["kept"] / counts.total() if counts.total() else None
+    return (
+        share,
+        "",
+        (
+            f"cases whose inputs make no value infinite or NaN: {counts['sampled']} as sampled, "
+            f"{counts['searched']} by gradient search, {counts['kept']} not found"
+        ),
+    )
+
+
 def result(
     settings: Any,
     corpus: Corpus,
@@ -81,6 +97,7 @@ def result(
             "",
             "generated cases that the verifier and the oracle accept",
         ),
+        "finite_share": figure(*_finite(corpus)),
         "graphs_per_second": figure(
             generation.get("rate"),
             "1/s",

@@ -29,14 +29,18 @@ from tilewright.tools.fuzz import coverage
 from tilewright.tools.fuzz.nests import NestFuzzer
 from tilewright.tools.fuzz.programs import Answer, Options, check_program, judged
 from tilewright.tools.fuzz.torch_opinion import opinion
+from tilewright.verify.finite import AS_DRAWN, finite_inputs
 from tilewright.verify.fuzz import isolated
-from tilewright.verify.generate import random_inputs
 from tilewright.verify.programs import BLOCK_KINDS, Case, draw, generate
 from tilewright.verify.programs import KINDS as STATEMENTS
 from tilewright.verify.reduce import reduce_case
 from tilewright.verify.schedules import PARAMETERS, ScheduleReport, fuzz_schedules
 
 __all__ = ["KINDS", "Kind", "derived", "draw_options", "options_of", "rows_of"]
+
+
+# How inputs came to be: as they were drawn, or finite, after a search along the gradient or before.
+_INPUTS = {f"inputs {how}" for how in ("as drawn", "sampled", "searched")}
 
 
 def options_of(header: Mapping[str, Any]) -> Options:
@@ -99,6 +103,7 @@ class Programs(Kind):
         out |= {f"statement {s}" for s in statements}
         out |= {f"kind {k}" for k in (*STATEMENTS, *BLOCK_KINDS)}
         out |= {"rule bilinear", "rule residue", "rule stream", "constant"}
+        out |= _INPUTS
         return out | {"else", "gather", "guard", "ragged", "read", "extern sort", "extern topk"}
 
     def check(self, number: int, options: Options, careful: bool) -> Answer:
@@ -145,7 +150,7 @@ def derived(case: Case, number: int, target: Target) -> tuple[Program, set[str]]
     program = case.program.bind(case.sizes) if case.sizes else case.program
     if not case.constants:
         return program, set()
-    given = random_inputs(case.program, case.sizes, number)
+    given = finite_inputs(case.program, case.sizes, number)[0]
     program = wiring.with_constants(program, {n: given[n] for n in case.constants})
     size = random.Random(number).choice(SIZES)
     program, found = faster_convolutions(program, target, sizes=(size,), worth=0.0)
@@ -213,10 +218,14 @@ class Models(Kind):
 
         importlib.import_module("tilewright.frontend.onnx")
         out = {f"row {n}" for (d, n), r in ROWS.items() if not d and r.kind != "refused"}
-        return out | {f"extern {n}" for n in set(EXTERNS) - {"trimmed"}}  # made by planning only
+        out |= {f"extern {n}" for n in set(EXTERNS) - {"trimmed"}}  # made by planning only
+        return out | _INPUTS
 
     def check(self, number: int, options: Options, careful: bool) -> Answer:
-        return self._check(self._model(number), options, careful)
+        model, how = self._finite(number)
+        answer = self._check(model, options, careful)
+        answer.drawn.add(f"inputs {how}")
+        return answer
 
     def replay(self, data: bytes, options: Options, careful: bool) -> Answer:
         from tilewright.tools.fuzz.models import model_of
@@ -232,6 +241,13 @@ class Models(Kind):
         from tilewright.verify.models import draw_model
 
         return draw_model(number)
+
+    def _finite(self, number: int) -> tuple[Any, str]:
+        """Model `number` with inputs and weights for which its values are finite, and how so."""
+        from tilewright.verify.models.finite import finite_model
+
+        model = self._model(number)
+        return (model, "as drawn") if number % AS_DRAWN == 0 else finite_model(model)
 
     def reduce(self, data: bytes, failure: str, options: Options, seconds: float) -> bytes:
         from tilewright.tools.fuzz.models import model_of, reduce_model, text_of
@@ -252,7 +268,7 @@ class Models(Kind):
     def text_of(self, number: int) -> bytes:
         from tilewright.tools.fuzz.models import text_of
 
-        return text_of(self._model(number))
+        return text_of(self._finite(number)[0])
 
 
 class Nests(Kind):

@@ -23,8 +23,8 @@ from tilewright.runtime.build import emit_object
 from tilewright.runtime.link import lower_kernel
 from tilewright.runtime.pool import set_num_threads
 from tilewright.tools import wiring
+from tilewright.verify.finite import finite_inputs
 from tilewright.verify.fuzz import Run, fingerprint, judge
-from tilewright.verify.generate import random_inputs
 from tilewright.verify.guards import guarded, poison
 from tilewright.verify.programs import Case
 
@@ -207,11 +207,13 @@ def judged(
         return compiled_outputs(program, dict(case.sizes), inputs, options, answer)
 
     program = case.program
+    given, how = finite_inputs(program, case.sizes, case.seed)
+    if answer is not None:
+        answer.drawn.add(f"inputs {how}")
     if case.constants:
-        given = random_inputs(program, case.sizes, case.seed)
         program = wiring.with_constants(program, {n: given[n] for n in case.constants})
     bilinear = wiring.is_bilinear(program, case.sizes, options.target)
-    return judge(isolate(run) if isolate is not None else run, case, bilinear)
+    return judge(isolate(run) if isolate is not None else run, case, bilinear, given)
 
 
 def drawn_by(program: Program) -> set[str]:
