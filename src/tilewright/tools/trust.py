@@ -1,7 +1,8 @@
 """The page of trust: what generated cases, and the other long checks, have shown so far.
 
 In: docs/figures/trust/*.json, as the checks wrote them, and docs/trust.toml with the bugs they
-found. Out: Markdown. Invariant: every number on the page is read here from a committed file.
+found, here and elsewhere. Out: Markdown. Invariant: every number on the page is read here from a
+committed file.
 """
 
 from __future__ import annotations
@@ -107,6 +108,13 @@ def _bugs(data: Mapping[str, Any]) -> list[str]:
     for b in data["bug"]:
         cells = (f"`{b['found']}`", b["what"], b["fix"], f"`{b['test']}`")
         lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    lines += [
+        "",
+        "What third parties compute otherwise, each with the smallest model that shows it:\n",
+        "| who | what | model |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {t['who']} | {t['what']} | `{t['model']}` |" for t in data.get("third", ())]
     return [*lines, ""]
 
 
