@@ -15,6 +15,7 @@ from math import prod
 from tilewright.codegen import dots
 from tilewright.codegen.address import Addresses, Pointer
 from tilewright.codegen.operations import Operations
+from tilewright.codegen.spans import Spans, masked_load, type_suffix
 from tilewright.codegen.tiles import LazyRows, Tile, offsets, row_axes, row_index, rows
 from tilewright.codegen.writer import Writer
 from tilewright.errors import InternalError
@@ -76,9 +77,13 @@ class _Access:
             if word > 1 and self.lane_stride == word:
                 self.lane_stride = 1  # words side by side
         self._limits: list[tuple[str, Expr, Expr]] = []
+        self._condition: Expr | None = None  # what all lanes have in common
         for a, lo, hi in limits:
             if a == t.lane:
-                self.lane_limit = (lo, hi)
+                if hi.op == "select" and int_value(hi.args[2]) == 0:
+                    self._condition, hi = hi.args[:2]
+                if int_value(lo) != 0 or (int_value(hi) or 0) < self.extent:
+                    self.lane_limit = (lo, hi)
             elif a in names:
                 self._limits.append((a, lo, hi))
         # Where lane 0 of the first row is, and the bytes from there to the other rows, if they lie
@@ -95,7 +100,7 @@ class _Access:
     @property
     def is_plain(self) -> bool:
         """Scalars that nothing guards, all at constant distances from one pointer."""
-        return not self.width and self._first is not None and not self._limits
+        return not self.width and self._first is not None and not self.is_guarded
 
     @cached_property
     def _positions(self) -> list[dict[str, int]]:
@@ -104,13 +109,13 @@ class _Access:
     @property
     def is_guarded(self) -> bool:
         """Whether a row may be outside the limits."""
-        return bool(self._limits)
+        return bool(self._limits) or self._condition is not None
 
     @property
     def is_free(self) -> bool:
         """Whole vectors that nothing guards."""
         whole = not self.width or self.extent % self.width == 0
-        return whole and self.lane_limit is None and not self._limits
+        return whole and self.lane_limit is None and not self.is_guarded
 
     def row(self, row: int) -> Pointer:
         """Pointer to lane 0 of a row."""
@@ -139,6 +144,9 @@ class _Access:
     def inside(self, row: int) -> str:
         """Whether the row is within the limits of its axes."""
         out = "true"
+        if self._condition is not None:
+            out = self.addresses.value(self._condition)
+            self.guard_depth = self.addresses.depth(self._condition)
         for a, lo, hi in self._limits:
             depth = max(self.addresses.depth(lo), self.addresses.depth(hi), self.guard_depth)
             position = self._positions[row][a]
@@ -184,6 +192,7 @@ class Memory:
         self.writer = writer
         self.operations = operations
         self.addresses = addresses
+        self.spans = Spans(writer, operations, addresses)
         self.nontemporal = False  # whether a fence is due at the end of the function
 
     @contextmanager
@@ -240,14 +249,17 @@ class Memory:
         if inside == "false":
             return [self.operations.literal(n.orelse, dtype, width)] * chunks
         simple = not width or (access.lane_stride == 1 and access.lane_limit is None)
-        if inside != "true" and simple and n.orelse == 0:
-            size = access.extent * dtype.bytes
+        span = self.spans.elements(access)
+        if inside != "true" and (simple or span) and n.orelse == 0:
+            size = (span or access.extent) * dtype.bytes
             found = self.addresses.guarded(
                 n.buffer, access.offset(r), inside, access.guard_depth, size
             )
             if found is not None:
                 if not width:
                     return [self._scalar(found, dtype, "true", 0, access.unit)]
+                if span:
+                    return [self._strided(access, r, found, c, "true", 0) for c in range(chunks)]
                 return [self._vector(access, found, c, "true", 0) for c in range(chunks)]
         row = access.row(r)
         if not width:
@@ -312,26 +324,13 @@ class Memory:
             mask = ops.vector("i1", [int(i < valid) for i in range(width)])
         if mask is not None:
             used = mask if mask.startswith("<") else self.addresses.use_mask(mask, width)
-            raw = self._masked_load(pointer, used, dtype, width, orelse)
+            raw = masked_load(w, ops, pointer, used, dtype, width, orelse)
         elif valid == width:
             raw = w.op(f"load {t}, ptr {pointer}, align {access.unit}")
         else:
             raw = self._load_pieces(pointer, pieces, dtype, width)
         found = loads[key] = ops.from_memory(raw, dtype, width)
         return found
-
-    def _masked_load(
-        self, pointer: str, mask: str, dtype: DType, width: int, orelse: float | int | bool
-    ) -> str:
-        ops = self.operations
-        t = ops.memory_type(dtype, width)
-        name = f"llvm.masked.load.v{width}{_suffix(dtype)}.p0"
-        self.writer.module.declare(f"{t} @{name}(ptr, <{width} x i1>, {t})")
-        other = ops.memory_literal(orelse, dtype, width)
-        return self.writer.op(
-            f"call {t} @{name}(ptr align {dtype.bytes} {pointer}, <{width} x i1> {mask}, "
-            f"{t} {other})"
-        )
 
     def _load_pieces(
         self, pointer: str, pieces: list[tuple[int, int]], dtype: DType, width: int
@@ -397,8 +396,16 @@ class Memory:
         self, access: _Access, r: int, row: Pointer, chunk: int, inside: str,
         orelse: float | int | bool,
     ) -> str:  # fmt: skip
-        """Lanes with another stride: one scalar load each."""
+        """Lanes with another stride: picked from whole vectors, or one scalar load each."""
         ops, dtype, width = self.operations, access.dtype, access.width
+        span = self.spans.elements(access)
+        if span:
+            first = row
+            if inside != "true":
+                first = self._choose(self.addresses.at(row), inside, dtype, orelse, span), 0
+            found = self.spans.load(access, first, chunk, orelse)
+            if found is not None:
+                return found
         t, e = ops.type(dtype, width), ops.element(dtype)
         out = ops.literal(orelse, dtype, width)
         for i in range(access.valid(chunk)):
@@ -548,7 +555,7 @@ class Memory:
     def _store_masked(self, pointer: str, raw: str, dtype: DType, width: int, mask: str) -> None:
         t = self.operations.memory_type(dtype, width)
         used = mask if mask.startswith("<") else self.addresses.use_mask(mask, width)
-        name = f"llvm.masked.store.v{width}{_suffix(dtype)}.p0"
+        name = f"llvm.masked.store.v{width}{type_suffix(dtype)}.p0"
         self.writer.module.declare(f"void @{name}({t}, ptr, <{width} x i1>)")
         self.writer.line(
             f"call void @{name}({t} {raw}, ptr align {dtype.bytes} {pointer}, "
@@ -647,7 +654,7 @@ class Memory:
             tail = ops.vector("i1", [int(i < valid) for i in range(width)])
             keep = w.op(f"and <{width} x i1> {keep}, {tail}")
         pointers = w.op(f"getelementptr {e}, ptr {base}, <{width} x i64> {at}")
-        name = f"llvm.masked.gather.v{width}{_suffix(dtype)}.v{width}p0"
+        name = f"llvm.masked.gather.v{width}{type_suffix(dtype)}.v{width}p0"
         w.module.declare(f"{v} @{name}(<{width} x ptr>, <{width} x i1>, {v})")
         other = ops.memory_literal(orelse, dtype, width)
         return w.op(
@@ -690,14 +697,6 @@ class Memory:
         for d in range(0, max(1, n.bytes), _LINE):
             pointer = self.addresses.at(at, d)
             w.line(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 {4 - n.level}, i32 1)")
-
-
-def _suffix(dtype: DType) -> str:
-    if dtype is BOOL:
-        return "i8"
-    if dtype.is_float:
-        return {16: "i16", 32: "f32", 64: "f64"}[dtype.bits]
-    return f"i{dtype.bits}"
 
 
 def _const(value: int) -> Expr:

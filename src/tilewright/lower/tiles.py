@@ -8,7 +8,7 @@ data-dependent subscript has a translation.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -229,7 +229,12 @@ class TileScope:
         for a in axes:
             if a in self.valid:  # positions past the end of the axis are never touched
                 lo, hi = limited.get(a, (E.const(0), E.const(self.sizes[a])))
-                limited[a] = (lo, E.minimum(hi, E.const(self.valid[a])))
+                valid = E.const(self.valid[a])
+                if hi.op == "select":  # a condition of all positions stays outside
+                    hi = E.select(hi.args[0], E.minimum(hi.args[1], valid), hi.args[2])
+                else:
+                    hi = E.minimum(hi, valid)
+                limited[a] = (lo, hi)
         t = self.type(dtype, axes)
         strides: Strides = tuple((a, E.const(by_axis[a])) for a, _ in t.axes if a in by_axis)
         bounds: Limits = tuple((a, *limited[a]) for a, _ in t.axes if a in limited)
@@ -273,18 +278,9 @@ class TileScope:
         """
         if orelse is None:
             return []
-        layout = place.layout
-        use_halo = bool(layout.halo) and layout.fill == orelse.attr
         out: dict[str, tuple[Expr, Expr]] = {}
         always: list[Expr] = []
-        for k, s in enumerate(subscripts):
-            lo, hi = layout.valid(k) if use_halo else (0, layout.shape[k])
-            below, above = _leaves(s, lo, hi, self._ranges)
-            if (below or above) and loose and place.origin is None:
-                again = _leaves(loose[k], lo, hi, self._loose[1])
-                below, above = below and again[0], above and again[1]
-            if not below and not above:
-                continue
+        for s, lo, hi, below, above in self._leaving(place, subscripts, orelse, loose):
             split = split_linear(s, self._positions)
             if split is None or len(split[0]) > 1 or any(c <= 0 for c in split[0].values()):
                 return None
@@ -317,6 +313,40 @@ class TileScope:
             (a, simplify(lo, self._ranges), simplify(hi, self._ranges))
             for a, (lo, hi) in out.items()
         ]
+
+    def _leaving(
+        self, place: Place, subscripts: Sequence[Expr], orelse: Expr, loose: tuple[Expr, ...]
+    ) -> Iterator[tuple[Expr, int, int, bool, bool]]:
+        """The subscripts that may leave their tensor: where it begins and ends, and whether they
+        may be below, and above.
+        """
+        layout = place.layout
+        use_halo = bool(layout.halo) and layout.fill == orelse.attr
+        for k, s in enumerate(subscripts):
+            lo, hi = layout.valid(k) if use_halo else (0, layout.shape[k])
+            below, above = _leaves(s, lo, hi, self._ranges)
+            if (below or above) and loose and place.origin is None:
+                again = _leaves(loose[k], lo, hi, self._loose[1])
+                below, above = below and again[0], above and again[1]
+            if below or above:
+                yield s, lo, hi, below, above
+
+    def coupled(self, reads: Sequence[Expr]) -> set[str]:
+        """Axes of the tile that stand beside another one in a subscript that may leave its tensor:
+        the positions that are inside are no box, so the read is a gather.
+        """
+        out: set[str] = set()
+        for r in reads:
+            place = self.places.get(r.attr[0])
+            if place is None or not r.attr[1] or r.args[-1].op != "const":
+                continue
+            here = self.localize(r)
+            local = place.local(here.args[:-1])
+            for s, *_ in self._leaving(place, local, here.args[-1], self._provenance.get(here, ())):
+                split = None if s.reads() else split_linear(s, self._positions)
+                if split is not None and len(split[0]) > 1:
+                    out |= {self._positions[p] for p in split[0]}
+        return out
 
     def _inside(self, place: Place, subscripts: Sequence[Expr]) -> Expr | None:
         condition: Expr | None = None

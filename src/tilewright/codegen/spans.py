@@ -1,0 +1,160 @@
+"""Lanes that lie a few elements apart: whole vectors of what lies between the first of them and the
+last, and the lanes picked from these.
+
+In: an access with a lane stride of two or more, and a pointer to its first lane. Out: LLVM values.
+Invariant: no element before the first lane or behind the last one is touched, nor outside the
+limits of the lane axis, which become masks over the elements.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tilewright.codegen.address import Addresses, Pointer
+from tilewright.codegen.operations import Operations
+from tilewright.codegen.writer import Writer
+from tilewright.ir.dtypes import BOOL, DType
+from tilewright.ir.expr import Expr
+
+__all__ = ["Spans", "masked_load", "type_suffix"]
+
+
+def type_suffix(dtype: DType) -> str:
+    """What the name of an intrinsic says of elements as they lie in memory."""
+    if dtype is BOOL:
+        return "i8"
+    if dtype.is_float:
+        return {16: "i16", 32: "f32", 64: "f64"}[dtype.bits]
+    return f"i{dtype.bits}"
+
+
+def masked_load(
+    writer: Writer,
+    operations: Operations,
+    pointer: str,
+    mask: str,
+    dtype: DType,
+    width: int,
+    orelse: float | int | bool,
+) -> str:
+    """A vector as it lies in memory; `orelse` where the mask, a vector of i1, is false."""
+    t = operations.memory_type(dtype, width)
+    name = f"llvm.masked.load.v{width}{type_suffix(dtype)}.p0"
+    writer.module.declare(f"{t} @{name}(ptr, <{width} x i1>, {t})")
+    other = operations.memory_literal(orelse, dtype, width)
+    return writer.op(
+        f"call {t} @{name}(ptr align {dtype.bytes} {pointer}, <{width} x i1> {mask}, {t} {other})"
+    )
+
+
+class Row(Protocol):
+    """What is asked of the access whose lanes are loaded."""
+
+    dtype: DType
+    unit: int
+    width: int
+    extent: int
+    lane_stride: int
+    lane_limit: tuple[Expr, Expr] | None
+
+    def valid(self, chunk: int) -> int:
+        """Lanes of a chunk that hold positions of the tile."""
+
+    def mask(self, chunk: int) -> str | None:
+        """Mask of a chunk, or None where all its valid lanes are in."""
+
+
+class Spans:
+    """Emitters of the loads of one function."""
+
+    def __init__(self, writer: Writer, operations: Operations, addresses: Addresses) -> None:
+        self.writer = writer
+        self.operations = operations
+        self.addresses = addresses
+
+    def elements(self, row: Row) -> int:
+        """How many elements lie from the first lane of a row to the last one, both counted; 0 where
+        single loads are no worse: a vector would bring fewer than two lanes, or lanes are words of
+        several elements.
+        """
+        step = row.lane_stride
+        if step < 2 or step * 2 > row.width or row.unit != row.dtype.bytes:
+            return 0
+        return (row.extent - 1) * step + 1
+
+    def load(self, row: Row, first: Pointer, chunk: int, orelse: float | int | bool) -> str | None:
+        """The lanes of one chunk. None where single loads are no worse: there are few lanes, or the
+        target does not mask what it loads.
+
+        first: lane 0 of the row.
+        """
+        step, width, valid = row.lane_stride, row.width, row.valid(chunk)
+        span = (valid - 1) * step + 1
+        limited = row.mask(chunk) is not None
+        if span < width or (limited and not self._has_masked_loads(row.dtype)):
+            return None
+        ops, dtype = self.operations, row.dtype
+        starts = list(range(0, span, width))
+        if not limited:
+            starts[-1] = span - width  # overlaps the one before instead of leaving the span
+        begin = chunk * width * step
+        parts = []
+        for at in starts:
+            mask = self._mask(row, begin + at, min(width, span - at)) if limited else ""
+            if mask is None:
+                parts.append(ops.memory_literal(orelse, dtype, width))
+                continue
+            place = first[0], first[1] + (begin + at) * row.unit
+            parts.append(self._vector(place, row, mask, orelse))
+        source = [min(i * step // width, len(starts) - 1) for i in range(valid)]
+        place_of = [i * step - starts[k] for i, k in enumerate(source)]
+        out, t = parts[0], ops.memory_type(dtype, width)
+        for k, part in enumerate([*parts[1:]] or ["poison"], 1):
+            # Lanes of earlier vectors stand where they belong after the first step.
+            pick = [
+                width + p if s == k else p if k == 1 else i
+                for i, (s, p) in enumerate(zip(source, place_of, strict=True))
+            ]
+            pick = [p if s <= k else -1 for s, p in zip(source, pick, strict=True)]
+            lanes = ", ".join(
+                f"i32 {p}" if p >= 0 else "i32 poison" for p in pick + [-1] * (width - valid)
+            )
+            out = self.writer.op(f"shufflevector {t} {out}, {t} {part}, <{width} x i32> <{lanes}>")
+        return ops.from_memory(out, dtype, width)
+
+    def _has_masked_loads(self, dtype: DType) -> bool:
+        target = self.operations.target
+        return target.has_masks or (target.vector_bits == 256 and dtype.bytes >= 4)
+
+    def _mask(self, row: Row, first: int, count: int) -> str | None:
+        """Mask of the `count` elements that begin `first` elements behind lane 0: those of lanes
+        within the limits, and between them. Empty where that is a whole vector, None where it is
+        nothing.
+        """
+        assert row.lane_limit is not None
+        step, ranges = row.lane_stride, self.addresses.ranges
+        lo, hi = row.lane_limit[0] * step, row.lane_limit[1] * step - (step - 1)
+        (least, _), (_, most) = ranges.of(lo), ranges.of(hi)
+        if (least is not None and least >= first + count) or (most is not None and most <= first):
+            return None
+        mask = self.addresses.lane_mask(lo, hi, first, row.width, count)
+        if mask is not None:
+            return self.addresses.use_mask(mask, row.width)
+        if count == row.width:
+            return ""
+        return self.operations.vector("i1", [int(i < count) for i in range(row.width)])
+
+    def _vector(self, at: Pointer, row: Row, mask: str, orelse: float | int | bool) -> str:
+        """The elements of one vector where `mask` is true."""
+        w, ops, dtype, width = self.writer, self.operations, row.dtype, row.width
+        key = ("span", at, dtype, width, mask, orelse if mask else 0)
+        loads = w.regions[-1].loads
+        found = loads.get(key)
+        if found is None:
+            pointer, t = self.addresses.at(at), ops.memory_type(dtype, width)
+            found = loads[key] = (
+                masked_load(w, ops, pointer, mask, dtype, width, orelse)
+                if mask
+                else w.op(f"load {t}, ptr {pointer}, align {row.unit}")
+            )
+        return found
