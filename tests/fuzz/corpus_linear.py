@@ -390,4 +390,40 @@ def convolution_entries() -> list[Entry]:
             (),
         )
     )
+    # Windows with steps: one image axis, two, three; taps further apart, cut off, or more than the
+    # image has; a window whose two axes both move with the tile.
+    for name, axes in {
+        "even": (((41, 21, 3, 2, 1, 1),), ((9, 5, 3, 2, 1, 1), (75, 38, 3, 2, 1, 1))),
+        "wide": (((7, 5, 11, 3, 1, 7),), ((2, 2, 5, 2, 1, 2), (37, 10, 5, 4, 2, 4))),
+        "cut": (((67, 31, 2, 2, 1, -3),), ((5, 2, 2, 2, 1, 0), (71, 23, 2, 3, 1, -1))),
+        "deep": (((5, 3, 3, 2, 1, 1), (3, 2, 2, 2, 1, 0), (39, 20, 3, 2, 1, 1)),),
+        "none": (((0, 1, 3, 2, 1, 1),), ((3, 2, 3, 2, 1, 1), (1, 17, 3, 1, 1, 9))),
+    }.items():
+        for image in axes:
+            rank = len(image)
+            x = ", ".join(str(n) for n, *_ in image)
+            points = ", ".join(f"p{d}<{m}" for d, (_, m, *_) in enumerate(image))
+            taps = ", ".join(f"t{d}<{k}" for d, (_, _, k, *_) in enumerate(image))
+            at = ", ".join(
+                f"p{d} * {s} + t{d} * {far} - {pad}".replace("- -", "+ ")
+                for d, (_, _, _, s, far, pad) in enumerate(image)
+            )
+            sizes = ", ".join(str(k) for _, _, k, *_ in image)
+            indices = ", ".join(f"t{d}" for d in range(rank))
+            types = ", ".join(f"p{d}<{m}" for d, (_, m, *_) in enumerate(image))
+            here = ", ".join(f"p{d}" for d in range(rank))
+            out.append(
+                (
+                    f"windows_{name}_{rank}",
+                    f"""(x: f32[3, {x}], k: f32[3, {sizes}], b: u8[3, {x}]):
+  d: f32[c<3, {points}] = sum({taps}) (x[c, {at}] else 0.0) * k[c, {indices}]
+  m: f32[c<3, {points}] = max({taps}) (x[c, {at}] else -inf)
+  s: f32[c<3, {points}] = sum({taps}) (x[c, {at}] else 0.0)
+  u: u8[c<3, {types}] = max({taps}) (b[c, {at}] else 3)
+  a: f32[c<3, {types}] = s[c, {here}] * 0.25
+  return d, m, a, u
+""",
+                    ("k",),
+                )
+            )
     return out

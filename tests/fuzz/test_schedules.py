@@ -20,7 +20,7 @@ COUNT = int(os.environ.get("TILEWRIGHT_FUZZ_COUNT", "0"))
 SEED = int(os.environ.get("TILEWRIGHT_FUZZ_SEED", "0"))
 TARGETS = ("x86-avx512", "x86-avx2", "x86-sse42")
 FEW = {
-    "mm_ik_kj_37_29_45", "mmc_ik_jk_70_13_97", "mm_ik_kj_3_0_4", "dot_u8_i8", "mm_bf16", "dot_i8_i8_constant", "dot_u8_u8", "dot_turned", "dot_window", "conv_stride_constant", "depthwise",
+    "mm_ik_kj_37_29_45", "mmc_ik_jk_70_13_97", "mm_ik_kj_3_0_4", "dot_u8_i8", "mm_bf16", "dot_i8_i8_constant", "dot_u8_u8", "dot_turned", "dot_window", "conv_stride_constant", "depthwise", "windows_even_2", "windows_wide_2", "windows_cut_1", "windows_deep_3", "windows_none_1",
     "softmax_1_33", "attention_causal", "stream_causal", "scan_lanes_17", "strips", "parts", "matrix_vector", "scatter_runs", "rnn_f16", "args", "stream_nothing", "stream_one_row", "reduce_1", "transpose", "gather", "scatter", "casts", "rnn", "sums_f16", "scan_logsumexp", "scatter_logsumexp", "recurrent_logsumexp",
 }  # fmt: skip
 

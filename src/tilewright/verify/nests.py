@@ -71,7 +71,7 @@ class Generator:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         r = self.random
-        self.R, self.C = r.choice([1, 3, 8, 17, 40]), r.choice([1, 4, 15, 16, 33, 64])
+        self.R, self.C = r.choice([1, 3, 8, 17, 40]), r.choice([1, 4, 15, 16, 33, 64, 131])
         self.symbolic = r.random() < 0.5
         self.rows = r.choice([1, 2, 3, 4, 7, 8, 16])
         self.cols = r.choice([1, 2, 3, 5, 8, 12, 16, 17, 24, 32, 48])
@@ -119,7 +119,8 @@ class Generator:
         j = E.index("j") + r.choice([0, 0, 0, -2, 1])
         return i, j
 
-    def address(self, t: TileType) -> tuple[E.Expr, Any, Any]:
+    def address(self, t: TileType, step: int = 1) -> tuple[E.Expr, Any, Any]:
+        """step: elements from one position of axis c to the next."""
         rows, cols = self.size
         i, j = self.origin()
         strides = {"r": cols, "c": E.const(1)}
@@ -134,7 +135,14 @@ class Generator:
         for a in guard:  # an axis that the tile lacks sits at a place that is always inside
             base = base - start[a] * strides[a]
         kept = tuple((a, strides[a]) for a in t.names)
-        return base, kept, tuple(limits)
+        if step == 1:
+            return base, kept, tuple(limits)
+        apart = tuple((a, s * (step if a == "c" else 1)) for a, s in kept)
+        fewer = tuple(
+            (a, (lo + step - 1) // step, (hi + step - 1) // step) if a == "c" else (a, lo, hi)
+            for a, lo, hi in limits
+        )
+        return base, apart, fewer
 
     def emit(self, node: Any) -> tuple[str, TileType]:
         self.body.append(node)
@@ -157,7 +165,11 @@ class Generator:
         axes = r.choice([("r", "c"), ("r", "c"), ("c",), ("r",), ()])
         lane = self.lane if self.lane in axes else None
         t = TileType(dtype, tuple((a, self.extent(a)) for a in axes), lane)
-        base, strides, limits = self.address(t)
+        base, strides, limits = self.address(t, r.choice([1, 1, 1, 2, 2, 3, 4, 7]))
+        if limits and r.random() < 0.2:  # a condition of all positions
+            a, lo, hi = limits[-1]
+            fits = E.compare("lt", E.index("i") % 3, E.const(r.choice([0, 1, 2])))
+            limits = (*limits[:-1], (a, lo, E.select(fits, hi, E.const(0))))
         other = {"f": 0.5, "i": 3, "b": True}.get(dtype.kind, 2)
         self.emit(
             Load(self.name(), t, self.buffer(dtype), base, strides, limits, other if limits else 0)
