@@ -65,14 +65,14 @@ def emit_reduction(
     acc_type = TileType(work, acc_axes, lane if lane in dict(acc_axes) else None)
     start = b.fill(acc_type, identity)
     ends, guard = _ends(spec, r)
-    reads = _reads((d, *spec.before))
+    members = (d, *spec.before)
 
     def accumulate(region: Region, acc: Tile) -> Tile:
         assert d.reduction is not None
         sizes = {a.name: region.lengths[a.name] for a in d.all_axes}
         inner = scope_of(b, spec, region, sizes)
         several = [a for a in extents if sizes[a] > 1 and a not in kept and a not in region.valid]
-        coupled = inner.coupled(reads) if several else ()
+        coupled = inner.coupled(_reads(members)) if several else ()
         for a in several:
             if a in coupled:  # one position after the other, each with limits of its own
                 for i in range(sizes[a]):
@@ -81,7 +81,7 @@ def emit_reduction(
         for m in spec.before:
             define(inner, spec, m, inner.value(m.body))
         if spec.prefetch:
-            fetch_ahead(b, inner, reads, spec.prefetch)
+            fetch_ahead(b, inner, _reads(members), spec.prefetch)
         masked = {a: v for a, v in inner.valid.items() if a in extents}
         if monoid == "sum" and d.body.op == "mul" and not masked:
             narrow = half_factors(d) if spec.in_words else narrow_factors(d)
