@@ -151,7 +151,8 @@ def schedules_of(space: Space, rng: np.random.Generator, count: int) -> Iterator
 
 # Every kind of parameter that a Space may have.
 _PARAMETERS = """
-    block border chunk lane nt order pack par parts prefetch reduce reg rows stream strip tail tile
+    ahead block border chunk fetch lane nt order pack par parts prefetch reduce reg rows stream
+    strip tail tile
 """
 PARAMETERS = frozenset(_PARAMETERS.split())
 

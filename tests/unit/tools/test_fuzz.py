@@ -30,6 +30,7 @@ from tilewright.tools.fuzz.programs import Options, check_program
 from tilewright.verify.models import draw_model
 from tilewright.verify.models.rows import all_rows
 from tilewright.verify.programs import Case, generate
+from tilewright.verify.schedules import PARAMETERS, parameter_kind
 
 AVX2 = Options("x86-avx2", 1)
 
@@ -180,6 +181,18 @@ def test_parts_and_forms_of_convolutions_are_drawn() -> None:
         if wanted <= seen:
             return
     raise AssertionError(f"not drawn: {wanted - seen}")
+
+
+def test_every_parameter_of_a_schedule_has_a_row() -> None:
+    """What spaces of drawn cases let a schedule choose, and nothing else, is asked of campaigns."""
+    found: set[str] = set()
+    for number in range(60):
+        target = Target.named(("x86-avx512", "x86-avx2", "x86-sse42")[number % 3])
+        case = Case.parse(KINDS["schedules"].text_of(number).decode())
+        plan, _ = plan_program(derived(case, number, target)[0], target)
+        groups = [g for k in plan.kernels for g in space_of(k, target, 2).groups]
+        found |= {parameter_kind(n) for g in groups for n in g.names}
+    assert found == PARAMETERS
 
 
 def test_inputs_that_the_compiler_knows() -> None:
