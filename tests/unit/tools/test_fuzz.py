@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,37 @@ def test_kept_failures_are_tried_again(folder: Path) -> None:
     result = run(kinds=("programs",), count=1, corpus=folder)
     assert [f["fixed"] for f in result["failed"]] == [True, True]
     assert result["figures"]["wrong"]["value"] == 0 and result["ok"]
+
+
+def test_a_full_disk_loses_no_count(folder: Path) -> None:
+    """A case that does not fit is counted without its text; a smaller one does not replace it by a
+    part of itself; the counts that were saved stay.
+    """
+    corpus = Corpus(folder)
+    kept = FailedCase("programs", 5, "wrong", "it was wrong", "x86-avx2", 1)
+    assert corpus.add(kept, b"text", ".txt")
+    corpus.tally("programs").generated = 7
+    corpus.save()
+    before = sorted(p.name for p in folder.rglob("*"))
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with suppress(BaseException):
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+            lost = FailedCase("programs", 6, "crash", "it died", "x86-avx2", 1)
+            corpus.rewrite(kept, bytes(5000))
+            counted = corpus.add(lost, bytes(5000), ".txt") and corpus.data_of(lost) == b""
+            corpus.tally("programs").generated = 8
+            with pytest.raises(UserError, match="U003"):
+                corpus.save()
+            status = 0 if counted and len(corpus.failed) == 2 else 2
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert sorted(p.name for p in folder.rglob("*")) == before
+    corpus.close()
+    again = Corpus(folder)
+    assert again.data_of(again.failed[0]) == b"text" and again.tallies["programs"].generated == 7
 
 
 def test_a_child_that_dies_is_a_finding(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tilewright.errors import TargetError
+from tilewright.errors import TargetError, UserError
 from tilewright.runtime.wire import Header, Worker, WorkerDied
 from tilewright.tools.fuzz.corpus import Corpus, FailedCase, Tally
 from tilewright.tools.fuzz.torch_opinion import is_available
@@ -229,7 +229,8 @@ def run(settings: Settings, on_progress: Callable[[float | None, str], None]) ->
             state.done += 1
             on_progress(state.share, state.facts)
             if time.monotonic() - saved > _SAVE_EVERY_S:
-                corpus.save()
+                with suppress(UserError):  # a disk that is full now may not be in the end
+                    corpus.save()
                 saved = time.monotonic()
     except KeyboardInterrupt:
         state.interrupted = True
@@ -405,7 +406,8 @@ def _keep(
         data = KINDS[kind].text_of(header["number"])
     if not state.corpus.add(failed, data, suffix):
         return
-    state.corpus.save()
+    with suppress(UserError):
+        state.corpus.save()
     if state.reduced >= _MOST_REDUCED or found[0] == "hang":
         return
     state.reduced += 1

@@ -1,7 +1,8 @@
 """The folder of a campaign: how far each kind got, what was counted, and every case that failed.
 
 In: a folder, or none. Out: `Corpus`. Invariants: a file appears whole; counts of earlier runs are
-never lost; a failing case stays, with a note whether it still fails.
+never lost; a failing case stays, with a note whether it still fails. A full disk loses the text of
+a case (its number makes it again), never the run.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,15 +139,29 @@ class Corpus:
                 return False
         self.failed.append(failed)
         if self.folder is not None and data:
-            failed.file = f"{hashlib.sha256(data).hexdigest()[:12]}{suffix}"
-            (self.folder / "failed").mkdir(exist_ok=True)
-            (self.folder / "failed" / failed.file).write_bytes(data)
+            name = f"{hashlib.sha256(data).hexdigest()[:12]}{suffix}"
+            failed.file = name if self._put(name, data) else ""
+        return True
+
+    def _put(self, name: str, data: bytes) -> bool:
+        """Write a case, whole or not at all; was there room for it?"""
+        assert self.folder is not None
+        target = self.folder / "failed" / name
+        temporary = target.with_name(f".{name}.{os.getpid()}")
+        try:
+            target.parent.mkdir(exist_ok=True)
+            temporary.write_bytes(data)
+            temporary.replace(target)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            return False
         return True
 
     def rewrite(self, failed: FailedCase, data: bytes) -> None:
-        """Put the reduced case in the place of the one that was found."""
+        """Put the reduced case in the place of the one that was found, if there is room."""
         if self.folder is not None and failed.file and data:
-            (self.folder / "failed" / failed.file).write_bytes(data)
+            self._put(failed.file, data)
 
     def data_of(self, failed: FailedCase) -> bytes:
         """The kept case; empty where there is none."""
