@@ -271,7 +271,7 @@ def _generation(settings: Settings, table: Any) -> dict[str, float]:
 def _header(kind: str, number: int, target: str, threads: int, **more: Any) -> Header:
     return {
         "do": "case", "kind": kind, "number": number, "target": target, "threads": threads,
-        "rebuild": False, "careful": False, **more,
+        "rebuild": False, "symbolic": False, "careful": False, **more,
     }  # fmt: skip
 
 
@@ -297,7 +297,8 @@ def _begin(
     index += sum(t.kind == kind for t in running)
     number = (seed << 32) + index
     options = draw_options(number, targets, state.settings.threads)
-    header = _header(kind, number, options.target, options.threads, rebuild=options.rebuild)
+    more = {"rebuild": options.rebuild, "symbolic": options.symbolic}
+    header = _header(kind, number, options.target, options.threads, **more)
     busy = {t.child for t in running}
     free = [n for n in (f"main {k}" for k in range(_AT_ONCE)) if n not in busy]
     child = "nests" if kind == "nests" else free[0]
@@ -399,8 +400,9 @@ def _keep(
     from tilewright.tools.fuzz.kinds import KINDS
 
     failed = FailedCase(
-        kind, header["number"], found[0], found[1][:2000], header["target"], header["threads"]
-    )
+        kind, header["number"], found[0], found[1][:2000], header["target"], header["threads"],
+        symbolic=header["symbolic"],
+    )  # fmt: skip
     suffix = KINDS[kind].suffix
     if not data:
         data = KINDS[kind].text_of(header["number"])
@@ -442,7 +444,7 @@ def _replay_failed(state: _Run, children: Children) -> None:
         if failed.failure == "differs torch":  # nothing that is run here shows it
             continue
         careful = failed.failure in ("crash", "hang")
-        more = {"do": "replay", "rebuild": True, "careful": careful}
+        more = {"do": "replay", "rebuild": True, "careful": careful, "symbolic": failed.symbolic}
         header = _header(failed.campaign, failed.number, failed.target, failed.threads, **more)
         try:
             answer, _ = children.ask("main 0", header, data, _CASE_S)

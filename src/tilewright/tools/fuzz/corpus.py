@@ -38,6 +38,7 @@ class FailedCase:
     file: str = ""
     count: int = 1
     fixed: bool = False
+    symbolic: bool = False
 
 
 @dataclass

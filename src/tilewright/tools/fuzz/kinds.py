@@ -44,13 +44,15 @@ _INPUTS = {f"inputs {how}" for how in ("as drawn", "sampled", "searched")}
 
 
 def options_of(header: Mapping[str, Any]) -> Options:
-    return Options(header["target"], header["threads"], header.get("rebuild", False))
+    rebuild, symbolic = (bool(header.get(name, False)) for name in ("rebuild", "symbolic"))
+    return Options(header["target"], header["threads"], rebuild, symbolic)
 
 
 def draw_options(number: int, targets: Sequence[str], threads: int) -> Options:
     """Target and threads of a case."""
     rng = random.Random(f"options {number}")
-    return Options(rng.choice(list(targets)), rng.randint(1, threads), rng.random() < 0.1)
+    target, many = rng.choice(list(targets)), rng.randint(1, threads)
+    return Options(target, many, rng.random() < 0.1, rng.random() < 0.25)
 
 
 class Kind(ABC):
@@ -102,7 +104,7 @@ class Programs(Kind):
         statements = ("definition", "recurrence", "scatter", "extern", "size", "if", "while")
         out |= {f"statement {s}" for s in statements}
         out |= {f"kind {k}" for k in (*STATEMENTS, *BLOCK_KINDS)}
-        out |= {"rule bilinear", "rule residue", "rule stream", "constant"}
+        out |= {"rule bilinear", "rule residue", "rule stream", "constant", "symbolic sizes"}
         out |= _INPUTS
         return out | {"else", "gather", "guard", "ragged", "read", "extern sort", "extern topk"}
 
