@@ -16,7 +16,7 @@ from tilewright.errors import InternalError
 from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.expr import BINARY, COMPARE, UNARY, Expr, Polynomial, polynomial
 
-__all__ = ["Addresses", "Pointer"]
+__all__ = ["Addresses", "Bounds", "Pointer"]
 
 Pointer = tuple[str, int]  # LLVM pointer value, constant displacement in bytes
 _ZEROS = 4096  # bytes of the constant that guarded loads fall back to
@@ -84,7 +84,7 @@ class Addresses:
         """The value of a scalar expression, computed as far out as possible."""
         op = e.op
         if op == "const":
-            return self.operations.literal(e.attr, e.dtype)
+            return str(e.attr) if e.dtype is I64 else self.operations.literal(e.attr, e.dtype)
         if op in ("index", "dim"):
             return self.variables[e.attr][0]
         found = self.writer.known(e)
@@ -153,13 +153,16 @@ class Addresses:
         outermost first.
         """
         groups: dict[int, Polynomial] = {}
+        known = self._depths
         for atoms, c in p.items():
             if atoms:
-                depth = self.depth(atoms[0])
-                for a in atoms[1:]:
-                    depth = max(depth, self.depth(a))
+                depth = 0
+                for a in atoms:
+                    here = known.get(a)
+                    here = self.depth(a) if here is None else here
+                    depth = here if here > depth else depth
                 groups.setdefault(depth, {})[atoms] = c * scale
-        return sorted(groups.items())
+        return sorted(groups.items()) if len(groups) > 1 else list(groups.items())
 
     def _product(self, values: Iterable[tuple[int, str]], c: int) -> str:
         """Product of values by depth and a constant, partial products as far out as possible."""
@@ -215,6 +218,9 @@ class Addresses:
         rest: Polynomial = {}
         linear: Polynomial = {}
         for atoms, c in group.items():
+            if len(atoms) == 1 and atoms[0].op == "index" and atoms[0].attr == var:
+                linear[()] = c
+                continue
             others = [a for a in atoms if not (a.op == "index" and a.attr == var)]
             if len(others) == len(atoms) - 1 and all(self.depth(a) < depth for a in others):
                 linear[tuple(others)] = c
@@ -256,7 +262,7 @@ class Addresses:
             offset = w.op_at(depth, f"mul i64 {self.variables[var][0]}, {scale}")
             return w.op_at(depth, f"getelementptr i8, ptr {base}, i64 {offset}")
         outer = depth - 1
-        scale = self._sum(coefficient, 1)
+        scale = self._sum(coefficient, 1) if constant is None else str(constant)
         start = "0" if first == "0" else w.op_at(outer, f"mul i64 {first}, {scale}")
         increment = str(constant * width) if constant is not None else (
             scale if width == 1 else w.op_at(outer, f"mul i64 {scale}, {width}")
@@ -333,26 +339,6 @@ class Addresses:
 
     # ---- predicates and masks --------------------------------------------------------------------
 
-    def inside(self, position: int, lo: Expr, hi: Expr) -> str:
-        """i1 `lo <= position < hi`: 'true', 'false' or a value."""
-        depth, parts = 0, []
-        (lo_low, lo_high), (hi_low, hi_high) = self.ranges.of(lo), self.ranges.of(hi)
-        if (lo_low is not None and lo_low > position) or (
-            hi_high is not None and hi_high <= position
-        ):
-            return "false"
-        if lo_high is None or lo_high > position:
-            depth = self.depth(lo)
-            parts.append(self.writer.op_at(depth, f"icmp sle i64 {self.value(lo)}, {position}"))
-        if hi_low is None or hi_low <= position:
-            depth = max(depth, self.depth(hi))
-            parts.append(
-                self.writer.op_at(self.depth(hi), f"icmp sgt i64 {self.value(hi)}, {position}")
-            )
-        if len(parts) == 2:
-            return self.writer.op_at(depth, f"and i1 {parts[0]}, {parts[1]}")
-        return parts[0] if parts else "true"
-
     def both(self, a: str, b: str, depth: int = -1) -> str:
         """Conjunction of two i1 predicates, in the region of `depth` (default: the innermost)."""
         if "false" in (a, b):
@@ -416,3 +402,44 @@ class Addresses:
             return mask
         bits = self._mask_bits(lanes)
         return self.writer.once(f"icmp slt <{lanes} x i{bits}> {mask}, zeroinitializer")
+
+
+class Bounds:
+    """The predicates `lo <= position < hi` of constant positions; depth: the region where all of
+    them can be computed.
+    """
+
+    def __init__(self, addresses: Addresses, lo: Expr, hi: Expr) -> None:
+        self._addresses = addresses
+        self._ends = lo, hi
+        self._ranges = (*addresses.ranges.of(lo), *addresses.ranges.of(hi))
+        self._depths = addresses.depth(lo), addresses.depth(hi)
+        self._values: dict[int, str] = {}
+        self.depth = max(self._depths)
+
+    def _value(self, end: int) -> str:
+        """The value of an end; what reads memory is computed where it stands."""
+        found = self._values.get(end)
+        if found is None:
+            e = self._ends[end]
+            found = self._addresses.value(e)
+            if not e.has_reads:
+                self._values[end] = found
+        return found
+
+    def inside(self, position: int) -> str:
+        """i1 `lo <= position < hi`: 'true', 'false' or a value."""
+        lo_low, lo_high, hi_low, hi_high = self._ranges
+        if (lo_low is not None and lo_low > position) or (
+            hi_high is not None and hi_high <= position
+        ):
+            return "false"
+        op_at = self._addresses.writer.op_at
+        above = below = ""
+        if lo_high is None or lo_high > position:
+            above = op_at(self._depths[0], f"icmp sle i64 {self._value(0)}, {position}")
+        if hi_low is None or hi_low <= position:
+            below = op_at(self._depths[1], f"icmp sgt i64 {self._value(1)}, {position}")
+        if above and below:
+            return op_at(self.depth, f"and i1 {above}, {below}")
+        return above or below or "true"

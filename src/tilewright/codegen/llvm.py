@@ -18,7 +18,15 @@ from tilewright.codegen.matrices import Matrices, Product
 from tilewright.codegen.memory import Memory
 from tilewright.codegen.operations import Operations
 from tilewright.codegen.shuffles import Shuffles
-from tilewright.codegen.tiles import LazyRows, Tile, row_axes, row_index, rows, vector_widths
+from tilewright.codegen.tiles import (
+    LazyRows,
+    Tile,
+    row_axes,
+    row_index,
+    rows,
+    vector_widths,
+    vectors,
+)
 from tilewright.codegen.writer import Induction, Module, Region, Writer
 from tilewright.errors import InternalError
 from tilewright.ir import expr as E
@@ -381,7 +389,9 @@ class _Function:
 
     def _named(self, t: Tile) -> Tile:
         """A tile of new names, for the phis of a loop."""
-        return Tile(t.type, t.width, [[self.writer.fresh() for _ in row] for row in t.values])
+        chunks = vectors(t.type, t.width)
+        names = self.writer.names(len(t.values) * chunks)
+        return Tile(t.type, t.width, [names[k : k + chunks] for k in range(0, len(names), chunks)])
 
     def _branch(self, n: If) -> None:
         w = self.writer
@@ -467,7 +477,7 @@ class _Function:
         return self.memory.load(n, width, lazy)
 
     def _constant(self, t: TileType, width: int, value: str) -> Tile:
-        chunks = Tile(t, width, []).chunks
+        chunks = vectors(t, width)
         return Tile(t, width, [[value] * chunks for _ in rows(t)])
 
     def _iota(self, t: TileType, width: int) -> Tile:
@@ -494,7 +504,7 @@ class _Function:
         axes = row_axes(t)
         columns = [self._column(a, row_index(a.type, axes), width) for a in args]
         source = args[-1].type.dtype if n.op == "select" else args[0].type.dtype
-        apply, chunks = self.operations.apply, range(Tile(t, width, []).chunks)
+        apply, chunks = self.operations.apply, range(vectors(t, width))
         values = [
             [
                 apply(n.op, [c[k] if len(c) > 1 else c[0] for c in row], source, t.dtype, width)
@@ -521,8 +531,8 @@ class _Function:
         of = dtype if kinds is None else I32  # words
         if t.dtype is BOOL:
             raise InternalError("L001", "contract has no meaning for bool")
-        again = self._again(a, b, ia, out.chunks, dtype), self._again(b, a, ib, out.chunks, dtype)
-        chunks = range(out.chunks)
+        chunks = range(vectors(t, width))
+        again = self._again(a, b, ia, len(chunks), dtype), self._again(b, a, ib, len(chunks), dtype)
         product = ops.multiply_add(dtype, width)
         lefts: dict[int, list[str]] = {}
         rights: dict[int, list[str]] = {}
@@ -640,27 +650,19 @@ def _uses(nodes: list[Node]) -> dict[str, int]:
 
 def _reads(nodes: list[Node]) -> set[str]:
     """Buffers that subscripts, bounds and conditions read."""
-    found: set[str] = set()
-
-    def look(e: Expr) -> None:
-        if e.args and e.has_reads:
-            found.update(r.attr[0] for r in e.reads())
-
+    exprs: list[Expr] = []
     for n in nodes:
-        if isinstance(n, For):
-            look(n.lo)
-            look(n.hi)
-        elif isinstance(n, If):
-            look(n.condition)
-        elif isinstance(n, Position):
-            look(n.value)
-        elif isinstance(n, Load | Store):
-            look(n.base)
-            for _, s in n.strides:
-                look(s)
+        if isinstance(n, Load | Store):
+            exprs.append(n.base)
+            exprs += [s for _, s in n.strides]
             for _, lo, hi in n.limits:
-                look(lo)
-                look(hi)
+                exprs += (lo, hi)
+        elif isinstance(n, For):
+            exprs += (n.lo, n.hi)
+        elif isinstance(n, If):
+            exprs.append(n.condition)
+        elif isinstance(n, Position):
+            exprs.append(n.value)
         elif isinstance(n, Gather | Scatter | Prefetch):
-            look(n.base)
-    return found
+            exprs.append(n.base)
+    return {r.attr[0] for e in exprs if e.args and e.has_reads for r in e.reads()}

@@ -7,21 +7,22 @@ straight stretch are emitted once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import partial
 from math import prod
 
 from tilewright.codegen import dots
+from tilewright.codegen.access import Access
 from tilewright.codegen.address import Addresses, Pointer
 from tilewright.codegen.operations import Operations
-from tilewright.codegen.spans import Spans, masked_load, type_suffix
-from tilewright.codegen.tiles import LazyRows, Tile, offsets, row_axes, row_index, rows
+from tilewright.codegen.spans import Spans, masked_call, masked_load, type_suffix
+from tilewright.codegen.tiles import LazyRows, Tile, row_axes, row_index
 from tilewright.codegen.writer import Writer
 from tilewright.errors import InternalError
 from tilewright.ir.dtypes import BOOL, DType
-from tilewright.ir.expr import Expr, Polynomial, int_value, polynomial
-from tilewright.ir.nest import Gather, Limits, Load, Prefetch, Scatter, Store, Strides, TileType
+from tilewright.ir.expr import Expr, polynomial
+from tilewright.ir.nest import Gather, Load, Prefetch, Scatter, Store
 
 __all__ = ["Memory"]
 
@@ -39,150 +40,6 @@ def _pieces(n: int, width: int) -> list[tuple[int, int]]:
         out.append((first, size))
         first += size
     return out
-
-
-class _Access:
-    """Pointers, predicates and masks of the positions of one Load or Store."""
-
-    def __init__(
-        self,
-        addresses: Addresses,
-        buffer: str,
-        base: Expr,
-        strides: Strides,
-        limits: Limits,
-        t: TileType,
-        width: int,
-        word: int = 1,
-    ) -> None:
-        """word: how many neighbouring elements one position of the tile, of dtype i32, holds;
-        strides still count elements.
-        """
-        self.addresses = addresses
-        self.buffer = buffer
-        self.type = t
-        self.lane_stride = 0 if t.lane is None else -1
-        self.lane_limit: tuple[Expr, Expr] | None = None
-        element = addresses.buffers[buffer][1]
-        self.dtype = t.dtype if word > 1 else element
-        self.unit = element.bytes
-        self.width = width
-        self.extent = t.extent(t.lane) if t.lane is not None else 1
-        self._base = polynomial(base)
-        names = t.names
-        self._strides = {a: polynomial(s) for a, s in strides if a in names}
-        self._lane = self._strides.pop(t.lane, {}) if t.lane is not None else {}
-        if t.lane is not None and self._lane.keys() <= {()}:
-            self.lane_stride = self._lane.get((), 0)
-            if word > 1 and self.lane_stride == word:
-                self.lane_stride = 1  # words side by side
-        self._limits: list[tuple[str, Expr, Expr]] = []
-        self._condition: Expr | None = None  # what all lanes have in common
-        for a, lo, hi in limits:
-            if a == t.lane:
-                if hi.op == "select" and int_value(hi.args[2]) == 0:
-                    self._condition, hi = hi.args[:2]
-                if int_value(lo) != 0 or (int_value(hi) or 0) < self.extent:
-                    self.lane_limit = (lo, hi)
-            elif a in names:
-                self._limits.append((a, lo, hi))
-        # Where lane 0 of the first row is, and the bytes from there to the other rows, if they lie
-        # at constant distances.
-        self._first: Pointer | None = None
-        self.steps: list[int] = []
-        if all(s.keys() <= {()} for s in self._strides.values()):
-            self._first = addresses.pointer(buffer, self._base)
-            strides_bytes = {a: s.get((), 0) * self.unit for a, s in self._strides.items()}
-            self.steps = offsets(row_axes(t), strides_bytes)
-        self._masks: dict[int, str | None] = {}
-        self.guard_depth = 0  # region where the predicates of `inside` live
-
-    @property
-    def is_plain(self) -> bool:
-        """Scalars that nothing guards, all at constant distances from one pointer."""
-        return not self.width and self._first is not None and not self.is_guarded
-
-    @cached_property
-    def _positions(self) -> list[dict[str, int]]:
-        return list(rows(self.type))
-
-    @property
-    def is_guarded(self) -> bool:
-        """Whether a row may be outside the limits."""
-        return bool(self._limits) or self._condition is not None
-
-    @property
-    def is_free(self) -> bool:
-        """Whole vectors that nothing guards."""
-        whole = not self.width or self.extent % self.width == 0
-        return whole and self.lane_limit is None and not self.is_guarded
-
-    def row(self, row: int) -> Pointer:
-        """Pointer to lane 0 of a row."""
-        if self._first is not None:
-            return self._first[0], self._first[1] + self.steps[row]
-        return self.addresses.pointer(self.buffer, self.offset(row))
-
-    def offset(self, row: int) -> Polynomial:
-        """Element offset of lane 0 of a row."""
-        position = self._positions[row]
-        total: Polynomial = dict(self._base)
-        for a, s in self._strides.items():
-            for k, v in s.items():
-                total[k] = total.get(k, 0) + v * position[a]
-        return {k: v for k, v in total.items() if v}
-
-    def lane(self, row: int, first: Pointer, lane: int) -> Pointer:
-        """Pointer to one lane of a row that begins at `first`; the lane stride is not 1."""
-        if self.lane_stride >= 0 or set(self._lane) <= {()}:
-            return first[0], first[1] + self._lane.get((), 0) * lane * self.dtype.bytes
-        total = self.offset(row)
-        for k, v in self._lane.items():
-            total[k] = total.get(k, 0) + v * lane
-        return self.addresses.pointer(self.buffer, {k: v for k, v in total.items() if v})
-
-    def inside(self, row: int) -> str:
-        """Whether the row is within the limits of its axes."""
-        out = "true"
-        if self._condition is not None:
-            out = self.addresses.value(self._condition)
-            self.guard_depth = self.addresses.depth(self._condition)
-        for a, lo, hi in self._limits:
-            depth = max(self.addresses.depth(lo), self.addresses.depth(hi), self.guard_depth)
-            position = self._positions[row][a]
-            out = self.addresses.both(out, self.addresses.inside(position, lo, hi), depth)
-            self.guard_depth = depth
-        return out
-
-    def inside_lane(self, lane: int) -> str:
-        if self.lane_limit is None:
-            return "true"
-        return self.addresses.inside(lane, *self.lane_limit)
-
-    def valid(self, chunk: int) -> int:
-        return min(self.width, self.extent - chunk * self.width)
-
-    def only_lane(self, chunk: int) -> int | None:
-        """The one lane of a chunk that constant limits leave, None where there are more or none."""
-        if self.lane_limit is None:
-            return None
-        lo, hi = int_value(self.lane_limit[0]), int_value(self.lane_limit[1])
-        if lo is None or hi is None:
-            return None
-        first = chunk * self.width
-        low, high = max(lo - first, 0), min(hi - first, self.valid(chunk))
-        return low if high - low == 1 else None
-
-    def mask(self, chunk: int) -> str | None:
-        """Dynamic mask of a chunk, or None where all its valid lanes are in."""
-        if self.lane_limit is None:
-            return None
-        if chunk not in self._masks:
-            first, valid = chunk * self.width, self.valid(chunk)
-            self._masks[chunk] = self.addresses.lane_mask(
-                *self.lane_limit, first, self.width, valid
-            )
-        return self._masks[chunk]
 
 
 class Memory:
@@ -218,7 +75,7 @@ class Memory:
         word: how many elements one position of the (i32) tile holds.
         """
         t = n.type
-        access = _Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width, word)
+        access = Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width, word)
         tile = Tile(t, width, [])
         chunks = tile.chunks
         count = prod([k for _, k in row_axes(t)])
@@ -243,7 +100,7 @@ class Memory:
         tile.values = LazyRows(count, row, again if folded else None)
         return tile
 
-    def _load_row(self, n: Load, access: _Access, r: int, chunks: int) -> list[str]:
+    def _load_row(self, n: Load, access: Access, r: int, chunks: int) -> list[str]:
         dtype, width = n.type.dtype, access.width
         inside = access.inside(r)
         if inside == "false":
@@ -274,8 +131,6 @@ class Memory:
         self, pointer: str, predicate: str, dtype: DType, orelse: float | int | bool, lanes: int
     ) -> str:
         """The pointer, or one to a constant of else values where the predicate is false."""
-        if predicate == "true":
-            return pointer
         ops = self.operations
         body = f"{ops.memory_type(dtype, lanes)} {ops.memory_literal(orelse, dtype, lanes)}"
         other = self.writer.module.constant(body)
@@ -293,7 +148,7 @@ class Memory:
         if predicate == "false":
             return ops.literal(orelse, dtype)
         key = (at, dtype, predicate, orelse)
-        loads = w.regions[-1].loads
+        loads = w.region.loads
         found = loads.get(key)
         if found is None:
             base, d = at
@@ -306,19 +161,21 @@ class Memory:
         return found
 
     def _vector(
-        self, access: _Access, row: Pointer, chunk: int, predicate: str, orelse: float | int | bool
+        self, access: Access, row: Pointer, chunk: int, predicate: str, orelse: float | int | bool
     ) -> str:
         """Lanes with stride 1."""
         w, ops, dtype, width = self.writer, self.operations, access.dtype, access.width
-        mask, valid = access.mask(chunk), access.valid(chunk)
+        mask, valid = access.part(chunk)
         at = (row[0], row[1] + chunk * width * dtype.bytes)
         key = (at, dtype, width, valid, mask, predicate, orelse)
-        loads = w.regions[-1].loads
+        loads = w.region.loads
         found = loads.get(key)
         if found is not None:
             return found
         t = ops.memory_type(dtype, width)
-        pointer = self._choose(self.addresses.at(at), predicate, dtype, orelse, width)
+        pointer = self.addresses.at(at)
+        if predicate != "true":
+            pointer = self._choose(pointer, predicate, dtype, orelse, width)
         pieces = [] if valid == width else _pieces(valid, width)
         if mask is None and len(pieces) > 2 and ops.target.has_masks:
             mask = ops.vector("i1", [int(i < valid) for i in range(width)])
@@ -329,7 +186,7 @@ class Memory:
             raw = w.op(f"load {t}, ptr {pointer}, align {access.unit}")
         else:
             raw = self._load_pieces(pointer, pieces, dtype, width)
-        found = loads[key] = ops.from_memory(raw, dtype, width)
+        found = loads[key] = raw if dtype is not BOOL else ops.from_memory(raw, dtype, width)
         return found
 
     def _load_pieces(
@@ -364,7 +221,7 @@ class Memory:
         return out
 
     def _broadcast(
-        self, access: _Access, row: Pointer, chunks: int, predicate: str, orelse: float | int | bool
+        self, access: Access, row: Pointer, chunks: int, predicate: str, orelse: float | int | bool
     ) -> list[str]:
         """Lane stride 0: one element in all lanes."""
         ops, dtype, width = self.operations, access.dtype, access.width
@@ -382,7 +239,7 @@ class Memory:
         value = ops.splat(self._scalar(row, dtype, predicate, orelse), dtype, width)
         out = []
         for c in range(chunks):
-            mask = access.mask(c)
+            mask = access.part(c)[0]
             if mask is None:
                 out.append(value)
                 continue
@@ -393,7 +250,7 @@ class Memory:
         return out
 
     def _strided(
-        self, access: _Access, r: int, row: Pointer, chunk: int, inside: str,
+        self, access: Access, r: int, row: Pointer, chunk: int, inside: str,
         orelse: float | int | bool,
     ) -> str:  # fmt: skip
         """Lanes with another stride: picked from whole vectors, or one scalar load each."""
@@ -425,10 +282,11 @@ class Memory:
             word = value.type.extent(along)
             value = dots.words(self.operations, value, along)
         t, width, dtype = value.type, value.width, value.type.dtype
-        access = _Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width, word)
+        access = Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width, word)
         plain: list[tuple[Pointer, str]] = []  # whole vectors that no condition guards
         size, ops = width * dtype.bytes, self.operations
         guarded, free = access.is_guarded, access.is_free
+        ways: dict[int, Callable[[Pointer, str, str], None]] = {}  # of the chunks of every row
         for r, chunks in enumerate(value.values):
             inside = access.inside(r) if guarded else "true"
             if inside == "false":
@@ -443,23 +301,44 @@ class Memory:
                     stored = v if dtype is not BOOL else ops.to_memory(v, dtype, width)
                     plain.append(((pointer, first + c * size), stored))
                 continue
+            pointer, first = row
             for c, v in enumerate(chunks):
-                at = (row[0], row[1] + c * size)
-                mask, valid = access.mask(c), access.valid(c)
-                if not width or (mask is None and valid == width):
-                    stored = ops.to_memory(v, dtype, width)
-                    if inside == "true":
-                        plain.append((at, stored))
-                        continue
-                    pointer = self.addresses.at(at)
-                    with self.when(inside):
-                        self._store_line(pointer, stored, dtype, width)
-                elif (lane := access.only_lane(c)) is not None:
-                    self._store_one(at, v, dtype, width, lane, inside)
-                else:
-                    self._store_part(at, v, dtype, width, valid, mask, inside)
+                way = ways.get(c)
+                if way is None:
+                    way = ways[c] = self._way(access, c, plain)
+                stored = v if dtype is not BOOL else ops.to_memory(v, dtype, width)
+                way((pointer, first + c * size), stored, inside)
         self._store_plain(plain, dtype, width, n.nontemporal)
         self.writer.wrote()
+
+    def _way(
+        self, access: Access, chunk: int, plain: list[tuple[Pointer, str]]
+    ) -> Callable[[Pointer, str, str], None]:
+        """How a chunk of any row is stored: given where, the value in memory, and whether the row
+        is inside. Whole vectors that no condition guards are left to the caller, in `plain`.
+        """
+        ops, dtype, width = self.operations, access.dtype, access.width
+        mask, valid = access.part(chunk)
+        if not width or (mask is None and valid == width):
+
+            def whole(at: Pointer, raw: str, inside: str) -> None:
+                if inside == "true":
+                    plain.append((at, raw))
+                    return
+                pointer = self.addresses.at(at)
+                with self.when(inside):
+                    self._store_line(pointer, raw, dtype, width)
+
+            return whole
+        lane = access.only_lane(chunk)
+        if lane is not None:
+            return partial(self._store_one, dtype, width, lane)
+        pieces = [] if mask is not None else _pieces(valid, width)
+        if len(pieces) > 2 and ops.target.has_masks:
+            mask = ops.vector("i1", [int(i < valid) for i in range(width)])
+        if mask is None:
+            return partial(self._store_pieces, dtype, width, pieces)
+        return partial(self._store_masked, dtype, width, mask)
 
     def _store_line(self, pointer: str, value: str, dtype: DType, width: int) -> None:
         t = self.operations.memory_type(dtype, width)
@@ -476,8 +355,7 @@ class Memory:
             or any(d % size for (_, d), _ in plain)
             or not plain
         ):
-            for at, v in plain:
-                w.line(f"store {t} {v}, ptr {self.addresses.at(at)}, align {dtype.bytes}")
+            self._store_lines(plain, t, f"align {dtype.bytes}")
             return
         self.nontemporal = True
         bits = ""
@@ -489,8 +367,7 @@ class Memory:
         bodies = []
         for suffix in (f"align {size}, !nontemporal !0", f"align {dtype.bytes}"):
             w.open(w.label())
-            for at, v in plain:
-                w.line(f"store {t} {v}, ptr {self.addresses.at(at)}, {suffix}")
+            self._store_lines(plain, t, suffix)
             bodies.append(w.close())
         after = w.label()
         w.line(f"br i1 {aligned}, label %{bodies[0].label}, label %{bodies[1].label}")
@@ -498,44 +375,37 @@ class Memory:
             w.region.lines += [f"{body.label}:", *body.lines, f"  br label %{after}"]
         w.start_block(after)
 
+    def _store_lines(self, plain: list[tuple[Pointer, str]], t: str, suffix: str) -> None:
+        once, lines = self.writer.once, self.writer.region.lines
+        for (base, d), v in plain:
+            pointer = once(f"getelementptr i8, ptr {base}, i64 {d}") if d else base
+            lines.append(f"  store {t} {v}, ptr {pointer}, {suffix}")
+
     def _store_one(
-        self, at: Pointer, value: str, dtype: DType, width: int, lane: int, inside: str
+        self, dtype: DType, width: int, lane: int, at: Pointer, raw: str, inside: str
     ) -> None:
         """One lane of a vector. LLVM makes a scalar store of a masked one with a constant mask,
         too, but of as many bytes as the value had before it was narrowed.
         """
         ops = self.operations
-        raw = ops.to_memory(value, dtype, width)
         t, e = ops.memory_type(dtype, width), ops.memory_type(dtype, 0)
         pointer = self.addresses.at((at[0], at[1] + lane * dtype.bytes))
         with self.when(inside):
             one = self.writer.op(f"extractelement {t} {raw}, i64 {lane}")
             self.writer.line(f"store {e} {one}, ptr {pointer}, align {dtype.bytes}")
 
-    def _store_part(
+    def _store_pieces(
         self,
-        at: Pointer,
-        value: str,
         dtype: DType,
         width: int,
-        valid: int,
-        mask: str | None,
+        pieces: list[tuple[int, int]],
+        at: Pointer,
+        raw: str,
         inside: str,
     ) -> None:
-        """Some lanes of a vector."""
+        """The first lanes of a vector, in shorter ones."""
         w, ops = self.writer, self.operations
-        pieces = [] if mask is not None else _pieces(valid, width)
-        if len(pieces) > 2 and ops.target.has_masks:
-            mask = ops.vector("i1", [int(i < valid) for i in range(width)])
-        raw = ops.to_memory(value, dtype, width)
         pointer = self.addresses.at(at)
-        if mask is not None:
-            if inside == "true":
-                self._store_masked(pointer, raw, dtype, width, mask)
-            else:
-                with self.when(inside):
-                    self._store_masked(pointer, raw, dtype, width, mask)
-            return
         t, e = ops.memory_type(dtype, width), ops.memory_type(dtype, 0)
         with self.when(inside):
             for first, count in pieces:
@@ -552,19 +422,25 @@ class Memory:
                 piece = w.op(f"shufflevector {t} {raw}, {t} poison, <{count} x i32> {pick}")
                 w.line(f"store <{count} x {e}> {piece}, ptr {to}, align {dtype.bytes}")
 
-    def _store_masked(self, pointer: str, raw: str, dtype: DType, width: int, mask: str) -> None:
-        t = self.operations.memory_type(dtype, width)
-        used = mask if mask.startswith("<") else self.addresses.use_mask(mask, width)
-        name = f"llvm.masked.store.v{width}{type_suffix(dtype)}.p0"
-        self.writer.module.declare(f"void @{name}({t}, ptr, <{width} x i1>)")
-        self.writer.line(
-            f"call void @{name}({t} {raw}, ptr align {dtype.bytes} {pointer}, "
-            f"<{width} x i1> {used})"
-        )
+    def _store_masked(
+        self, dtype: DType, width: int, mask: str, at: Pointer, raw: str, inside: str
+    ) -> None:
+        """Some lanes of a vector."""
+        pointer = self.addresses.at(at)
+        if inside != "true":
+            with self.when(inside):
+                self._store_masked(dtype, width, mask, (pointer, 0), raw, "true")
+            return
+        w = self.writer
+        if mask[0] != "<" and not self.operations.target.has_masks:
+            mask = self.addresses.use_mask(mask, width)
+        head, declaration = masked_call("store", dtype, width)
+        w.module.declarations[declaration] = None
+        w.line(f"{head}{raw}, ptr align {dtype.bytes} {pointer}, <{width} x i1> {mask})")
 
     def _store_strided(
         self,
-        access: _Access,
+        access: Access,
         r: int,
         row: Pointer,
         chunks: list[str],
@@ -575,11 +451,12 @@ class Memory:
         spread = ops.target.has_masks and dtype.bytes >= 4 and access.lane_limit is None
         for c, v in enumerate(chunks):
             raw = ops.to_memory(v, dtype, width)
-            if spread and 2 <= access.lane_stride <= _SPREAD and access.valid(c) > 2:
+            valid = access.valid(c)
+            if spread and 2 <= access.lane_stride <= _SPREAD and valid > 2:
                 at = access.lane(r, row, c * width)
-                self._store_spread(at, raw, dtype, access, access.valid(c), inside)
+                self._store_spread(at, raw, dtype, access, valid, inside)
                 continue
-            for i in range(access.valid(c)):
+            for i in range(valid):
                 lane = c * width + i
                 predicate = self.addresses.both(inside, access.inside_lane(lane))
                 if predicate == "false":
@@ -590,7 +467,7 @@ class Memory:
                     self._store_line(pointer, one, dtype, 0)
 
     def _store_spread(
-        self, at: Pointer, raw: str, dtype: DType, access: _Access, valid: int, inside: str
+        self, at: Pointer, raw: str, dtype: DType, access: Access, valid: int, inside: str
     ) -> None:
         """Lanes a few elements apart: spread over whole vectors, of which the rest is masked."""
         w, ops, width, step = self.writer, self.operations, access.width, access.lane_stride
@@ -604,8 +481,7 @@ class Memory:
             mask = ops.vector("i1", used)
             pointer = self.addresses.at((at[0], at[1] + first * dtype.bytes))
             wide = w.op(f"shufflevector {t} {raw}, {t} poison, <{width} x i32> {pick}")
-            with self.when(inside):
-                self._store_masked(pointer, wide, dtype, width, mask)
+            self._store_masked(dtype, width, mask, (pointer, 0), wide, inside)
 
     # ---- computed offsets ------------------------------------------------------------------------
 
@@ -627,7 +503,8 @@ class Memory:
                 keep = _operand(ops, mask, masks[r], c, width) if mask else None
                 if not width:
                     pointer = w.op(f"getelementptr {e}, ptr {base}, i64 {at}")
-                    pointer = self._choose(pointer, keep or "true", t.dtype, n.orelse, 0)
+                    if keep is not None and keep != "true":
+                        pointer = self._choose(pointer, keep, t.dtype, n.orelse, 0)
                     raw = w.op(f"load {e}, ptr {pointer}, align {t.dtype.bytes}")
                 else:
                     raw = self._gather_vector(tile, c, base, at, keep, n.orelse)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -95,20 +95,17 @@ class Operations:
     def __init__(self, writer: Writer, target: Target) -> None:
         self.writer = writer
         self.target = target
-        self._depth = -1  # region to write to; -1 is the innermost
+        self.op: Callable[[str], str] = writer.op  # appends an instruction, gives its name
         self.is_arm = target.triple.startswith("aarch64")
 
     @contextmanager
     def at(self, depth: int) -> Iterator[None]:
         """Emit into the region of `depth`, value-numbered."""
-        before, self._depth = self._depth, depth
+        before, self.op = self.op, partial(self.writer.op_at, depth)
         try:
             yield
         finally:
-            self._depth = before
-
-    def op(self, text: str) -> str:
-        return self.writer.op(text) if self._depth < 0 else self.writer.op_at(self._depth, text)
+            self.op = before
 
     # ---- types and constants ---------------------------------------------------------------------
 
@@ -187,6 +184,14 @@ class Operations:
         head, declaration = _intrinsic(name, dtype, lanes, len(args), result)
         self.writer.module.declare(declaration)
         return self.op(f"call {head}({', '.join([f'{t} {a}' for a in args])})")
+
+    def call_each(self, name: str, values: list[str], dtype: DType, lanes: int) -> list[str]:
+        """An intrinsic of one operand, for each of the values; poison stays poison."""
+        t, op = self.type(dtype, lanes), self.op
+        head, declaration = _intrinsic(name, dtype, lanes, 1, None)
+        if any(v != "poison" for v in values):
+            self.writer.module.declare(declaration)
+        return [v if v == "poison" else op(f"call {head}({t} {v})") for v in values]
 
     # ---- the table -------------------------------------------------------------------------------
 

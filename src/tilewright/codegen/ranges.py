@@ -79,6 +79,11 @@ class Ranges:
 
     def of(self, e: Expr) -> Interval:
         """Inclusive bounds of an i64 expression."""
+        op = e.op
+        if op == "const":
+            return (e.attr, e.attr) if type(e.attr) is int else _ANY
+        if op == "index":
+            return self.variables.get(e.attr, _ANY)
         found = self._known.get(e)
         if found is None:
             found = self._known[e] = self._of(e)
@@ -86,10 +91,6 @@ class Ranges:
 
     def _of(self, e: Expr) -> Interval:
         op = e.op
-        if op == "const":
-            return (e.attr, e.attr) if type(e.attr) is int else _ANY
-        if op == "index":
-            return self.variables.get(e.attr, _ANY)
         if op == "dim":
             return 0, None
         if op in ("add", "mul"):
@@ -145,6 +146,8 @@ class Ranges:
             and (high <= low if condition == "le" else high < low)
         ):
             return True
+        if a.op == "const":
+            return False  # the difference would say no more
         low = self.of(b - a)[0]
         return low is not None and low >= (0 if condition == "le" else 1)
 

@@ -270,7 +270,7 @@ class Shuffles:
             v = self._stage(v, n, size, *_unpacks(n, group, size), element)
             size *= 2
             if size < group or groups > 1:
-                v = [self._fenced(x, element, n) for x in v]
+                v = self._fenced(v, element, n)
         if groups == 1:
             return v
         # Between groups: vector g*group + c holds, in its group q, rows of set g and
@@ -278,33 +278,35 @@ class Shuffles:
         # keeps the even groups of two neighbours in one vector and the odd ones in another.
         even = [g * group + i for g in range(0, groups, 2) for i in range(group)]
         odd = [p + group for p in even]
+        low, high = (_mask((*keep, *(n + p for p in keep))) for keep in (even, odd))
         out = [""] * n
+        op, t = self.writer.op, f"<{n} x {element}>"
         for c in range(group):
             column = [v[g * group + c] for g in range(groups)]
             for step in range(groups.bit_length() - 1):
                 if step:
-                    column = [self._fenced(x, element, n) for x in column]
+                    column = self._fenced(column, element, n)
                 lower: list[str] = []
                 upper: list[str] = []
                 for a, b in zip(column[::2], column[1::2], strict=True):
-                    for keep, to in ((even, lower), (odd, upper)):
-                        to.append(self._shuffle(a, b, keep + [n + p for p in keep], element, n))
+                    lower.append(op(f"shufflevector {t} {a}, {t} {b}, {low}"))
+                    upper.append(op(f"shufflevector {t} {a}, {t} {b}, {high}"))
                 column = lower + upper
             for q, vector in enumerate(column):
                 out[q * group + c] = vector
         return out
 
-    def _fenced(self, v: str, element: str, lanes: int) -> str:
-        """The same value, which LLVM does not look through.
+    def _fenced(self, v: list[str], element: str, lanes: int) -> list[str]:
+        """The same values, which LLVM does not look through.
 
         Without it instruction selection tries to combine the shuffles of all steps of a transpose
         with each other: a quarter of the time to build a matmul, for the same machine code. The
         intrinsic is of floating-point types and gives no instruction.
         """
-        if v == "poison" or element not in ("float", "double") or self.operations.is_arm:
+        if element not in ("float", "double") or self.operations.is_arm:
             return v
         dtype = F32 if element == "float" else F64
-        return self.operations.call("arithmetic.fence", [v], dtype, lanes)
+        return self.operations.call_each("arithmetic.fence", v, dtype, lanes)
 
     def _stage(
         self,
@@ -316,15 +318,14 @@ class Shuffles:
         element: str,
     ) -> list[str]:
         out = list(v)
+        op, t = self.writer.op, f"<{n} x {element}>"
+        lows, highs = _mask(low), _mask(high)
         for base in range(0, len(v), 2 * size):
-            for j in range(size):
-                a, b = v[base + j], v[base + size + j]
-                out[base + 2 * j] = (
-                    "poison" if a == b == "poison" else self._shuffle(a, b, low, element, n)
-                )
-                out[base + 2 * j + 1] = (
-                    "poison" if a == b == "poison" else self._shuffle(a, b, high, element, n)
-                )
+            for j in range(base, base + size):
+                a, b = v[j], v[j + size]
+                empty, to = a == b == "poison", base + 2 * (j - base)
+                out[to] = a if empty else op(f"shufflevector {t} {a}, {t} {b}, {lows}")
+                out[to + 1] = a if empty else op(f"shufflevector {t} {a}, {t} {b}, {highs}")
         return out
 
 

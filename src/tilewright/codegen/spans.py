@@ -8,6 +8,7 @@ limits of the lane axis, which become masks over the elements.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol
 
 from tilewright.codegen.address import Addresses, Pointer
@@ -16,7 +17,7 @@ from tilewright.codegen.writer import Writer
 from tilewright.ir.dtypes import BOOL, DType
 from tilewright.ir.expr import Expr
 
-__all__ = ["Spans", "masked_load", "type_suffix"]
+__all__ = ["Spans", "masked_call", "masked_load", "type_suffix"]
 
 
 def type_suffix(dtype: DType) -> str:
@@ -26,6 +27,16 @@ def type_suffix(dtype: DType) -> str:
     if dtype.is_float:
         return {16: "i16", 32: "f32", 64: "f64"}[dtype.bits]
     return f"i{dtype.bits}"
+
+
+@lru_cache(maxsize=1 << 8)
+def masked_call(kind: str, dtype: DType, width: int) -> tuple[str, str]:
+    """How the call of a masked "load" or "store" begins, and its declaration."""
+    t = Operations.memory_type(dtype, width)
+    name, mask = f"llvm.masked.{kind}.v{width}{type_suffix(dtype)}.p0", f"<{width} x i1>"
+    if kind == "load":
+        return f"call {t} @{name}(", f"{t} @{name}(ptr, {mask}, {t})"
+    return f"call void @{name}({t} ", f"void @{name}({t}, ptr, {mask})"
 
 
 def masked_load(
@@ -38,12 +49,11 @@ def masked_load(
     orelse: float | int | bool,
 ) -> str:
     """A vector as it lies in memory; `orelse` where the mask, a vector of i1, is false."""
-    t = operations.memory_type(dtype, width)
-    name = f"llvm.masked.load.v{width}{type_suffix(dtype)}.p0"
-    writer.module.declare(f"{t} @{name}(ptr, <{width} x i1>, {t})")
-    other = operations.memory_literal(orelse, dtype, width)
+    head, declaration = masked_call("load", dtype, width)
+    writer.module.declare(declaration)
+    t, other = operations.memory_type(dtype, width), operations.memory_literal(orelse, dtype, width)
     return writer.op(
-        f"call {t} @{name}(ptr align {dtype.bytes} {pointer}, <{width} x i1> {mask}, {t} {other})"
+        f"{head}ptr align {dtype.bytes} {pointer}, <{width} x i1> {mask}, {t} {other})"
     )
 
 

@@ -31,6 +31,7 @@ from tilewright.ir.nest import (
 )
 
 __all__ = ["LazyRows", "Tile", "offsets", "row_axes", "row_index", "rows", "vector_widths"]
+__all__ += ["vectors"]
 
 
 class LazyRows(Sequence[list[str]]):
@@ -80,7 +81,15 @@ class Tile:
     @property
     def chunks(self) -> int:
         """Vectors of a row."""
-        return -(-self.extent // self.width) if self.width else 1
+        return vectors(self.type, self.width)
+
+
+def vectors(t: TileType, width: int) -> int:
+    """How many vectors of `width` lanes a row has; 1 without a lane axis."""
+    for a, n in t.axes:
+        if a == t.lane:
+            return -(-n // width)
+    return 1
 
 
 def row_axes(t: TileType) -> list[tuple[str, int]]:
@@ -144,13 +153,16 @@ class _Classes:
         return name
 
     def join(self, names: Iterable[str]) -> None:
-        lanes = [self.find(n) for n in names if n in self.parent]
-        for other in lanes[1:]:
-            a, b = self.find(lanes[0]), self.find(other)
-            if a != b:
-                self.parent[b] = a
-                self.dtypes[a] |= self.dtypes[b]
-                self.extents[a] = max(self.extents[a], self.extents[b])
+        first = ""
+        for name in names:
+            if name not in self.parent:
+                continue
+            root = self.find(name)
+            if first and root != first:
+                self.parent[root] = first
+                self.dtypes[first] |= self.dtypes[root]
+                self.extents[first] = max(self.extents[first], self.extents[root])
+            first = first or root
 
 
 def _visit(body: tuple[Node, ...], classes: _Classes) -> None:
@@ -197,13 +209,17 @@ def vector_widths(phase: Phase, vector_bits: int) -> dict[str, int]:
     classes = _Classes()
     _visit(phase.body, classes)
     widths: dict[str, int] = {}
+    known: dict[str, int] = {}  # of classes
     for name, t in classes.types.items():
         if t.lane is None:
             widths[name] = 0
             continue
         root = classes.find(name)
-        dtypes = classes.dtypes[root] - {BOOL}
-        counted = {d for d in dtypes if not (d.is_int and d.bits == 64)} or dtypes
-        bits = max((d.bits for d in counted), default=32)
-        widths[name] = min(vector_bits // bits, _power(classes.extents[root]))
+        width = known.get(root)
+        if width is None:
+            dtypes = classes.dtypes[root] - {BOOL}
+            counted = {d for d in dtypes if not (d.is_int and d.bits == 64)} or dtypes
+            bits = max([d.bits for d in counted], default=32)
+            width = known[root] = min(vector_bits // bits, _power(classes.extents[root]))
+        widths[name] = width
     return widths

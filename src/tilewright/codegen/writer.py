@@ -75,7 +75,8 @@ class Writer:
     def __init__(self, module: Module) -> None:
         self.module = module
         self.count = 0
-        self.regions: list[Region] = [Region("entry")]
+        self.region = Region("entry")  # the innermost open one
+        self.regions: list[Region] = [self.region]
         # Value numbering: the region where a value is computed (it dominates the rest of that
         # region, as long as that is open), and its name.
         self._values: dict[Hashable, tuple[Region, str]] = {}
@@ -85,13 +86,15 @@ class Writer:
         """Index of the innermost open region."""
         return len(self.regions) - 1
 
-    @property
-    def region(self) -> Region:
-        return self.regions[-1]
-
     def fresh(self) -> str:
         self.count += 1
         return f"%v{self.count}"
+
+    def names(self, count: int) -> list[str]:
+        """So many fresh names."""
+        first = self.count + 1
+        self.count += count
+        return [f"%v{k}" for k in range(first, self.count + 1)]
 
     def label(self) -> str:
         self.count += 1
@@ -99,13 +102,13 @@ class Writer:
 
     def line(self, text: str) -> None:
         """Append an instruction without a result to the innermost region."""
-        self.regions[-1].lines.append("  " + text)
+        self.region.lines.append("  " + text)
 
     def op(self, text: str) -> str:
         """Append an instruction to the innermost region and return its name."""
         self.count += 1
         name = f"%v{self.count}"
-        self.regions[-1].lines.append(f"  {name} = {text}")
+        self.region.lines.append(f"  {name} = {text}")
         return name
 
     def op_at(self, depth: int, text: str) -> str:
@@ -138,7 +141,7 @@ class Writer:
             return found[1]
         self.count += 1
         name = f"%v{self.count}"
-        region = self.regions[-1]
+        region = self.region
         region.lines.append(f"  {name} = {text}")
         self._values[text] = region, name
         return name
@@ -147,26 +150,27 @@ class Writer:
         """Begin a new LLVM block inside the innermost region (its label changes, its values stay
         valid).
         """
-        region = self.regions[-1]
+        region = self.region
         region.lines.append(f"{label}:")
         region.label = label
 
     def open(self, label: str, innermost: bool = False) -> Region:
         region = Region(label, len(self.regions), innermost=innermost)
         self.regions.append(region)
+        self.region = region
         return region
 
     def close(self) -> Region:
         """Leave the innermost region; its text is not yet in the outer one."""
         region = self.regions.pop()
+        self.region = self.regions[-1]
         region.is_open = False
         if region.stored:
-            self.regions[-1].stored = True
-            self.regions[-1].loads.clear()
+            self.wrote()
         return region
 
     def wrote(self) -> None:
         """Memory changed: earlier loads may no longer be reused."""
-        region = self.regions[-1]
+        region = self.region
         region.stored = True
         region.loads.clear()

@@ -139,12 +139,14 @@ class Expr:
         "args",
         "attr",
         "dtype",
+        "has_reads",
         "op",
     )
     op: str
     args: tuple[Expr, ...]
     attr: Any
     dtype: DType
+    has_reads: bool  # does it, or anything in it, read memory?
     _poly: Polynomial | None
     _text: str | None
     _reads: tuple[Expr, ...] | None
@@ -191,13 +193,6 @@ class Expr:
     def __neg__(self) -> Expr:
         return neg(self)
 
-    @property
-    def has_reads(self) -> bool:
-        """Does it, or anything in it, read memory?"""
-        if self._reads is None:
-            self.reads()
-        return bool(self._reads) or self.op == "read"
-
     def walk(self) -> Iterator[Expr]:
         """Every distinct node below and including this one, operands first."""
         seen: set[int] = set()
@@ -232,6 +227,8 @@ class Expr:
 
     def reads(self) -> list[Expr]:
         """All distinct reads in it, operands first."""
+        if not self.has_reads:
+            return []
         if self._reads is None:
             below: dict[Expr, None] = {}
             for a in self.args:
@@ -265,6 +262,10 @@ def _make(op: str, args: tuple[Expr, ...], attr: Any, dtype: DType) -> Expr:
     node = object.__new__(Expr)
     node.op, node.args, node.attr, node.dtype = op, args, attr, dtype
     node._poly = node._text = node._reads = node._indices = None
+    has_reads = op == "read"
+    for a in args:
+        has_reads = has_reads or a.has_reads
+    node.has_reads = has_reads
     reference = _TABLE[key] = _Reference(node, _forget)
     reference.key = key
     return node
