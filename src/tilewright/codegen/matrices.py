@@ -43,20 +43,30 @@ Loop = Callable[[For, Callable[[], None]], None]
 
 @dataclass(frozen=True)
 class Product:
-    """The innermost loop of a sum of products, its factors, and how it is cut.
+    """The innermost loop of a sum of products, their factors, and how it is cut.
 
-    rows: (first row of the accumulator tile, how many) of each row of matrix registers; columns:
-    words of each column of them. spans: (first word, steps, words of a step).
+    factors: of each product of a trip; all first ones lie in one way, and all second ones. rows:
+    (first row of the accumulator tile, how many) of each row of matrix registers; columns: words of
+    each column of them. spans: (first word, steps, words of a step).
     """
 
     loop: For
-    a: Load
-    b: Load
+    factors: tuple[tuple[Load, Load], ...]
     type: TileType
     signs: tuple[DType, DType]
     rows: tuple[tuple[int, int], ...]
     columns: tuple[int, ...]
     spans: tuple[tuple[int, int, int], ...]
+
+    @property
+    def a(self) -> Load:
+        """A first factor: rows of words side by side."""
+        return self.factors[0][0]
+
+    @property
+    def b(self) -> Load:
+        """A second factor: panels of words."""
+        return self.factors[0][1]
 
     def shapes(self, words: int) -> str:
         """The constant that sets the registers up: accumulators, rows of A, columns of B."""
@@ -131,35 +141,41 @@ class Matrices:
         return True
 
     def _innermost(self, n: For) -> Product | None:
-        """The product of a loop whose trips take one word each, or None."""
+        """The products of a loop whose trips take one word each, or None."""
         count = E.int_value(n.hi)
         if n.parallel or n.step != 1 or E.int_value(n.lo) != 0 or not count or len(n.carries) != 1:
             return None
         loads = {x.result: x for x in n.body if isinstance(x, Load)}
         contracts = [x for x in n.body if isinstance(x, Contract)]
         others = [x for x in n.body if not isinstance(x, Load | Contract | Prefetch)]
-        if others or len(contracts) != 1 or len(loads) != 2:
+        if others or not contracts:
             return None
-        c = contracts[0]
-        signs = self.dots.contracts.get(c.result)
-        if signs is None or n.yields != (c.result,) or c.acc != n.carries[0][0]:
+        acc, found = n.carries[0][0], None
+        for c in contracts:  # each adds to what the one before gave
+            signs = self.dots.contracts.get(c.result)
+            if signs is None or c.acc != acc or self.uses.get(acc, 0) != 1:
+                return None
+            if c.a not in loads or c.b not in loads or c.a == c.b:
+                return None
+            a, b = loads[c.a], loads[c.b]
+            if a.type.lane is not None:
+                a, b, signs = b, a, signs[::-1]
+            found = self._product(n, c.type, a, b, signs, count, found)
+            if found is None:
+                return None
+            acc = c.result
+        if n.yields != (acc,) or self.uses.get(acc, 0) != 1:
             return None
-        if self.uses.get(c.acc, 0) != 1 or self.uses.get(c.result, 0) != 1:
-            return None
-        if c.a not in loads or c.b not in loads or c.a == c.b:
-            return None
-        a, b = loads[c.a], loads[c.b]
-        if a.type.lane is not None:
-            a, b, signs = b, a, signs[::-1]
-        found = self._product(n, c.type, a, b, signs, count)
-        target = self.operations.target
-        if found is None or not target.multiplies_matrices(8 * a.type.dtype.bytes):
-            return None
-        return found
+        used = {x.result for pair in (found.factors if found else ()) for x in pair}
+        return found if used == set(loads) else None
 
     def _product(
-        self, n: For, t: TileType, a: Load, b: Load, signs: tuple[DType, DType], count: int
-    ) -> Product | None:
+        self, n: For, t: TileType, a: Load, b: Load, signs: tuple[DType, DType], count: int,
+        before: Product | None,
+    ) -> Product | None:  # fmt: skip
+        """The product of two factors, beside those of the trip that came before."""
+        if not self.operations.target.multiplies_matrices(8 * a.type.dtype.bytes):
+            return None
         lane, along, word = t.lane, self.dots.loads[a.result], per_word(a.type.dtype)
         if lane is None or self.widths[n.carries[0][0]] != _ROWS or t.extent(lane) % _ROWS:
             return None
@@ -183,7 +199,12 @@ class Matrices:
         high = tuple((first + i, k) for first in range(0, total, last) for i, k in cut)
         if columns is None or len(high) * vectors + len(high) + vectors > _REGISTERS:
             return None
-        return Product(n, a, b, t, signs, high, columns, _spans(count))
+        pairs: tuple[tuple[Load, Load], ...] = ((a, b),)
+        if before is not None:
+            if not (_lie_alike(a, before.a) and _lie_alike(b, before.b)) or signs != before.signs:
+                return None
+            pairs = (*before.factors, (a, b))
+        return Product(n, pairs, t, signs, high, columns, _spans(count))
 
     # ---- instructions ----------------------------------------------------------------------------
 
@@ -250,7 +271,8 @@ class Matrices:
                 self._accumulators(p, "tileloadd64")
             lo, hi = E.const(first), E.const(first + count * words)
             n = replace(p.loop, lo=lo, hi=hi, step=words, carries=(), yields=(), results=())
-            ahead = _AHEAD * words if count > _AHEAD else 0
+            # Several products of a step hide each other's loads.
+            ahead = _AHEAD * words if count > _AHEAD and len(p.factors) == 1 else 0
 
             def step(words: int = words, ahead: int = ahead) -> None:
                 self._step(p)
@@ -260,27 +282,31 @@ class Matrices:
             loop(n, step)
 
     def _step(self, p: Product) -> None:
-        """Load the factors, then multiply."""
+        """Load the factors that the product before did not have, then multiply."""
         width, high = len(p.columns), len(p.rows)
         a0 = high * width
         b0 = a0 + high
         left, right = p.signs
         kind = "bf16ps" if left is BF16 else "b" + "us"[left is I8] + "us"[right is I8] + "d"
-        b_strides = dict(p.b.strides)
-        step = coefficient(p.b.base, E.index(p.loop.var)) or 0
-        across = b_strides.get(p.type.lane or "", E.const(0))
-        for j in range(width):
-            self._factor(p.b, {p.type.lane or "": (across, j * _ROWS)}, E.const(step), b0 + j)
+        across = dict(p.b.strides).get(p.type.lane or "", E.const(0))
+        step = E.const(coefficient(p.b.base, E.index(p.loop.var)) or 0)
         last = row_axes(p.type)[-1]
         positions = list(rows(p.type))
-        strides = dict(p.a.strides)
-        for i, (first, _) in enumerate(p.rows):
-            at = {x: (strides.get(x, E.const(0)), k) for x, k in positions[first].items()}
-            self._factor(p.a, at, strides.get(last[0], E.const(0)), a0 + i)
-        for i in range(high):
-            for j in range(width):
-                names = (str(i * width + j), str(a0 + i), str(b0 + j))
-                self._call(f"tdp{kind}", "i8, i8, i8", *names)
+        held: list[Load] = []
+        for a, b in p.factors:
+            if b not in held:
+                for j in range(width):
+                    self._factor(b, {p.type.lane or "": (across, j * _ROWS)}, step, b0 + j)
+            if a not in held:
+                strides = dict(a.strides)
+                for i, (first, _) in enumerate(p.rows):
+                    at = {x: (strides.get(x, E.const(0)), k) for x, k in positions[first].items()}
+                    self._factor(a, at, strides.get(last[0], E.const(0)), a0 + i)
+            held = [a, b]
+            for i in range(high):
+                for j in range(width):
+                    names = (str(i * width + j), str(a0 + i), str(b0 + j))
+                    self._call(f"tdp{kind}", "i8, i8, i8", *names)
 
     def _fetch(self, p: Product, words: int, ahead: int) -> None:
         """Ask for the words of B that come so many trips later: a panel is read once for all rows,
@@ -355,6 +381,11 @@ class Matrices:
 
 def _shaping(name: str) -> str:
     return f"  call void @llvm.x86.ldtilecfg(ptr {name})"
+
+
+def _lie_alike(x: Load, y: Load) -> bool:
+    """Whether two factors are the same positions of two buffers."""
+    return replace(x, result=y.result, buffer=y.buffer) == y
 
 
 def _columns(b: Load, lane: str, vectors: int) -> tuple[int, ...] | None:

@@ -269,6 +269,11 @@ class Operations:
             case "isinf":
                 size = self.call("fabs", [a], dtype, lanes)
                 return self.op(f"fcmp oeq {t} {size}, {self.literal(float('inf'), dtype, lanes)}")
+            case "upper_half":
+                i, h = self.type(I32, lanes), self.type(BF16, lanes)
+                bits = self.op(f"bitcast {t} {a} to {i}")
+                upper = self.op(f"lshr {i} {bits}, {self._int(16, lanes)}")
+                return self.op(f"trunc {i} {upper} to {h}")
             case "rsqrt":
                 root = self.call("sqrt", [a], dtype, lanes)
                 return self.op(f"fdiv {t} {self.literal(1.0, dtype, lanes)}, {root}")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import InternalError
-from tilewright.ir.dtypes import BOOL, F32, I64, DType
+from tilewright.ir.dtypes import BF16, BOOL, F32, I64, DType
 
 __all__ = [
     "BINARY",
@@ -91,8 +91,9 @@ UNARY: frozenset[str] = TRANSCENDENTAL | frozenset(
         "rsqrt",
         "isnan",
         "isinf",
+        "upper_half",
         "not",
-    ]  # neg abs sign: any; not: bool, ints
+    ]  # neg abs sign: any; not: bool, ints; upper_half: of the bits of an f32, as bf16
 )
 BINARY: frozenset[str] = frozenset(
     [
@@ -587,9 +588,18 @@ def _fold(op: str, args: tuple[Expr, ...], dtype: DType) -> Expr | None:
     return const(value.item(), dtype)
 
 
+def unary_dtype(op: str, dtype: DType) -> DType:
+    """The dtype of a unary operation on values of a dtype."""
+    return BOOL if op in ("isnan", "isinf") else BF16 if op == "upper_half" else dtype
+
+
 def unary(op: str, a: Expr) -> Expr:
-    """A unary operation of `UNARY`; the result has the dtype of `a` (bool for isnan, isinf)."""
-    dtype = BOOL if op in ("isnan", "isinf") else a.dtype
+    """A unary operation of `UNARY`; the result has the dtype of `a`: but bool for isnan and isinf,
+    bf16 for upper_half, which takes f32.
+    """
+    if op == "upper_half":
+        a = cast(a, F32)
+    dtype = unary_dtype(op, a.dtype)
     if op == "neg" and a.dtype is I64:
         return neg(a)
     if op == "not" and a.op == "not":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL, I64
+from tilewright.ir.dtypes import BOOL, F32, I64
 from tilewright.ir.expr import Expr
 from tilewright.ir.nest import (
     PLACES,
@@ -336,11 +336,12 @@ class _Verifier:
         self.require(all(d is dtypes[0] for d in dtypes), f"{n.op} of different dtypes {dtypes}")
         source = dtypes[0]
         if n.op != "cast":
-            result = BOOL if n.op in E.COMPARE or n.op in ("isnan", "isinf") else source
+            result = BOOL if n.op in E.COMPARE else E.unary_dtype(n.op, source)
             self.require(
                 n.type.dtype is result, f"{n.op} of {source} gives {result}, not {n.type.dtype}"
             )
-        fits = not (n.op in _FLOAT_ONLY or n.op == "atan2") or source.is_float
+        fits = n.op != "upper_half" or source is F32
+        fits &= not (n.op in _FLOAT_ONLY or n.op == "atan2") or source.is_float
         fits &= not (n.op in _BITS or n.op == "not") or not source.is_float
         fits &= source is not BOOL or n.op not in (
             "neg", "abs", "sign", "sub", "div", "floordiv", "mod", "fmod", "pow", "shl", "shr",

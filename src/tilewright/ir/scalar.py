@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import BF16, DType
 
 __all__ = ["SCALAR", "evaluate"]
 
@@ -28,6 +28,11 @@ def _libm(f: Callable[[float], float]) -> Callable[[Array], Array]:
         )
 
     return apply
+
+
+def _upper_half(x: Array) -> Array:
+    bits = np.asarray(x, np.float32).view(np.uint32) >> 16
+    return np.asarray(bits.astype(np.uint16).view(BF16.np))
 
 
 def _erf(x: Array) -> Array:
@@ -181,6 +186,7 @@ SCALAR: dict[str, Callable[..., Array]] = {
     "sigmoid": _sigmoid,
     "isnan": np.isnan,
     "isinf": np.isinf,
+    "upper_half": _upper_half,
     "not": np.invert,
     "add": np.add,
     "sub": np.subtract,

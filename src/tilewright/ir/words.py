@@ -13,7 +13,15 @@ from tilewright.ir.dtypes import BF16, F32, I8, I32, U8, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import Definition
 
-__all__ = ["WORD_BYTES", "half_factors", "narrow_factors", "wide_name", "widened", "word_axis"]
+__all__ = [
+    "WORD_BYTES",
+    "half_factors",
+    "narrow_factors",
+    "single_factors",
+    "wide_name",
+    "widened",
+    "word_axis",
+]
 
 WORD_BYTES = 4  # of the groups of neighbouring elements
 
@@ -26,6 +34,18 @@ def narrow_factors(d: Definition) -> tuple[Expr, Expr] | None:
 def half_factors(d: Definition) -> tuple[Expr, Expr] | None:
     """The two bf16 reads whose product, widened to f32, a definition sums."""
     return _factors(d, F32, (BF16,))
+
+
+def single_factors(d: Definition) -> tuple[Expr, Expr] | None:
+    """The two f32 reads whose product a definition sums."""
+    if d.dtype is not F32 or d.body.op != "mul" or d.reduction is None:
+        return None
+    if d.reduction.monoid != "sum" or d.reduction.guard is not None:
+        return None
+    left, right = d.body.args
+    if any(x.op != "read" or x.dtype is not F32 or x.attr[1] for x in (left, right)):
+        return None
+    return left, right
 
 
 def _factors(d: Definition, wide: DType, narrow: tuple[DType, ...]) -> tuple[Expr, Expr] | None:

@@ -24,10 +24,11 @@ from tilewright.ir.layout import Layout, ordered, panels
 from tilewright.ir.nest import Buffer, For, LoopNest, Phase
 from tilewright.ir.program import Axis, Definition, Reduction
 from tilewright.ir.words import wide_name, widened
+from tilewright.lower import pieces
 from tilewright.lower.builder import Builder
 from tilewright.lower.loops import emit_levels
 from tilewright.lower.reductions import working_type
-from tilewright.lower.region import Level, Region, StageSpec, least, trips
+from tilewright.lower.region import Block, Level, Region, StageSpec, least, trips
 from tilewright.lower.sequential import lower_scatter, lower_sequence
 from tilewright.lower.stage import emit_stage
 from tilewright.lower.stream import Stream
@@ -162,14 +163,15 @@ class _Lowering:
             fetches=bool(s.integer(p + "fetch")),
         )
         if self.in_matrices(roles, spec):  # a step takes many words, so their loop is innermost
-            words = (roles.group if roles.group[0] else roles.pairs)[0]
-            inner = sorted(spec.reduce, key=lambda x: x.axis == words)
+            inner = sorted(spec.reduce, key=lambda x: x.axis == roles.words[0])
             return replace(spec, reduce=tuple(inner), in_words=bool(roles.pairs[0])), roles
         return self.strips(k, roles, spec), roles
 
     def in_matrices(self, roles: StageRoles, spec: StageSpec) -> bool:
         """Whether matrix registers hold the accumulators: B lies in panels then, A as it is."""
         if self.kernel.shared or self.kernel.sequence:
+            return False
+        if roles.split[0] and not pieces.can_split(self, roles):
             return False
         sizes = {x.axis: x.block for x in (*spec.levels, *spec.reduce)}
         return in_matrices(roles, self.target, spec.lane, sizes)
@@ -206,6 +208,8 @@ class _Lowering:
         """
         d, parts = spec.anchor, self.schedule.integer(f"s{k}.parts")
         if parts < 2 or d.reduction is None or d.reduction.monoid.startswith("arg"):
+            return False
+        if spec.products:
             return False
         sizes = {a.name: int_extent(a.extent) for a in d.reduction.axes}
         axis = max(sizes, key=lambda a: sizes[a])
@@ -284,6 +288,8 @@ class _Lowering:
         wanted = s.text(p + "pack.b", "none") == "panel" or self.in_matrices(roles, spec)
         if not wanted or spec.lane is None or spec.lane in roles.reduce:
             return spec
+        if roles.split[0] and self.in_matrices(roles, spec):
+            return pieces.split_factors(self, k, roles, spec)
         for operand in (roles.b, roles.a):
             if operand is not None and operand.uses(spec.lane):
                 spec = self._pack_panel(k, roles, spec, operand)
@@ -355,13 +361,32 @@ class _Lowering:
         group: tuple[int, int] = (-1, 1),
     ) -> None:
         """A phase that copies a whole tensor into another layout, in parallel over panels."""
-        shape = source.layout.shape
-        axes = tuple(Axis(f"p{i}", E.const(n)) for i, n in enumerate(shape))
+        axes = tuple(Axis(f"p{i}", E.const(n)) for i, n in enumerate(source.layout.shape))
         body = E.cast(E.read(name, [a.index for a in axes], source.dtype), target.dtype)
         d = Definition("pack", target.dtype, axes, body)
+        self.copy_phase((d,), {name: source, "pack": target}, name, lane, width, group)
+
+    def copy_phase(
+        self,
+        copies: tuple[Definition, ...],
+        places: dict[str, Place],
+        name: str,
+        lane: int,
+        width: int,
+        group: tuple[int, int] = (-1, 1),
+        rows: int = 0,
+    ) -> None:
+        """A phase of definitions over the positions of tensor `name`, in parallel over panels of
+        `width` along its axis `lane`. group: an axis, and how many of its positions lie side by
+        side; rows: so many of its positions at a time, for all panels, or all.
+        """
+        source, axes = places[name], copies[0].axes
+        shape = tuple(int_extent(a.extent) for a in axes)
         unit = [i for i in range(len(shape)) if source.layout.stride(i) == 1 and shape[i] > 1]
         turn = bool(unit) and unit[0] != lane
         levels = [Level(f"p{lane}", width, "mask")]
+        if rows:
+            levels.insert(0, Level(f"p{group[0]}", rows))
         for i, n in enumerate(shape):
             if i != lane and n > 1:
                 # One code, no remainder.
@@ -371,9 +396,9 @@ class _Lowering:
                 elif turn and i == unit[0]:
                     step = self.lanes
                 levels.append(Level(f"p{i}", step))
-        places = {name: source, "pack": target}
+        stored = frozenset(d.name for d in copies)
         spec = StageSpec(
-            d, (), (), frozenset({"pack"}), tuple(levels), (), f"p{lane}", places=places
+            copies[0], (), copies[1:], stored, tuple(levels), (), f"p{lane}", places=places
         )
         self.phase([(spec, {a.name: int_extent(a.extent) for a in axes})], (), 1, 1)
 
@@ -381,60 +406,103 @@ class _Lowering:
         """Operand A in blocks of the register tile's height, packed into scratch where the cache
         block begins.
         """
-        s, p = self.schedule, f"s{k}."
-        if s.text(p + "pack.a", "none") != "block" or roles.a is None or roles.a.read is None:
+        if self.schedule.text(f"s{k}.pack.a", "none") != "block" or self.in_matrices(roles, spec):
+            return spec  # matrix registers are loaded from rows
+        found = self.block_of_rows(roles, spec)
+        if found is None or roles.a is None or roles.a.read is None:
             return spec
+        row, column, position = found
         read, name = roles.a.read, roles.a.tensor
-        if name not in self.kernel.layout_of or read.attr[1] or name in self.constants:
-            return spec
-        if self.in_matrices(roles, spec):
-            return spec  # matrix registers are loaded from the rows as they lie
-        if spec.lane in roles.reduce:
-            return spec  # rows are read along the lane already, and its level has a mask
-        varying = [
-            (i, x.attr)
-            for i, x in enumerate(read.args)
-            if x.op == "index" and roles.extents[x.attr] > 1
-        ]
-        if any(x.op != "index" and E.int_value(x) is None for x in read.args):
-            return spec
-        rows = [(i, a) for i, a in varying if roles.names.get(a, "").startswith("m")]
-        columns = [(i, a) for i, a in varying if a in roles.reduce]
-        if len(rows) != 1 or len(columns) != 1 or len(varying) != len({a for _, a in varying}):
-            return spec
-        (row, m), (column, kk) = rows[0], columns[0]
-        if any(a not in (m, kk) and roles.names[a][0] != "b" for _, a in varying):
-            return spec
+        m, kk = read.args[row].attr, read.args[column].attr
         height = next(x.block for x in reversed(spec.levels) if x.axis == m)
-        position = next((i for i, x in enumerate(spec.levels) if x.axis == m), 0) + 1
-        if sum(x.axis == m for x in spec.levels) == 1:
-            position = 0  # no cache block of m: the whole operand is one block
-            if any(roles.names[a][0] == "b" for a in roles.out):
-                return spec
         source = self.places[name]
-        block = [x for x in spec.levels if x.axis == m]
-        most = block[0].block if len(block) > 1 else roles.extents[m]
-        shape = [1] * len(read.args)
-        # Copied in whole tiles, with zeros past the ends: one body, whatever the extents.
         deep = ceil_div(roles.extents[kk], self.lanes) * self.lanes
-        shape[row], shape[column] = ceil_div(most, height) * height, deep
         group, size = self._group(roles, spec, [kk])
-        layout = panels(shape, row, height, [column], (column if group == 0 else -1, size))
-        across = f"q{row}" if size == 1 else f"q{column}"  # groups are copied as they are
+        across = row if size == 1 else column  # groups are copied as they are
         wide = wide_name(spec.anchor, read)
         dtype = source.dtype if wide == name else F32
         members = (spec.anchor, *spec.before, *spec.after)
         others = {r for d in members for e in d.expressions() for r in e.reads()} - {read}
         if any(r.attr[0] in (name, wide) for r in others):
             wide += ".block"  # a block holds what this read needs, and no more
-        buffer = Buffer(f"a{k}", dtype, E.const(layout.size), "scratch")
-        self.scratch.append(buffer)
+        shape = self.block_shape(roles, spec, row, column, deep)
+        layout = panels(shape, row, height, [column], (column if group == 0 else -1, size))
+        step = self.lanes if size == 1 else size
+
+        def copied(axes: tuple[Axis, ...], value: Expr) -> tuple[Definition, ...]:
+            return (Definition("packed", dtype, axes, E.cast(value, dtype)),)
+
+        levels = (Level(f"q{row}", height), Level(f"q{column}", step))
+        block = Block(
+            read, row, column, shape, layout, levels, f"q{across}", {wide: dtype}, copied
+        )
+        spec = self.staged(k, spec, block, position)
+        return replace(spec, anchor=widened(spec.anchor, read, wide))
+
+    def block_of_rows(self, roles: StageRoles, spec: StageSpec) -> tuple[int, int, int] | None:
+        """Which subscripts of operand A are its rows and what is summed, and how many levels stand
+        around a block of rows; None where a block of it cannot be copied.
+        """
+        if roles.a is None or roles.a.read is None:
+            return None
+        read, name = roles.a.read, roles.a.tensor
+        if name not in self.kernel.layout_of or read.attr[1] or name in self.constants:
+            return None
+        if spec.lane in roles.reduce:
+            return None  # rows are read along the lane already, and its level has a mask
+        varying = [
+            (i, x.attr)
+            for i, x in enumerate(read.args)
+            if x.op == "index" and roles.extents[x.attr] > 1
+        ]
+        if any(x.op != "index" and E.int_value(x) is None for x in read.args):
+            return None
+        rows = [(i, a) for i, a in varying if roles.names.get(a, "").startswith("m")]
+        columns = [(i, a) for i, a in varying if a in roles.reduce]
+        if len(rows) != 1 or len(columns) != 1 or len(varying) != len({a for _, a in varying}):
+            return None
+        (row, m), (column, kk) = rows[0], columns[0]
+        if any(a not in (m, kk) and roles.names[a][0] != "b" for _, a in varying):
+            return None
+        position = next((i for i, x in enumerate(spec.levels) if x.axis == m), 0) + 1
+        if sum(x.axis == m for x in spec.levels) == 1:
+            position = 0  # no cache block of m: the whole operand is one block
+            if any(roles.names[a][0] == "b" for a in roles.out):
+                return None
+        return row, column, position
+
+    def block_shape(
+        self, roles: StageRoles, spec: StageSpec, row: int, column: int, deep: int
+    ) -> list[int]:
+        """The shape of a copied block of rows, in whole register tiles."""
+        assert roles.a is not None and roles.a.read is not None
+        m = roles.a.read.args[row].attr
+        mine = [x.block for x in spec.levels if x.axis == m]
+        most = mine[0] if len(mine) > 1 else roles.extents[m]
+        shape = [1] * len(roles.a.read.args)
+        shape[row], shape[column] = ceil_div(most, mine[-1]) * mine[-1], deep
+        return shape
+
+    def staged(self, k: int, spec: StageSpec, block: Block, position: int) -> StageSpec:
+        """The stage with copies of blocks of rows of an operand in scratch, made before the level
+        at `position`. Whole tiles are copied, with zeros past the ends: one body, whatever the
+        extents.
+        """
+        read, row, column, shape = block.read, block.row, block.column, block.shape
+        name, m = read.attr[0], read.args[row].attr
+        source = self.places[name]
+        height = next(x.block for x in reversed(spec.levels) if x.axis == m)
+        most = shape[row]
+        buffers, size = [], E.const(block.layout.size)
+        for i, dtype in enumerate(block.copies.values()):
+            buffers.append(f"a{k}" if not i else f"a{k}_{i}")
+            self.scratch.append(Buffer(buffers[i], dtype, size, "scratch"))
         places = dict(self.places)
 
         def stage(region: Region) -> None:
             reach = list(source.layout.shape)  # what the copy's positions may be, zeros included
             reach[row] += height
-            reach[column] = deep
+            reach[column] = shape[column]
             axes = tuple(Axis(f"q{i}", E.const(n)) for i, n in enumerate(reach))
             origin = [
                 region.starts[x.attr] if x.op == "index" and x.attr in region.starts else x
@@ -446,21 +514,21 @@ class _Lowering:
             lengths = {f"q{i}": (tall if i == row else shape[i]) for i in range(len(shape))}
             starts = {f"q{i}": o for i, o in enumerate(origin)}
             nothing = E.const(False if source.dtype is BOOL else 0, source.dtype)
-            body = E.cast(E.read(name, [a.index for a in axes], source.dtype, nothing), dtype)
-            d = Definition("packed", dtype, axes, body)
-            target = Place(buffer.name, layout, dtype, tuple(origin))
+            value = E.read(name, [a.index for a in axes], source.dtype, nothing)
+            copies = block.make(axes, value)
+            targets = {
+                d.name: Place(b, block.layout, d.dtype, tuple(origin))
+                for d, b in zip(copies, buffers, strict=True)
+            }
             copy = StageSpec(
-                d,
+                copies[0],
                 (),
+                copies[1:],
+                frozenset(targets),
+                block.levels,
                 (),
-                frozenset({"packed"}),
-                (
-                    Level(f"q{row}", height),
-                    Level(f"q{column}", self.lanes if size == 1 else size),
-                ),
-                (),
-                across,
-                places={name: source, "packed": target},
+                block.lane,
+                places={name: source, **targets},
             )
             inner = replace(
                 region,
@@ -472,14 +540,13 @@ class _Lowering:
                 i, full, rest = region.ragged[m]
                 tall = -(-rest // height) * height
                 inner = replace(inner, ragged={f"q{row}": (i, full, tall)})
-            self.b.written = {*self.b.written, buffer.name}
+            self.b.written = {*self.b.written, *buffers}
             emit_stage(self.b, copy, inner, self.lanes, [])
-            places[wide] = target
+            places.update(zip(block.copies, targets.values(), strict=True))
 
-        # Blocks of the packed operand start at whole tiles, so the last tile cannot be moved back.
+        # Blocks of the copy start at whole tiles, so the last tile cannot be moved back.
         levels = tuple(replace(x, tail="peel") if x.axis == m else x for x in spec.levels)
-        anchor = widened(spec.anchor, read, wide)
-        return replace(spec, anchor=anchor, levels=levels, places=places, staging={position: stage})
+        return replace(spec, levels=levels, places=places, staging={position: stage})
 
     # -- phases
     def phase(
@@ -585,7 +652,8 @@ class _Lowering:
             spec, roles = self.spec(k, fixed)
             if not kernel.shared:
                 spec = self.pack_lanes(k, roles, spec)
-                spec = self.pack_a(k, roles, replace(spec, places=dict(self.places)))
+                if not spec.products:
+                    spec = self.pack_a(k, roles, replace(spec, places=dict(self.places)))
             extents = {a.name: int_extent(a.extent) for a in spec.anchor.axes}
             stages.append((spec, extents))
         depth = s.integer("par", 1)

@@ -60,6 +60,8 @@ def emit_levels(
         at = start + full * level.block
         if level.tail == "mask":
             descend(region.narrowed(level.axis, at, masked_size(level, rest, lanes), rest))
+        elif level.tail == "whole":
+            descend(region.narrowed(level.axis, at, level.block, rest))
         else:
             descend(region.narrowed(level.axis, at, rest))
 
@@ -80,6 +82,8 @@ def emit_levels(
     if full == 0:
         if level.tail == "mask" and length != 1:
             descend(region.narrowed(level.axis, start, masked_size(level, length, lanes), length))
+        elif level.tail == "whole":
+            tail()
         else:
             descend(region.narrowed(level.axis, start, length))
         return
@@ -117,9 +121,11 @@ def emit_levels(
 
 
 def _counts_tiles(level: Level, inner: tuple[Level, ...]) -> bool:
-    """Whether the next level of the axis takes whole tiles of the block, and peels the rest."""
+    """Whether the next level of the axis takes whole tiles of the block, and the rest apart."""
     tile = next((x for x in inner if x.axis == level.axis), None)
-    return tile is not None and tile.tail == "peel" and level.block % tile.block == 0
+    if tile is None or tile.tail not in ("peel", "whole"):
+        return False
+    return level.block % tile.block == 0
 
 
 def _ragged_tiles(
@@ -136,7 +142,11 @@ def _ragged_tiles(
     _loop(b, var, count, lambda: descend(r.narrowed(level.axis, at, level.block)))
     if short:
         b.enter()
-        descend(region.narrowed(level.axis, start + whole * level.block, short))
+        at = start + whole * level.block
+        if level.tail == "whole":
+            descend(region.narrowed(level.axis, at, level.block, short))
+        else:
+            descend(region.narrowed(level.axis, at, short))
         then = b.leave()
         b.effect(If(E.compare("eq", i, E.const(full)), then, ()))
 

@@ -82,6 +82,11 @@ def emit_reduction(
             define(inner, spec, m, inner.value(m.body))
         if spec.prefetch:
             fetch_ahead(b, inner, _reads(members), spec.prefetch)
+        if spec.products:
+            tile = replace(inner, valid={}, memo={})  # there are whole tiles of copies
+            for x, y in spec.products:
+                acc = b.contract(acc_type, acc, tile.value(x), tile.value(y))
+            return acc
         masked = {a: v for a, v in inner.valid.items() if a in extents}
         if monoid == "sum" and d.body.op == "mul" and not masked:
             narrow = half_factors(d) if spec.in_words else narrow_factors(d)

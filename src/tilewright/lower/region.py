@@ -15,12 +15,14 @@ from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import ceil_div, is_symbolic
 from tilewright.ir.kernel import int_extent
+from tilewright.ir.layout import Layout
 from tilewright.ir.nest import TileType
-from tilewright.ir.program import Definition
+from tilewright.ir.program import Axis, Definition
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.tiles import Place, TileScope
 
 __all__ = [
+    "Block",
     "Fold",
     "Level",
     "Region",
@@ -37,7 +39,8 @@ __all__ = [
 @dataclass(frozen=True)
 class Level:
     """One loop: `axis` in blocks of `block` positions. tail: peel, mask (lane axis) or overlap; or
-    block: what is inside counts the positions of the last block itself.
+    whole: a block in the code, of which the rest is valid; or block: what is inside counts the
+    positions of the last block itself.
     """
 
     axis: str
@@ -93,12 +96,34 @@ class StageSpec:
     part: tuple[str, int] | None = None
     # Two bf16 of both factors are one word, which matrix registers multiply; else they are widened.
     in_words: bool = False
+    # Products whose sum takes the place of the anchor's body (lower/pieces.py).
+    products: tuple[tuple[Expr, Expr], ...] = ()
     fetches: bool = False  # rows that follow a reduction are asked for before it
 
     @cached_property
     def extents(self) -> dict[str, int]:
         """Of all axes of the anchor."""
         return {a.name: int_extent(a.extent) for a in self.anchor.all_axes}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of rows of an operand that is copied into scratch where a level of loops begins.
+
+    row, column: which subscripts of `read` are the rows and what is summed. shape: of the block;
+    levels: of the copy, over axes q0, q1, ...; copies: dtypes of what `make` defines over axes from
+    the value at each position, by the names that the stage reads.
+    """
+
+    read: Expr
+    row: int
+    column: int
+    shape: list[int]
+    layout: Layout
+    levels: tuple[Level, ...]
+    lane: str
+    copies: dict[str, DType]
+    make: Callable[[tuple[Axis, ...], Expr], tuple[Definition, ...]]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from math import ceil, prod
 
 from tilewright.ir import expr as E
 from tilewright.ir.extent import is_symbolic
+from tilewright.ir.pieces import PIECES, PRODUCTS
+from tilewright.ir.words import WORD_BYTES
 from tilewright.machine.target import Target
 from tilewright.schedule.roles import Access, StageRoles
 
@@ -20,6 +22,13 @@ __all__ = ["ROWS", "in_matrices", "matrix_cycles", "matrix_tiles", "takes_matric
 ROWS = 16  # of a matrix register, and words of a row
 _REGISTERS = 8
 _STEP_CYCLES = 20.0  # of sixteen words of sixteen rows and columns, with the loads of its factors
+# The same with the six products of pieces (measured on a core that another thread shares, as most
+# are): a product, a load. Registers to rename are few there, so a tile that uses many pays more.
+_PRODUCT_CYCLES = 25.0
+_LOAD_CYCLES = 7.0
+_MANY = 5
+_MANY_COST = 1.2
+_SPLIT_CYCLES = 1.2  # to split a number into pieces, and to store them
 _TILE_CYCLES = 60.0  # to bring the accumulators of one matrix register back as vectors
 
 
@@ -27,10 +36,10 @@ def in_matrices(
     roles: StageRoles, target: Target, lane: str | None, sizes: Mapping[str, int]
 ) -> bool:
     """Whether accumulators of these sizes (by axis) are matrix registers."""
-    axis, _ = roles.group if roles.group[0] else roles.pairs
-    if not axis or lane is None or lane in roles.reduce or roles.b is None:
+    axis, size = roles.words
+    if not axis or lane is None or lane in roles.reduce:
         return False
-    if not target.multiplies_matrices(8 * roles.b.dtype_bytes):
+    if not target.multiplies_matrices(8 * WORD_BYTES // size):
         return False
     rows = prod(n for a, n in sizes.items() if a != lane and a in roles.out)
     return target.exceeds_vectors(rows, ceil(sizes.get(lane, 1) / target.lanes(32)))
@@ -41,10 +50,10 @@ def takes_matrices(roles: StageRoles, target: Target, lane: str | None) -> bool:
     can be packed in panels of words, A holds words side by side in rows.
     """
     r = roles
-    axis, word = r.group if r.group[0] else r.pairs
+    axis, word = r.words
     if not axis or lane not in r.out or r.a is None or r.b is None or lane is None:
         return False
-    if not target.multiplies_matrices(8 * r.b.dtype_bytes) or target.lanes(32) != ROWS:
+    if not target.multiplies_matrices(8 * WORD_BYTES // word) or target.lanes(32) != ROWS:
         return False
     if not r.names[lane].startswith("n") or any(is_symbolic(n) for n in r.extents.values()):
         return False
@@ -64,7 +73,7 @@ def matrix_tiles(
     r: StageRoles, target: Target, lane: str, rows: list[str]
 ) -> Iterator[dict[str, int]]:
     """Sizes of register tiles. rows: axes that only A uses, at most two, the last innermost."""
-    axis, word = r.group if r.group[0] else r.pairs
+    axis, word = r.words
     if not rows or any(r.a is None or r.a.strides.get(a) is None for a in rows):
         return
     vectors = max(1, ceil(r.extents[lane] / ROWS))
@@ -84,10 +93,22 @@ def matrix_tiles(
 
 def matrix_cycles(r: StageRoles, lane: str, sizes: Mapping[str, int]) -> float:
     """Cycles of a product of two elements in a matrix tile, its tails included."""
-    axis, word = r.group if r.group[0] else r.pairs
+    axis, word = r.words
     depth = prod(r.extents[k] for k in r.reduce)
     words = ceil(r.extents[axis] / word)
     steps = ceil(words / ROWS) * depth / max(1, r.extents[axis])
+    step, copied = _STEP_CYCLES, 0.0
+    if r.split[0]:
+        tall = (n for a, n in sizes.items() if a in r.out and a != lane)
+        high = prod(ceil(n / ROWS) if n > 3 else n for n in tall)
+        wide = ceil(sizes[lane] / ROWS)
+        loads = PIECES * high + (PIECES + 1) * wide  # the path of products comes back to one
+        step = len(PRODUCTS) * _PRODUCT_CYCLES + loads / (high * wide) * _LOAD_CYCLES
+        if high * wide + high + wide > _MANY:
+            step *= _MANY_COST
+        for x in (r.a, r.b):
+            assert x is not None
+            copied += _SPLIT_CYCLES * prod(n for a, n in r.extents.items() if x.uses(a))
     registers, points = 1, 1
     for a, n in sizes.items():
         if a not in r.out:
@@ -99,4 +120,5 @@ def matrix_cycles(r: StageRoles, lane: str, sizes: Mapping[str, int]) -> float:
             registers *= tiles * ceil(size / ROWS)
         else:
             registers *= tiles * size
-    return registers * (_STEP_CYCLES * steps + _TILE_CYCLES) / max(1.0, points * depth)
+    cycles = registers * (step * steps + _TILE_CYCLES)
+    return (cycles + copied) / max(1.0, points * depth)

@@ -16,13 +16,14 @@ from functools import cached_property
 from math import prod
 
 from tilewright.ir import expr as E
+from tilewright.ir.dtypes import BF16
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import is_symbolic
 from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.layout import Layout
 from tilewright.ir.program import Definition
 from tilewright.ir.ranges import coefficient, simplify
-from tilewright.ir.words import WORD_BYTES, half_factors, narrow_factors
+from tilewright.ir.words import WORD_BYTES, half_factors, narrow_factors, single_factors
 
 __all__ = ["Access", "StageRoles", "stage_roles"]
 
@@ -80,6 +81,28 @@ class StageRoles:
             return "", 1
         return self._words()
 
+    @cached_property
+    def split(self) -> tuple[str, int]:
+        """The same for factors of f32, which matrix registers take as sums of bf16
+        (ir/pieces.py): both are copied for it, so that neither need hold the axis side by side.
+        Constants are left as they are: their pieces would be half as large again.
+        """
+        if not self.is_contraction or single_factors(self.anchor) is None:
+            return "", 1
+        assert self.a is not None and self.b is not None
+        if self.a.constant or self.b.constant:
+            return "", 1
+        for axis in sorted(self.reduce, key=lambda x: -self.extents[x]):
+            long = not is_symbolic(self.extents[axis]) and self.extents[axis] >= 16
+            if long and _is_plain(self.a, axis) and _is_plain(self.b, axis):
+                return axis, WORD_BYTES // BF16.bytes
+        return "", 1
+
+    @cached_property
+    def words(self) -> tuple[str, int]:
+        """The axis that matrix registers take in words, and positions of a word, or ("", 1)."""
+        return next((x for x in (self.group, self.pairs, self.split) if x[0]), ("", 1))
+
     def _words(self) -> tuple[str, int]:
         assert self.a is not None and self.b is not None
         size = WORD_BYTES // self.b.dtype_bytes
@@ -115,6 +138,13 @@ class StageRoles:
             weight = (2 if x in self.writes else 1) * size / most
             score += weight * (1 if s == 1 else 0 if s == 0 else -1)
         return score
+
+
+def _is_plain(access: Access, axis: str) -> bool:
+    """Whether the axis is one of the subscripts, and in no other."""
+    if access.read is None:
+        return False
+    return [s for s in access.read.args if axis in s.names("index")] == [E.index(axis)]
 
 
 def _strides(

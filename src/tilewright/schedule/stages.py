@@ -14,7 +14,9 @@ from itertools import product
 from math import ceil, gcd, log2, prod
 from typing import TypeVar
 
+from tilewright.ir.dtypes import BF16
 from tilewright.ir.extent import is_symbolic
+from tilewright.ir.pieces import PIECES
 from tilewright.ir.words import wide_name
 from tilewright.machine.target import Target
 from tilewright.schedule.matrices import in_matrices, matrix_cycles, matrix_tiles, takes_matrices
@@ -575,7 +577,8 @@ class StageSpace:
             [*batch, *[f"{x}:L2" for x in columns[-1:]], *blocked, *columns, *m],
         ]
         width, depth = (prod(r.extents[a] for a in r.roles(kind)) for kind in "nk")
-        if in_matrices and at:  # rows of A stay close, panels of B come one after the other
+        if in_matrices and at and not r.split[0]:
+            # Rows of A stay close, panels of B come one after the other.
             orders.insert(0, [*batch, *m, *columns])
         near = 2 * self._b_bytes() <= self.target.l1_bytes
         near |= depth <= 8 * self.lanes and 16 * self._b_bytes() <= self.target.l2_bytes
@@ -686,6 +689,11 @@ class StageSpace:
             depth = prod(r.extents[k] for k in r.reduce if r.a.uses(k)) * r.a.dtype_bytes
             guess = max(32, min(512, self.target.l2_bytes // max(1, depth)))
             height = max(1, int(self.first.get(f"{self.p}reg.{r.names[axis]}", 1)))
+            if r.split[0] and self._in_matrices(lane, self._first_sizes(self.first)):
+                # Pieces of a block stay in L2, beside those of B on their way through.
+                depth = depth // r.a.dtype_bytes * PIECES * BF16.bytes
+                guess = max(height, 2 * self.target.l2_bytes // 5 // max(1, depth))
+                guess = min(guess, 4 * height)
             if self._copied_b(lane) and 12 * self._b_bytes() < self.target.l3_bytes:
                 # B comes from L3 as fast as it is used; what matters is that the block of A and
                 # two panels of B stay in a part of L2, which other hardware threads use too.

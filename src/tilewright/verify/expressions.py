@@ -120,6 +120,8 @@ class Expressions:
             return E.maximum(x, E.const(0, dtype))
         if style < 0.6:
             return self.limited(x)
+        if style < 0.62:  # whole numbers, which the upper half holds
+            return E.cast(E.unary("upper_half", E.unary("sign", x)), dtype)
         if style < 0.63:
             test = E.unary(rng.choice(("isnan", "isinf")), x)
             return E.select(test, E.const(1, dtype), x)

@@ -16,7 +16,7 @@ import numpy as np
 
 from tilewright.errors import TilewrightError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL, DTYPES, I64, DType
+from tilewright.ir.dtypes import BOOL, DTYPES, F32, I64, DType
 from tilewright.ir.nest import (
     Buffer,
     Contract,
@@ -221,9 +221,11 @@ class Generator:
             else ("and", "or", "xor", "not")
         )
         op = r.choice(ops)
+        if d is F32 and r.random() < 0.05:
+            op = "upper_half"
         if op == "mul" and d.is_float:
             op = "add"
-        out = BOOL if op in ("isnan", "isinf") else d
+        out = E.unary_dtype(op, d)
         if op in E.UNARY:
             self.emit(Map(self.name(), TileType(out, t.axes, t.lane), op, (name,)))
         else:
