@@ -231,8 +231,8 @@ SETTINGS: Mapping[str, Setting] = _table(
      "Time nothing: use the records of the database, else the default schedule."),
     ("numerics", "name", "default", "default", _one_of("default", "strict"),
      "`strict` switches off what changes rounding beyond the order of a sum: convolutions in fewer "
-     "multiplications, dropped denormal weights, products in matrix registers, where denormals count "
-     "as zero and f32 is taken in pieces."),
+     "multiplications, dropped denormal weights, products in matrix registers, where denormals "
+     "count as zero and f32 is taken in pieces."),
     ("symbolic", "name", "auto", "auto", _one_of("auto", "always", "never"),
      "Which dims one build serves in a whole range of sizes: `auto` those of which a second size "
      "is asked for (the first one gets a build of its own), `always` all, `never` none."),
