@@ -308,9 +308,11 @@ class _Function:
         out = [f"{inside}:", f"  {var} = phi i64 [ {first}, %{before} ], [ {follow}, %{latch} ]"]
         for t, i, y in zip(carried, initial, yields, strict=True):
             kind = self.operations.type(t.type.dtype, t.width)
-            for row, irow, yrow in zip(t.values, i.values, y.values, strict=True):
-                for v, iv, yv in zip(row, irow, yrow, strict=True):
-                    out.append(f"  {v} = phi {kind} [ {iv}, %{before} ], [ {yv}, %{latch} ]")
+            for rows_of_three in zip(t.values, i.values, y.values, strict=True):
+                out += [
+                    f"  {v} = phi {kind} [ {iv}, %{before} ], [ {yv}, %{latch} ]"
+                    for v, iv, yv in zip(*rows_of_three, strict=True)
+                ]
         starts, moved = self._move(region, before, latch, out)
         w.region.lines[-1:-1] = starts
         out += region.lines
@@ -628,6 +630,8 @@ def _uses(nodes: list[Node]) -> dict[str, int]:
     for n in nodes:
         names: tuple[str | None, ...] = ()
         match n:
+            case Load() | Fill():
+                continue
             case For():
                 names = (*(i for _, i in n.carries), *n.yields)
             case If():

@@ -95,7 +95,7 @@ class Memory:
             return self._scalar((twin[0], twin[1] + steps[r]), t.dtype, "true", 0, access.unit)
 
         def row(r: int) -> list[str]:
-            return [again(r, 0)] if folded else self._load_row(n, access, r, chunks)
+            return self._load_row(n, access, r, chunks)
 
         tile.values = LazyRows(count, row, again if folded else None)
         return tile
@@ -295,13 +295,12 @@ class Memory:
             if width and access.lane_stride != 1:
                 self._store_strided(access, r, row, chunks, inside)
                 continue
-            if free:
-                pointer, first = row
-                for c, v in enumerate(chunks):
-                    stored = v if dtype is not BOOL else ops.to_memory(v, dtype, width)
-                    plain.append(((pointer, first + c * size), stored))
-                continue
             pointer, first = row
+            if free:
+                if dtype is BOOL:
+                    chunks = [ops.to_memory(v, dtype, width) for v in chunks]
+                plain += [((pointer, first + c * size), v) for c, v in enumerate(chunks)]
+                continue
             for c, v in enumerate(chunks):
                 way = ways.get(c)
                 if way is None:

@@ -156,9 +156,12 @@ class Operations:
         e = self.type(dtype, 0)
         if value[0] != "%":
             return f"splat ({e} {value})"
-        t, once = self.type(dtype, lanes), self.writer.once
-        one = once(f"insertelement {t} poison, {e} {value}, i64 0")
-        return once(f"shufflevector {t} {one}, {t} poison, <{lanes} x i32> zeroinitializer")
+        t = self.type(dtype, lanes)
+        return self.writer.once_both(
+            f"insertelement {t} poison, {e} {value}, i64 0",
+            f"shufflevector {t} ",
+            f", {t} poison, <{lanes} x i32> zeroinitializer",
+        )
 
     def from_memory(self, raw: str, dtype: DType, lanes: int) -> str:
         """A loaded value as it lives in registers."""

@@ -15,9 +15,11 @@ from itertools import product
 from tilewright.ir.dtypes import BOOL, DType
 from tilewright.ir.nest import (
     Contract,
+    Fill,
     For,
     Gather,
     If,
+    Load,
     Map,
     Node,
     Phase,
@@ -37,8 +39,8 @@ __all__ += ["vectors"]
 class LazyRows(Sequence[list[str]]):
     """Rows that are emitted when first asked for, so that a load stands next to its use.
 
-    again: where reading a row twice is cheap, another load of it (row, number of the copy) that no
-    pass merges with the first.
+    again: where reading a row twice is cheap, the load of its one value (row, number of the copy):
+    no pass merges two copies.
     """
 
     def __init__(
@@ -57,7 +59,8 @@ class LazyRows(Sequence[list[str]]):
     def __getitem__(self, row: int) -> list[str]:  # type: ignore[override]
         found = self.made[row]
         if found is None:
-            found = self.made[row] = self.make(row)
+            again = self.again
+            found = self.made[row] = self.make(row) if again is None else [again(row, 0)]
         return found
 
 
@@ -168,6 +171,8 @@ class _Classes:
 def _visit(body: tuple[Node, ...], classes: _Classes) -> None:
     for n in body:
         match n:
+            case Load() | Fill():
+                classes.define(n.result, n.type)
             case For():
                 for name, initial in n.carries:
                     classes.define(name, classes.types[initial])

@@ -146,6 +146,19 @@ class Writer:
         self._values[text] = region, name
         return name
 
+    def once_both(self, first: str, head: str, tail: str) -> str:
+        """Two instructions value-numbered as one: `first`, and `head` + its result + `tail`."""
+        key = first, head  # not the text of `first`, whose own result this is not
+        found = self._values.get(key)
+        if found is not None and found[0].is_open:
+            return found[1]
+        inner, name = f"%v{self.count + 1}", f"%v{self.count + 2}"
+        self.count += 2
+        region = self.region
+        region.lines += (f"  {inner} = {first}", f"  {name} = {head}{inner}{tail}")
+        self._values[key] = region, name
+        return name
+
     def start_block(self, label: str) -> None:
         """Begin a new LLVM block inside the innermost region (its label changes, its values stay
         valid).

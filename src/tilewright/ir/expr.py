@@ -170,7 +170,7 @@ class Expr:
 
     # Arithmetic on i64 is so common in subscripts that operators read better; ints are lifted.
     def __add__(self, other: Expr | int) -> Expr:
-        return add(self, _lift(other))
+        return add(self, other if isinstance(other, Expr) else const(other))
 
     __radd__ = __add__
 
@@ -181,7 +181,7 @@ class Expr:
         return sub(_lift(other), self)
 
     def __mul__(self, other: Expr | int) -> Expr:
-        return mul(self, _lift(other))
+        return mul(self, other if isinstance(other, Expr) else const(other))
 
     __rmul__ = __mul__
 
@@ -263,10 +263,11 @@ def _make(op: str, args: tuple[Expr, ...], attr: Any, dtype: DType) -> Expr:
     node = object.__new__(Expr)
     node.op, node.args, node.attr, node.dtype = op, args, attr, dtype
     node._poly = node._text = node._reads = node._indices = None
-    has_reads = op == "read"
+    node.has_reads = op == "read"
     for a in args:
-        has_reads = has_reads or a.has_reads
-    node.has_reads = has_reads
+        if a.has_reads:
+            node.has_reads = True
+            break
     reference = _TABLE[key] = _Reference(node, _forget)
     reference.key = key
     return node
@@ -448,7 +449,9 @@ def _add(a: Expr, b: Expr) -> Expr:
 
 def sub(a: Expr, b: Expr) -> Expr:
     """a - b (integers wrap)."""
-    return add(a, neg(b)) if a.dtype is I64 and b.dtype is I64 else binary("sub", a, b)
+    if a.dtype is I64 and b.dtype is I64:
+        return _add(a, const(-b.attr) if b.op == "const" else _mul(b, const(-1)))
+    return binary("sub", a, b)
 
 
 def mul(a: Expr, b: Expr) -> Expr:

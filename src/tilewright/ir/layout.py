@@ -19,7 +19,7 @@ import numpy as np
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr, Polynomial
-from tilewright.ir.extent import ceil_div, extent_of, is_symbolic
+from tilewright.ir.extent import Extent, ceil_div, extent_of, is_symbolic
 from tilewright.ir.ranges import Ranges, divide, simplify
 
 __all__ = ["Layout", "Term", "dense", "ordered", "panels"]
@@ -70,7 +70,11 @@ class Layout:
 
     def terms_at(self, subscripts: Sequence[Expr], ranges: Ranges) -> Polynomial:
         """The simplified address as a polynomial."""
-        total: Polynomial = dict(E.polynomial(E.const(self.offset)))
+        total: Polynomial = {}
+        if is_symbolic(self.offset):
+            total.update(E.polynomial(E.const(self.offset)))
+        elif self.offset:
+            total[()] = self.offset
         for t in self.terms:
             p = E.polynomial(subscripts[t.axis])
             if t.divisor != 1:
@@ -78,14 +82,16 @@ class Layout:
             if t.modulus:
                 p = divide(p, t.modulus, ranges)[1]
             step = t.stride
-            if is_symbolic(step):
+            if isinstance(step, Extent):
                 p, step = E.polynomial(E.from_polynomial(p) * step), 1
             for atoms, c in p.items():
                 total[atoms] = total.get(atoms, 0) + c * step
-        if all(not a.args for atoms in total for a in atoms):
-            return {atoms: c for atoms, c in total.items() if c}
-        e = E.from_polynomial({atoms: c for atoms, c in total.items() if c})
-        return E.polynomial(simplify(e, ranges))
+        total = {atoms: c for atoms, c in total.items() if c}
+        for atoms in total:
+            for a in atoms:
+                if a.args:
+                    return E.polynomial(simplify(E.from_polynomial(total), ranges))
+        return total
 
     def valid(self, axis: int) -> tuple[int, int]:
         """The half-open range of subscripts along `axis` that may be addressed."""

@@ -133,7 +133,7 @@ def divide(p: Polynomial, c: int, ranges: Ranges) -> tuple[Polynomial, Polynomia
     In tiled code nearly every subscript is c times something, and positions inside a tile whose sum
     is less than c: no expression is built to be taken apart again.
     """
-    if is_symbolic(c):
+    if isinstance(c, Extent):
         return _divide_expr(p, c, ranges)
     whole, rest = E.split_multiples(p, c)
     low = high = rest.get((), 0)
@@ -141,7 +141,7 @@ def divide(p: Polynomial, c: int, ranges: Ranges) -> tuple[Polynomial, Polynomia
         if not atoms:
             continue
         bounds = ranges.get(atoms[0].attr) if len(atoms) == 1 and atoms[0].op == "index" else None
-        if bounds is None or is_symbolic(bounds[0]) or is_symbolic(bounds[1]):
+        if bounds is None or isinstance(bounds[0], Extent) or isinstance(bounds[1], Extent):
             break
         low += v * bounds[v < 0]
         high += v * bounds[v > 0]
@@ -339,17 +339,23 @@ def split_linear(
     """
     out: dict[Expr, int] = {}
     rest = {}
+    names = {x.attr for x in variables}
     for atoms, v in (E.polynomial(e) if isinstance(e, Expr) else e).items():
-        hit = next((x for x in atoms if x in variables), None)
+        hit = None
+        for a in atoms:
+            if a in variables:
+                hit = a
+                break
         if hit is not None:
-            factor = _factor(atoms, hit, v)
+            factor = v if len(atoms) == 1 else _factor(atoms, hit, v)
             if factor is None:
                 return None
             out[hit] = factor + out[hit] if hit in out else factor
-        elif any(x.attr in a.indices() for a in atoms if a.args for x in variables):
-            return None
-        else:
-            rest[atoms] = v
+            continue
+        for a in atoms:
+            if a.args and not names.isdisjoint(a.indices()):
+                return None
+        rest[atoms] = v
     return out, E.from_polynomial(rest)
 
 

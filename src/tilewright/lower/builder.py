@@ -74,8 +74,9 @@ class Builder:
         """
         used: set[str] = set()
         for e in exprs:
-            used |= e.indices()
-        depth = max([t.body.depth for t in operands], default=0)
+            if e.op != "const":
+                used |= e.indices()
+        depth = max([t.body.depth for t in operands]) if operands else 0
         b = self.body
         while b.parent is not None and b.depth > depth and b.is_loop and b.var not in used:
             b = b.parent
@@ -167,7 +168,9 @@ class Builder:
         limits: N.Limits,
         orelse: float | int | bool,
     ) -> Tile:
-        exprs = (base, *(s for _, s in strides), *(x for _, lo, hi in limits for x in (lo, hi)))
+        exprs = (base, *[s for _, s in strides])
+        for _, lo, hi in limits:
+            exprs += (lo, hi)
         orelse = orelse if limits else 0
         key = (buffer, base, strides, limits, repr(orelse))
         if buffer not in self.written:

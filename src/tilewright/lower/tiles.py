@@ -112,7 +112,7 @@ class TileScope:
 
     # -- types
     def type(self, dtype: DType, axes: set[str]) -> TileType:
-        ordered = tuple((a, self.sizes[a]) for a in self.tiled if a in axes)
+        ordered = tuple([(a, self.sizes[a]) for a in self.tiled if a in axes])
         return TileType(dtype, ordered, self.lane if self.lane in axes else None)
 
     def _joined(self, dtype: DType, tiles: Sequence[Tile]) -> TileType:
