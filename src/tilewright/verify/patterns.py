@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import F16, F32, F64, I64
+from tilewright.ir.dtypes import BF16, F16, F32, F64, I8, I32, I64, U8
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import Axis, Reduction
 from tilewright.verify.maker import Maker
@@ -238,10 +238,40 @@ def _phased(m: Maker) -> None:
         m.add(dtype, axes, E.maximum(moved, E.read(bias.name, [o.index], dtype)))
 
 
+def _narrow(m: Maker) -> None:
+    """A product of bytes or of bf16, summed in a wider type: words of a few elements are multiplied
+    at once, and matrix registers hold such factors.
+    """
+    rng = m.rng
+    kinds = ((U8, I8, I32), (I8, I8, I32), (I8, U8, I32), (U8, U8, I32), (BF16, BF16, F32))
+    left, right, wide = rng.choice((*kinds, kinds[-1]))
+    rows = E.const(rng.choice((1, 3, 16, 17, 33, 40)))
+    columns = E.const(rng.choice((1, 8, 16, 17, 32, 48, 67)))
+    depth = E.const(rng.choice((3, 4, 8, 16, 31, 64, 65, 130)))
+    i, j, k = Axis("i", rows), Axis("j", columns), Axis("k", depth)
+    order = (k, j) if rng.random() < 0.6 else (j, k)
+    a = m.operand(left, [rows, depth])
+    b = m.new_input(right, [x.extent for x in order])
+    if rng.random() < 0.5:
+        m.weights.add(b.name)
+    factors = [
+        E.cast(E.read(a.name, [i.index, k.index], left), wide),
+        E.cast(E.read(b.name, [x.index for x in order], right), wide),
+    ]
+    if wide is I32 and rng.random() < 0.25:  # zero points
+        factors = [E.sub(x, E.const(rng.choice((0, 3, 128)), wide)) for x in factors]
+    y = m.add(wide, (i, j), E.mul(*factors), Reduction("sum", (k,)))
+    if rng.random() < 0.5:
+        scale = m.operand(F32, [columns])
+        moved = E.cast(E.read(y.name, [i.index, j.index], wide), F32)
+        m.add(F32, (i, j), E.mul(moved, E.read(scale.name, [j.index], F32)))
+
+
 PATTERNS: dict[str, tuple[Callable[[Maker], None], int]] = {
     "attention": (_attention, 1),
     "ragged": (_ragged, 1),
     "long": (_long, 1),
     "sliding": (_sliding, 1),
     "phased": (_phased, 1),
+    "narrow": (_narrow, 1),
 }

@@ -182,14 +182,15 @@ def test_a_failing_model_is_reduced_to_the_node() -> None:
 def test_nests_of_a_case_are_mutations_that_run() -> None:
     fuzzer = NestFuzzer()
     kinds = set()
-    for number in range(12):
+    for number in range(24):
         case = fuzzer.draw(number, AVX2)
         fuzzer.pool.append(case)
         assert json.loads(json.dumps(case)) == case
         answer = fuzzer.run({**case, "target": "x86-avx2"}, careful=False)
         assert answer.found is None, answer.found
         kinds |= answer.drawn
-    assert {"random nest", "scheduled kernel"} <= kinds
+    assert {"random nest", "scheduled kernel", "symbolic kernel"} <= kinds
+    assert fuzzer.tried.total() == 0  # only `check` learns what is promising
 
 
 def test_reducing_a_program_keeps_its_failure() -> None:

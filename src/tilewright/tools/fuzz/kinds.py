@@ -26,7 +26,7 @@ from tilewright.ir.program import MONOIDS, Program
 from tilewright.machine.target import Target
 from tilewright.tools import wiring
 from tilewright.tools.fuzz import coverage
-from tilewright.tools.fuzz.nests import NestFuzzer
+from tilewright.tools.fuzz.nests import OTHERS, NestFuzzer
 from tilewright.tools.fuzz.programs import Answer, Options, check_program, judged
 from tilewright.tools.fuzz.torch_opinion import opinion
 from tilewright.verify.finite import AS_DRAWN, finite_inputs
@@ -289,7 +289,8 @@ class Nests(Kind):
         return self._fuzzer
 
     def rows(self) -> set[str]:
-        return {f"passes {k}" for k in range(4)} | {"random nest", "scheduled kernel"}
+        out = {f"passes {k}" for k in range(4)} | {f"target {t}" for t in OTHERS}
+        return out | {"random nest", "scheduled kernel", "symbolic kernel"}
 
     def check(self, number: int, options: Options, careful: bool) -> Answer:
         return self.fuzzer.check(number, options, careful)

@@ -9,25 +9,34 @@ that later ones are made from.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from tilewright.codegen.llvm import emit_llvm
-from tilewright.errors import TargetError
+from tilewright.errors import Rejected, TargetError
 from tilewright.group.plan import plan_program
+from tilewright.group.symbolic import scope_of_sizes
+from tilewright.ir.extent import hint_of
 from tilewright.ir.kernel import Kernel
+from tilewright.ir.nest import parse_nest
 from tilewright.ir.nest_interpreter import run_nest
+from tilewright.ir.nest_verifier import verify_nest
 from tilewright.ir.plan import KernelCall
 from tilewright.ir.program import Program
+from tilewright.lower.kernel import lower
 from tilewright.machine.target import Target
 from tilewright.runtime.build import BuildOptions
 from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.schedule import Schedule
+from tilewright.schedule.symbolic import for_range
 from tilewright.tools.fuzz.coverage import Branches
 from tilewright.tools.fuzz.programs import Answer, Options
 from tilewright.verify.fuzz import isolated
@@ -35,26 +44,57 @@ from tilewright.verify.nests import Generator, mutated
 from tilewright.verify.programs import KINDS, generate
 from tilewright.verify.schedules import replay, run_native, schedules_of
 
-__all__ = ["NestFuzzer"]
+__all__ = ["OTHERS", "NestFuzzer"]
 
 Case = dict[str, Any]
-_NOT_HERE = ("aarch64",)  # emitted, not run
+_PLAIN = Target.named("x86-avx512")
+_WORDS = _PLAIN.features + ",+avx512vnni"
+# Machines that have instructions for products of narrow elements; emitted where they do not run.
+_NARROW = {
+    "x86-avx512-vnni": replace(_PLAIN, features=_WORDS, has_vnni=True),
+    "x86-avx512-amx": replace(
+        _PLAIN, features=_WORDS + ",+amx-bf16,+amx-int8,+amx-tile", has_vnni=True
+    ),
+}
+
+
+OTHERS = ("aarch64", *_NARROW)
+_NEST = "random nest"
+_TRIES = 6  # to draw a Program that has a kernel
+_SOURCES = {_NEST: 8.0, **dict.fromkeys(KINDS, 1.0)}  # what new cases are made of, with weights
+
+
+def _target(name: str) -> Target:
+    return _NARROW.get(name) or Target.named(name)
 
 
 @lru_cache(maxsize=512)
-def _kernels(number: int) -> tuple[Kernel, ...]:
-    """Kernels of a small random Program, planned for the first target."""
+def _kernels(number: int, kind: str, name: str, symbolic: bool) -> tuple[Kernel, ...]:
+    """Kernels of a small random Program that begins with a kind of statement, planned for a target.
+    symbolic: for a range of sizes; none where it has no size that may vary.
+    """
     rng = random.Random(number)
-    case = generate(number, rng.choice((1, 1, 2)), zero_sizes=False, kind=rng.choice(list(KINDS)))
-    program = case.program.bind(case.sizes) if case.sizes else case.program
-    plan, _ = plan_program(program, Target.named("x86-avx512"))
-    return tuple(plan.kernels[s.kernel] for s in plan.steps if isinstance(s, KernelCall))
+    case = generate(number, rng.choice((1, 1, 2)), zero_sizes=False, kind=kind)
+    program = case.program.bind(case.sizes) if case.sizes and not symbolic else case.program
+    if symbolic:
+        scope = scope_of_sizes(program, case.sizes, set(case.sizes))
+        if not scope.dims:
+            return ()
+        program = scope.program(program)
+    plan, _ = plan_program(program, _target(name))
+    kernels = (plan.kernels[s.kernel] for s in plan.steps if isinstance(s, KernelCall))
+    return tuple(k for k in kernels if k.program.dims or not symbolic)
+
+
+def _kernels_of(case: Mapping[str, Any]) -> tuple[Kernel, ...]:
+    name = case["target"] if case["target"] in _NARROW else _PLAIN.isa
+    return _kernels(case["program"], case["kind"], name, case["symbolic"])
 
 
 @lru_cache(maxsize=8)
 def _runs_here(name: str) -> bool:
     try:
-        Target.named(name).require_runnable()
+        _target(name).require_runnable()
     except TargetError:
         return False
     return True
@@ -66,6 +106,9 @@ class NestFuzzer:
     def __init__(self) -> None:
         self.pool: list[Case] = []
         self.branches: Branches | None = None
+        # New cases by what they are made of: how many, and how many of them reached a new branch.
+        self.tried: Counter[str] = Counter()
+        self.gained: Counter[str] = Counter()
 
     # ---- cases ----
 
@@ -73,31 +116,45 @@ class NestFuzzer:
         """A new case, or a mutation of one in the pool."""
         rng = random.Random(f"nest {number}")
         passes = {
-            "target": options.target if rng.random() < 0.85 else rng.choice(_NOT_HERE),
+            "target": options.target if rng.random() < 0.7 else rng.choice(OTHERS),
             "opt": rng.choice((0, 1, 2, 2, 3)),
             "passes": rng.choice((0, 0, 0, 1, 2, 3)),
             "at_start": rng.random() < 0.5,
             "at_once": rng.choice((1, 2, 1 << 40)),
         }
         if self.pool and rng.random() < 0.5:
-            return {**self._mutated(rng.choice(self.pool), rng), **passes}
-        if rng.random() < 0.4:
+            old = rng.choice(self.pool)
+            if old["target"] in _NARROW:  # its kernels are planned for it
+                passes["target"] = old["target"]
+            return {**self._mutated(old, rng), **passes}
+        kind = self._promising(rng, passes["target"] in _NARROW)
+        if kind == _NEST:
             edits = [[rng.randrange(1000), rng.randrange(8)] for _ in range(rng.choice((0, 1, 3)))]
             return {"nest": rng.randrange(1 << 31), "edits": edits, **passes}
-        return {**self._new_kernel(rng), **passes}
+        return self._new_kernel(rng, kind, passes)
 
-    def _new_kernel(self, rng: random.Random) -> Case:
-        while True:
-            program = rng.randrange(1 << 31)
-            kernels = _kernels(program)
+    def _promising(self, rng: random.Random, narrow: bool) -> str:
+        """What the next case is made of: rather what has reached new branches."""
+        if narrow and rng.random() < 0.6:
+            return "narrow"
+        weights = [
+            weight * (self.gained[k] + 0.5) / (self.tried[k] + 1) for k, weight in _SOURCES.items()
+        ]
+        return rng.choices(list(_SOURCES), weights)[0]
+
+    def _new_kernel(self, rng: random.Random, kind: str, passes: Case) -> Case:
+        case = {
+            "rows": rng.randrange(1 << 31), "threads": rng.choice((1, 2, 4)), "moves": [], **passes,
+        }  # fmt: skip
+        symbolic = rng.random() < 0.25
+        for number in itertools.count():
+            if number >= _TRIES:  # some kinds seldom have a size that varies, or no kernel at all
+                kind, symbolic = "elementwise", False
+            case |= {"program": rng.randrange(1 << 31), "kind": kind, "symbolic": symbolic}
+            kernels = _kernels_of(case)
             if kernels:
-                return {
-                    "program": program,
-                    "kernel": rng.randrange(len(kernels)),
-                    "rows": rng.randrange(1 << 31),
-                    "threads": rng.choice((1, 2, 4)),
-                    "moves": [],
-                }
+                break
+        return {**case, "kernel": rng.randrange(len(kernels))}
 
     @staticmethod
     def _mutated(case: Case, rng: random.Random) -> Case:
@@ -115,7 +172,9 @@ class NestFuzzer:
     @staticmethod
     def schedule_of(case: Mapping[str, Any], kernel: Kernel) -> Schedule:
         """The schedule: one of `schedules_of`, then rows of single groups changed."""
-        space = space_of(kernel, Target.named(case["target"]), case["threads"])
+        hints = {d.name: hint_of(d) for d in kernel.program.dims}
+        known = kernel.bind(hints) if hints else kernel
+        space = space_of(known, _target(case["target"]), case["threads"])
         rng = np.random.default_rng(case["rows"])
         found = list(schedules_of(space, rng, 2))
         schedule = found[int(rng.integers(len(found)))]
@@ -125,14 +184,17 @@ class NestFuzzer:
                 k = group % len(rows)
                 rows[k] = row % len(space.groups[k].rows)
                 schedule = space.at(tuple(rows))
-        return schedule
+        return for_range(kernel, schedule)
 
     # ---- running ----
 
     def check(self, number: int, options: Options, careful: bool) -> Answer:
         case = self.draw(number, options)
         answer = self.run(case, careful, always=number % 4 == 0)
+        made = case.get("kind", _NEST)
+        self.tried[made] += 1
         if self.branches is not None and self.branches.grew():
+            self.gained[made] += 1
             self.pool.append(case)
         return answer
 
@@ -147,7 +209,8 @@ class NestFuzzer:
             if "nest" in case
             else self._run_kernel(case, build, native, careful)
         )
-        answer.drawn.add("random nest" if "nest" in case else "scheduled kernel")
+        held = _NEST if "nest" in case else "scheduled kernel"
+        answer.drawn.add("symbolic kernel" if case.get("symbolic") else held)
         answer.pairs = int(native)
         if found is not None:
             answer.found = found
@@ -159,7 +222,7 @@ class NestFuzzer:
     ) -> tuple[str, str] | None:
         nest, data, dims = Generator(case["nest"]).nest()
         changed = mutated(nest, case["edits"])
-        target = Target.named(case["target"])
+        target = _target(case["target"])
         if changed is None:
             return None
         nest = changed
@@ -187,12 +250,16 @@ class NestFuzzer:
     def _run_kernel(
         self, case: Case, build: BuildOptions, native: bool, careful: bool
     ) -> tuple[str, str] | None:
-        kernels = _kernels(case["program"])
+        kernels = _kernels_of(case)
+        if not kernels:  # another target may have an extern in its place
+            return None
         kernel = kernels[case["kernel"] % len(kernels)]
+        if kernel.program.dims:
+            return self._emit_for_a_range(kernel, case)
         finding = replay(
             kernel,
             self.schedule_of(case, kernel),
-            Target.named(case["target"]),
+            _target(case["target"]),
             case["rows"],
             native=native,
             interpret=False,
@@ -203,6 +270,18 @@ class NestFuzzer:
             return None
         crash = "killed by" in finding.message or "no answer" in finding.message
         return ("crash" if crash else f"wrong {finding.stage}"), finding.message
+
+    def _emit_for_a_range(self, kernel: Kernel, case: Case) -> tuple[str, str] | None:
+        """Lower, verify, print and emit; `programs` runs such builds."""
+        target = _target(case["target"])
+        low = lower(kernel, self.schedule_of(case, kernel), target)
+        if isinstance(low, Rejected):
+            return "wrong lower", f"rejected: {low.code} {low.detail}"
+        verify_nest(low.nest)
+        if parse_nest(str(low.nest)) != low.nest:
+            return "wrong text", "the text parses to something else"
+        emit_llvm(low.nest, target)
+        return None
 
     def reduce(self, case: Case, failure: str, seconds: float) -> Case:
         """Fewer edits or moves, and plain passes, where it still fails in the same way."""
