@@ -48,9 +48,9 @@ from tilewright.machine.target import Target
 __all__ = ["own_results", "plan_program", "prepare"]
 
 
-def prepare(program: Program) -> Program:
+def prepare(program: Program, target: Target) -> Program:
     """The form that is grouped; preparing it again changes nothing."""
-    return pad_inputs(normalize(resolve_branches(program)))
+    return pad_inputs(normalize(resolve_branches(program)), target)
 
 
 def plan_program(program: Program, target: Target) -> tuple[Plan, list[Decision]]:
@@ -61,7 +61,7 @@ def plan_program(program: Program, target: Target) -> tuple[Plan, list[Decision]
 
 
 def _planned(program: Program, target: Target) -> tuple[Plan, list[Decision]]:
-    p = prepare(program)
+    p = prepare(program, target)
     groups, definitions, decisions = group_program(p, target)
     layouts, alias = choose_layouts(p, groups, definitions)
     groups = [

@@ -113,7 +113,7 @@ class Printed:
         from tilewright.group.plan import prepare
 
         assert self.bound is not None
-        return prepare(self.bound)
+        return prepare(self.bound, self.target)
 
     def chosen(self) -> dict[int, Schedule]:
         """A schedule for every kernel: the text's, else the default."""
