@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 
-from tilewright.codegen.address import Addresses
+from tilewright.codegen.address import Addresses, Pointer
 from tilewright.codegen.dots import Dots, per_word
 from tilewright.codegen.operations import Operations
 from tilewright.codegen.tiles import LazyRows, Tile, row_axes, rows
@@ -95,6 +95,7 @@ class Matrices:
         self._found: dict[int, Product] = {}
         self._zeros: set[str] = set()
         self._marks: list[tuple[str, str]] = []  # where shapes are set up, and which
+        self._bases: dict[str, Pointer] = {}  # of the factors of a step
         if operations.target.has_feature("amx-tile"):
             self._look(body)
 
@@ -160,7 +161,12 @@ class Matrices:
             a, b = loads[c.a], loads[c.b]
             if a.type.lane is not None:
                 a, b, signs = b, a, signs[::-1]
-            found = self._product(n, c.type, a, b, signs, count, found)
+            if found is None:
+                found = self._product(n, c.type, a, b, signs, count)
+            elif signs == found.signs and _lie_alike(a, found.a) and _lie_alike(b, found.b):
+                found = replace(found, factors=(*found.factors, (a, b)))
+            else:
+                return None
             if found is None:
                 return None
             acc = c.result
@@ -170,10 +176,9 @@ class Matrices:
         return found if used == set(loads) else None
 
     def _product(
-        self, n: For, t: TileType, a: Load, b: Load, signs: tuple[DType, DType], count: int,
-        before: Product | None,
-    ) -> Product | None:  # fmt: skip
-        """The product of two factors, beside those of the trip that came before."""
+        self, n: For, t: TileType, a: Load, b: Load, signs: tuple[DType, DType], count: int
+    ) -> Product | None:
+        """The product of two factors."""
         if not self.operations.target.multiplies_matrices(8 * a.type.dtype.bytes):
             return None
         lane, along, word = t.lane, self.dots.loads[a.result], per_word(a.type.dtype)
@@ -199,12 +204,7 @@ class Matrices:
         high = tuple((first + i, k) for first in range(0, total, last) for i, k in cut)
         if columns is None or len(high) * vectors + len(high) + vectors > _REGISTERS:
             return None
-        pairs: tuple[tuple[Load, Load], ...] = ((a, b),)
-        if before is not None:
-            if not (_lie_alike(a, before.a) and _lie_alike(b, before.b)) or signs != before.signs:
-                return None
-            pairs = (*before.factors, (a, b))
-        return Product(n, pairs, t, signs, high, columns, _spans(count))
+        return Product(n, ((a, b),), t, signs, high, columns, _spans(count))
 
     # ---- instructions ----------------------------------------------------------------------------
 
@@ -293,6 +293,7 @@ class Matrices:
         last = row_axes(p.type)[-1]
         positions = list(rows(p.type))
         held: list[Load] = []
+        self._bases = {}
         for a, b in p.factors:
             if b not in held:
                 for j in range(width):
@@ -326,11 +327,17 @@ class Matrices:
     ) -> None:
         """Load one matrix register from the position `at` of a factor, rows `stride` apart."""
         a, size = self.addresses, n.type.dtype.bytes
-        offset: Polynomial = dict(polynomial(n.base))
-        for step, k in at.values():
-            for atoms, c in polynomial(step).items():
-                offset[atoms] = offset.get(atoms, 0) + c * k
-        pointer = a.at(a.pointer(n.buffer, {k: v for k, v in offset.items() if v}))
+        moved = [(E.int_value(step), k) for step, k in at.values()]
+        if all(step is not None for step, _ in moved):
+            if n.result not in self._bases:
+                self._bases[n.result] = a.pointer(n.buffer, polynomial(n.base))
+            pointer = a.at(self._bases[n.result], size * sum((s or 0) * k for s, k in moved))
+        else:
+            offset: Polynomial = dict(polynomial(n.base))
+            for step, k in at.values():
+                for atoms, c in polynomial(step).items():
+                    offset[atoms] = offset.get(atoms, 0) + c * k
+            pointer = a.at(a.pointer(n.buffer, {k: v for k, v in offset.items() if v}))
         between = a.value(stride * size)
         self._call("tileloadd64", "i8, ptr, i64", str(register), pointer, between)
 
@@ -385,7 +392,7 @@ def _shaping(name: str) -> str:
 
 def _lie_alike(x: Load, y: Load) -> bool:
     """Whether two factors are the same positions of two buffers."""
-    return replace(x, result=y.result, buffer=y.buffer) == y
+    return (x.type, x.base, x.strides, x.limits) == (y.type, y.base, y.strides, y.limits)
 
 
 def _columns(b: Load, lane: str, vectors: int) -> tuple[int, ...] | None:

@@ -60,8 +60,6 @@ def emit_levels(
         at = start + full * level.block
         if level.tail == "mask":
             descend(region.narrowed(level.axis, at, masked_size(level, rest, lanes), rest))
-        elif level.tail == "whole":
-            descend(region.narrowed(level.axis, at, level.block, rest))
         else:
             descend(region.narrowed(level.axis, at, rest))
 
@@ -79,11 +77,18 @@ def emit_levels(
         else:
             _loop(b, i.attr, full + 1, lambda: descend(block))
         return
+    if level.tail == "counted" and rest:
+        i = counter if counter is not None else E.index(b.counter())
+        bounded = region.with_range(i.attr, full + 1) if counter is None else region
+        block = bounded.counted(level.axis, i, level.block, E.const(length))
+        if counter is not None:
+            descend(block)
+        else:
+            _loop(b, i.attr, full + 1, lambda: descend(block))
+        return
     if full == 0:
         if level.tail == "mask" and length != 1:
             descend(region.narrowed(level.axis, start, masked_size(level, length, lanes), length))
-        elif level.tail == "whole":
-            tail()
         else:
             descend(region.narrowed(level.axis, start, length))
         return
@@ -123,7 +128,7 @@ def emit_levels(
 def _counts_tiles(level: Level, inner: tuple[Level, ...]) -> bool:
     """Whether the next level of the axis takes whole tiles of the block, and the rest apart."""
     tile = next((x for x in inner if x.axis == level.axis), None)
-    if tile is None or tile.tail not in ("peel", "whole"):
+    if tile is None or tile.tail not in ("peel", "counted"):
         return False
     return level.block % tile.block == 0
 
@@ -135,6 +140,14 @@ def _ragged_tiles(
     i, full, rest = region.ragged[level.axis]
     start, tiles = region.starts[level.axis], region.lengths[level.axis] // level.block
     whole, short = divmod(rest, level.block)
+    if level.tail == "counted" and short:
+        left = E.const(full * tiles * level.block + rest) - i * (tiles * level.block)
+        some = E.minimum(E.const(tiles), E.const(full * tiles + whole + 1) - i * tiles)
+        v = E.index(b.counter())
+        r = region.with_range(v.attr, tiles)
+        block = r.counted(level.axis, v, level.block, left)
+        _loop(b, v.attr, some, lambda: descend(block))
+        return
     count = E.minimum(E.const(tiles), E.const(full * tiles + whole) - i * tiles)
     var = b.counter()
     r = region.with_range(var, tiles)
@@ -142,11 +155,7 @@ def _ragged_tiles(
     _loop(b, var, count, lambda: descend(r.narrowed(level.axis, at, level.block)))
     if short:
         b.enter()
-        at = start + whole * level.block
-        if level.tail == "whole":
-            descend(region.narrowed(level.axis, at, level.block, short))
-        else:
-            descend(region.narrowed(level.axis, at, short))
+        descend(region.narrowed(level.axis, start + whole * level.block, short))
         then = b.leave()
         b.effect(If(E.compare("eq", i, E.const(full)), then, ()))
 

@@ -90,7 +90,7 @@ def split_factors(lowering: _Lowering, k: int, roles: StageRoles, spec: StageSpe
     anchor = replace(d, reduction=replace(d.reduction, axes=over))
     last = {x.axis: i for i, x in enumerate(spec.levels)}
     levels = tuple(
-        replace(x, tail="whole")
+        replace(x, tail="counted")
         if last[x.axis] == i and x.block > 1 and _is_whole(x.axis, a.read, b.read)
         else x
         for i, x in enumerate(spec.levels)

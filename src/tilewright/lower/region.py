@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DType
 from tilewright.ir.expr import Expr
-from tilewright.ir.extent import ceil_div, is_symbolic
+from tilewright.ir.extent import Extent, ceil_div, is_symbolic
 from tilewright.ir.kernel import int_extent
 from tilewright.ir.layout import Layout
 from tilewright.ir.nest import TileType
@@ -39,8 +40,8 @@ __all__ = [
 @dataclass(frozen=True)
 class Level:
     """One loop: `axis` in blocks of `block` positions. tail: peel, mask (lane axis) or overlap; or
-    whole: a block in the code, of which the rest is valid; or block: what is inside counts the
-    positions of the last block itself.
+    counted: one code for all blocks, whose valid positions are counted at run time; or block: what
+    is inside counts the positions of the last block itself.
     """
 
     axis: str
@@ -150,6 +151,12 @@ class Region:
         return Region(
             {**self.starts, axis: start}, {**self.lengths, axis: length}, v, self.ranges, ragged
         )
+
+    def counted(self, axis: str, i: Expr, block: int, left: Expr) -> Region:
+        """Block `i` of an axis of which `left` positions count: fewer in the last block."""
+        valid = E.minimum(E.const(block), left - i * block)
+        some = valid.attr if valid.op == "const" else Extent.of(block, valid)
+        return self.narrowed(axis, self.starts[axis] + i * block, block, some)
 
     def block_of(
         self, axis: str, start: Expr, length: int, i: Expr, full: int, rest: int
