@@ -45,6 +45,9 @@ class Place:
         return tuple(s - o for s, o in zip(subscripts, self.origin, strict=True))
 
 
+_Split = tuple[dict[Expr, int], Expr] | None
+
+
 def position_of(axis: str) -> Expr:
     """The variable that counts an axis's positions inside the tile."""
     return E.index(f"{axis}'")
@@ -91,6 +94,8 @@ class TileScope:
                 self._here[E.index(a)] = self.bases[a] + p
             self._ranges[p.attr] = (0, self.sizes[a] - 1)
         self._provenance: dict[Expr, tuple[Expr, ...]] = {}
+        # Tensors that lie alike are read at the same addresses. A layout is kept with its number.
+        self._splits: dict[tuple[int, tuple[Expr, ...]], tuple[Layout, _Split]] = {}
 
     @cached_property
     def _loose(self) -> tuple[dict[Expr, Expr], dict[str, tuple[int, int]]]:
@@ -264,7 +269,11 @@ class TileScope:
 
     def split(self, layout: Layout, local: Sequence[Expr]) -> tuple[dict[Expr, int], Expr] | None:
         """({position: stride}, rest) of a local address; None where it is not linear."""
-        return split_linear(layout.terms_at(local, self._ranges), self._positions)
+        key = id(layout), tuple(local)
+        if key not in self._splits:
+            terms = layout.terms_at(local, self._ranges)
+            self._splits[key] = layout, split_linear(terms, self._positions)
+        return self._splits[key][1]
 
     def _limits(
         self,
