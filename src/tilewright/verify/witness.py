@@ -125,6 +125,9 @@ class _Moved:
         if self.number == 0:
             best = np.max(x, -1, keepdims=True) if k == -1 else np.min(x, -1, keepdims=True)
             return np.where(x == best, x + (2 * by if k == -2 else -2 * by), x)
+        if k < 0:  # all amounts, so that each of many nearly equal values comes to be the best
+            share = np.asarray(self.rng.uniform(-1, 1, x.shape))
+            return np.asarray(x + by * share.astype(x.dtype))
         return np.asarray(x + by * self.rng.choice([-1.0, 1.0], x.shape).astype(x.dtype))
 
     def run(self, s: Statement, deltas: dict[tuple[Expr, int], float], probed: bool) -> None:

@@ -223,6 +223,24 @@ program case format 1(x2: f32[13, 31, 13]):
     assert judge(far, case, inputs=given) is not None
 
 
+def test_what_a_choice_among_many_leads_to_is_judged_by_more_runs() -> None:
+    """x - 1.5 - x is -1.5 up to rounding at every place, so any of the numbers may be picked."""
+    text = """# sizes
+# seed 1
+program case format 1(x: f32[14], t: i32[14]):
+  k: i64[] = argmax(j<14) x[j] + -1.5 - x[j]
+  y: i32[] = t[k[]]
+  return y
+"""
+    case = Case.parse(text)
+    for seed in range(1, 40):
+        given = random_inputs(case.program, {}, seed)
+        assert judge(plain, case, inputs=given) is None
+        for far in (given["t"].min() - 20, given["t"].max() + 20):
+            found = judge(lambda p, i, far=far: [np.asarray(far, np.int32)], case, inputs=given)  # type: ignore[misc]
+            assert found is not None and found[0] == "wrong"
+
+
 def test_a_child_that_leaves_a_process_behind_is_no_hang() -> None:
     def leaves(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
         if os.fork() == 0:
