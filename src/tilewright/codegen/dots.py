@@ -13,7 +13,8 @@ a shift and a mask.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -96,14 +97,21 @@ def _word_type(t: TileType, axis: str, word: int) -> TileType:
 
 def in_words(n: Load, axis: str) -> Load:
     """The load with a word of `axis` in place of the elements that it holds."""
-    word, bits = per_word(n.type.dtype), 8 * n.type.dtype.bytes
+    word = per_word(n.type.dtype)
     t = _word_type(n.type, axis, word)
-    strides = tuple((a, E.const(word) if a == axis else s) for a, s in n.strides)
-    strides = tuple(x for x in strides if x[0] in t.names)
-    one = np.asarray(E.const(n.orelse, n.type.dtype).attr, n.type.dtype.np)
-    pattern = sum(int(one.view(f"u{bits // 8}")) << bits * i for i in range(word))
-    orelse = pattern - (1 << 32) if pattern >> 31 else pattern
-    return replace(n, type=t, strides=strides, orelse=orelse)
+    names, step = t.names, E.const(word)
+    strides = tuple([(a, step if a == axis else s) for a, s in n.strides if a in names])
+    orelse = _pattern(repr(n.orelse), n.orelse, n.type.dtype)
+    return Load(n.result, t, n.buffer, n.base, strides, n.limits, orelse)
+
+
+@lru_cache(maxsize=1 << 8)
+def _pattern(text: str, value: float | int | bool, dtype: DType) -> int:
+    """A word, as i32, all of whose elements are `value`. text: tells 0.0 and -0.0 apart."""
+    bits = 8 * dtype.bytes
+    one = np.asarray(E.const(value, dtype).attr, dtype.np)
+    pattern = sum(int(one.view(f"u{dtype.bytes}")) << bits * i for i in range(per_word(dtype)))
+    return pattern - (1 << 32) if pattern >> 31 else pattern
 
 
 def interleaved(n: Load | Store, t: TileType) -> str | None:

@@ -96,6 +96,7 @@ class TileScope:
         self._provenance: dict[Expr, tuple[Expr, ...]] = {}
         # Tensors that lie alike are read at the same addresses. A layout is kept with its number.
         self._splits: dict[tuple[int, tuple[Expr, ...]], tuple[Layout, _Split]] = {}
+        self._localized: dict[Expr, Expr] = {}
 
     @cached_property
     def _loose(self) -> tuple[dict[Expr, Expr], dict[str, tuple[int, int]]]:
@@ -126,6 +127,12 @@ class TileScope:
     # -- expressions
     def localize(self, e: Expr) -> Expr:
         """The expression over loop counters and tile positions instead of axes."""
+        found = self._localized.get(e)
+        if found is None:
+            found = self._localized[e] = self._localize(e)
+        return found
+
+    def _localize(self, e: Expr) -> Expr:
         if e.op == "index":
             return simplify(self._here.get(e, e), self._ranges)
         out = simplify(E.substitute(e, self._here), self._ranges)
