@@ -318,9 +318,15 @@ class StageSpace:
                 unroll = max(1, sizes.get(self.group, 1) // self.word)
                 width *= self.word
             if self._own_vectors(lane):  # a window that is unrolled shares them
-                slides = unroll > 1 and self._window(r.reduce[-1]) in sizes
+                window = self._window(r.reduce[-1])
+                slides = unroll > 1 and window in sizes
                 vectors = (rows + unroll - 1) / unroll if slides else float(rows)
                 loads = vectors * v + v * (1 if unroll > 1 else 1.2)
+                if window == lane and r.a is not None:
+                    # Narrow strips of rows that lie far apart come slowly.
+                    loads += 2.0 * prod(
+                        n for x, n in sizes.items() if x != lane and x in r.out and r.a.uses(x)
+                    )
             # Loop control costs about a cycle a trip; unrolling a full tile buys little and costs
             # code. Vectors of B come from L2, scalars of A from L1: both cost something beside the
             # multiply-adds.
