@@ -212,6 +212,26 @@ def constants(st: Grouping) -> set[str]:
     return {t.name for t, _ in st.program.constants}
 
 
+def _element_by_element(st: Grouping, given: list[str], takers: list[str]) -> dict[str, str]:
+    """Axes of `given`, which share theirs, by those of the reduction that `takers` begin with and
+    that reads them element by element; empty where a reader wants another element, which another
+    tile of the same stage may make.
+    """
+    found: dict[str, str] = {}
+    for name in takers:
+        d = st.definitions[name]
+        extents = extents_of(d)
+        for r in (r for e in d.expressions() for r in e.reads() if r.attr[0] in given):
+            if r.attr[1] or not is_plain_read(r, extents, st.shapes[r.attr[0]]):
+                return {}
+            axes = st.definitions[r.attr[0]].axes
+            pairs = {a.name: s.attr for s, a in zip(r.args, axes, strict=True) if s.op == "index"}
+            if found and found != pairs:
+                return {}
+            found = pairs
+    return found
+
+
 def feed_reductions(st: Grouping, g: Group) -> None:
     """Compute a pointwise stage on the register tiles of the reduction that follows and reads it
     element by element.
@@ -229,14 +249,8 @@ def feed_reductions(st: Grouping, g: Group) -> None:
             continue
         if second.members[0] != second.anchor or anchor.reduction.guard is not None:
             continue
-        extents, mapping = extents_of(anchor), {}
-        for r in (r for r in anchor.body.reads() if r.attr[0] == tail.name):
-            if not r.attr[1] and is_plain_read(r, extents, st.shapes[tail.name]):
-                mapping = {
-                    a.name: s.attr
-                    for s, a in zip(r.args, tail.axes, strict=True)
-                    if s.op == "index"
-                }
+        extents = extents_of(anchor)
+        mapping = _element_by_element(st, first.members, second.members)
         if not set(mapping.values()) >= {n for n, x in extents.items() if x > 1}:
             continue
         rest = [a for a in tail.axes if a.name not in mapping]

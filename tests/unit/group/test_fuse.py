@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tilewright.api import CompiledModel
 from tilewright.group.groups import Decision
 from tilewright.group.plan import plan_program
 from tilewright.ir.plan import KernelCall, Plan
@@ -255,3 +256,26 @@ def test_an_epilogue_reads_the_stage_at_its_own_point_only() -> None:
 """)
     assert len(plan.steps) == 2
     assert "other elements" in reason(decisions, "c", "y").reason
+
+
+def test_a_reduction_that_reads_its_operand_elsewhere_too_is_a_stage_of_its_own() -> None:
+    """Its tiles would read what another tile makes; found by fuzzing."""
+    text = """program p(x: f32[5, 5, 2]):
+  y: f32[i<5, j<5, k<2] = max(x[i, j, k], x[i, j, k])
+  z: f32[i<5, k<2] = sum(j<5) (y[i, j, k] + f32(j) * 0.0625) * y[i, i, k]
+  return z, y
+"""
+    plan, _ = planned(text)
+    for kernel in plan.kernels:
+        for s in kernel.stages:
+            reads = {r.attr[0] for m in s.members for r in kernel.definitions[m].reads()}
+            assert len(s.members) == 1 or not reads & set(s.members)
+    x = np.random.default_rng(5).standard_normal((5, 5, 2)).astype(np.float32)
+    diagonal = np.stack([x[i, i] for i in range(5)])[:, None]
+    wanted = ((x + np.arange(5, dtype=np.float32)[:, None] * 0.0625) * diagonal).sum(1)
+    for name in ("x86-avx512", "x86-avx2", "x86-sse42"):
+        model = CompiledModel(parse_program(text), target=Target.named(name), threads=2)
+        for _ in range(3):
+            z, y = model.run({"x": x})
+            np.testing.assert_allclose(z, wanted, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(y, x)
