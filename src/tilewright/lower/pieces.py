@@ -63,7 +63,7 @@ def split_factors(lowering: _Lowering, k: int, roles: StageRoles, spec: StageSpe
 
     left = [f"a{k}.{i}" for i in range(PIECES)]
     block = lowering.block_of_rows(roles, spec)
-    if block is None:
+    if block is None or not block[2]:  # no blocks: the whole operand, in parallel
         layout = lowering.kernel.layout_of[a.tensor]
         heights = {x.axis: x.block for x in spec.levels if x.block > 1}
         shape, at = _shape(layout, a.read, {**heights, axis: depth})
