@@ -16,7 +16,7 @@ from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BF16, F32
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import ceil_div
-from tilewright.ir.layout import Layout, ordered, panels
+from tilewright.ir.layout import Layout, Term, ordered, panels
 from tilewright.ir.nest import Buffer
 from tilewright.ir.pieces import PIECES, PRODUCTS, definitions_of_pieces
 from tilewright.ir.program import Axis
@@ -72,9 +72,17 @@ def split_factors(lowering: _Lowering, k: int, roles: StageRoles, spec: StageSpe
         row, column, position = block
         deep = ceil_div(depth, _LINE) * _LINE
         some = lowering.block_shape(roles, spec, row, column, deep)
-        step = next(x for x in (4, 2, 1) if some[row] % x == 0)
+        height = next(x.block for x in reversed(spec.levels) if x.axis == a.read.args[row].attr)
+        step = next(x for x in (4, 2, 1) if height % x == 0)
+        if depth % _LINE == 0:
+            rows = _tiles(some, row, height, column)
+            at = next(i for i, x in enumerate(spec.reduce) if x.axis == axis)
+            steps = (*spec.reduce[:at], Level(axis, _LINE), *spec.reduce[at:])
+            spec = replace(spec, reduce=steps)
+        else:
+            rows = _rows(some, column, deep)
         copied = Block(
-            a.read, row, column, some, _rows(some, column, deep),
+            a.read, row, column, some, rows,
             (Level(f"q{row}", step), Level(f"q{column}", _LINE)), f"q{column}",
             dict.fromkeys(left, BF16), partial(definitions_of_pieces, left),
         )  # fmt: skip
@@ -111,6 +119,18 @@ def _rows(shape: list[int], at: int, depth: int) -> Layout:
     lines = ceil_div(depth, _LINE)
     long = [(lines | 1) * _LINE if i == at else n for i, n in enumerate(shape)]
     return ordered(long, [*(i for i in range(len(long)) if i != at), at])
+
+
+def _tiles(shape: list[int], row: int, height: int, column: int) -> Layout:
+    """Tiles of `height` rows of a cache line each, one behind the other, in the order of use: that
+    is what the CPU fetches ahead by itself.
+    """
+    deep = shape[column]
+    terms = {
+        row: (Term(row, 1, height, _LINE), Term(row, height, 0, height * deep)),
+        column: (Term(column, 1, _LINE, 1), Term(column, _LINE, 0, height * _LINE)),
+    }
+    return Layout(tuple(shape), (*terms[min(terms)], *terms[max(terms)]), shape[row] * deep)
 
 
 def _depth(extent: int, word: int) -> int:
