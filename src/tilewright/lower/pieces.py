@@ -73,7 +73,6 @@ def split_factors(lowering: _Lowering, k: int, roles: StageRoles, spec: StageSpe
         deep = ceil_div(depth, _LINE) * _LINE
         some = lowering.block_shape(roles, spec, row, column, deep)
         height = next(x.block for x in reversed(spec.levels) if x.axis == a.read.args[row].attr)
-        step = next(x for x in (4, 2, 1) if height % x == 0)
         if depth % _LINE == 0:
             rows = _tiles(some, row, height, column)
             at = next(i for i, x in enumerate(spec.reduce) if x.axis == axis)
@@ -83,7 +82,7 @@ def split_factors(lowering: _Lowering, k: int, roles: StageRoles, spec: StageSpe
             rows = _rows(some, column, deep)
         copied = Block(
             a.read, row, column, some, rows,
-            (Level(f"q{row}", step), Level(f"q{column}", _LINE)), f"q{column}",
+            (Level(f"q{row}", 1), Level(f"q{column}", _LINE)), f"q{column}",
             dict.fromkeys(left, BF16), partial(definitions_of_pieces, left),
         )  # fmt: skip
         spec = lowering.staged(k, spec, copied, position)
