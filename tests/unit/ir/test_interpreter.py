@@ -29,7 +29,7 @@ def inputs_for(text: str, sizes: dict[str, int], seed: int = 0) -> dict[str, Any
     return out
 
 
-def both(text: str, inputs: dict[str, Any]) -> list[Any]:
+def assert_fast_is_reference(text: str, inputs: dict[str, Any]) -> list[Any]:
     """Reference and fast results, compared; the fast ones are returned."""
     program = parse_program(text)
     slow, fast = run_reference(program, inputs), run_program(program, inputs)
@@ -158,7 +158,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_fast_is_reference(name: str) -> None:
     text, sizes = CASES[name]
-    both(text, inputs_for(text, sizes))
+    assert_fast_is_reference(text, inputs_for(text, sizes))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -167,7 +167,7 @@ def test_small_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "_BLOCK", 5)
     monkeypatch.setattr(interpreter, "_FOLD_BLOCK", 3)
     text, sizes = CASES[name]
-    both(text, inputs_for(text, sizes))
+    assert_fast_is_reference(text, inputs_for(text, sizes))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -195,7 +195,7 @@ def test_zero_sizes(zero: str) -> None:
   g: f32[i<N] = (x[i, 2] else 1.0)
   return y, m, l, s, a, g
 """
-    both(text, inputs_for(text, dict(N=2, K=3, M=4) | {zero: 0}))
+    assert_fast_is_reference(text, inputs_for(text, dict(N=2, K=3, M=4) | {zero: 0}))
 
 
 def test_positions() -> None:
@@ -209,7 +209,7 @@ def test_positions() -> None:
 """
     nan = np.nan
     x = np.asarray([[1, 3, 3, 0], [2, 2, 2, 2], [1, nan, 5, nan], [0, 0, 0, -np.inf]], np.float32)
-    a, b, c, d, e = both(text, {"x": x[:3]})
+    a, b, c, d, e = assert_fast_is_reference(text, {"x": x[:3]})
     assert a.tolist() == [1, 0, 1] and b.tolist() == [3, 0, 1]
     assert c.tolist() == [1, 2, 3] and d == 9 and e.tolist() == [1, 1, 1]
     with pytest.raises(UserError, match=r"^\[P001\] argmax of nothing in 'c'"):
@@ -230,7 +230,7 @@ def test_positions_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         inputs["x"] = np.round(inputs["x"])
         if seed % 2:
             inputs["x"][seed % 5, 1] = np.nan
-        both(text, inputs)
+        assert_fast_is_reference(text, inputs)
 
 
 def test_nan_and_infinity() -> None:
@@ -243,7 +243,7 @@ def test_nan_and_infinity() -> None:
 """
     inf, nan = np.inf, np.nan
     x = np.asarray([[1, nan], [-inf, -inf], [inf, 1], [0, -inf], [inf, -inf]], np.float32)
-    a, _, l, s = both(text, {"x": x})
+    a, _, l, s = assert_fast_is_reference(text, {"x": x})
     np.testing.assert_array_equal(a, [nan, -inf, inf, 0, inf])
     np.testing.assert_array_equal(l, [nan, -inf, inf, 0, inf])
     np.testing.assert_array_equal(s, [1, -inf, inf, 0, inf])
@@ -257,7 +257,7 @@ def test_rounding_is_declared() -> None:
   return a, b
 """
     x = np.asarray([1.0001, 2.5], np.float32)
-    a, b = both(text, {"x": x})
+    a, b = assert_fast_is_reference(text, {"x": x})
     assert a.tolist() == [1.0, 2.5] and b.tolist() == [1 / 3, 2.5 / 3]
     _, b = run_program(parse_program(text), {"x": x}, precision="naive")
     assert b[0] == np.float16(1 / 3)
@@ -362,7 +362,7 @@ program cholesky(a: f64[3, 5, 5]):
 """
     half = np.random.default_rng(0).standard_normal((3, 5, 5))
     a = half @ half.swapaxes(1, 2) + np.eye(5)
-    (y,) = both(text, {"a": a})
+    (y,) = assert_fast_is_reference(text, {"a": a})
     np.testing.assert_allclose(y.astype(np.float64), np.linalg.cholesky(a), atol=1e-12)
 
 
