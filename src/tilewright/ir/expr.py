@@ -37,6 +37,7 @@ __all__ = [
     "index",
     "int_value",
     "logical",
+    "map_atoms",
     "maximum",
     "minimum",
     "mod",
@@ -48,6 +49,7 @@ __all__ = [
     "split_multiples",
     "sub",
     "substitute",
+    "substitute_more",
     "unary",
 ]
 
@@ -694,27 +696,44 @@ def rebuild(e: Expr, args: tuple[Expr, ...]) -> Expr:
     return unary(op, *args)
 
 
+def map_atoms(e: Expr, f: Callable[[Expr], Expr]) -> Expr:
+    """An i64 sum or product with f(x) in place of each variable, size or other atom x of it."""
+    total: Polynomial = {}
+    changed = False
+    for atoms, c in polynomial(e).items():
+        term: Polynomial = {(): c}
+        for x in atoms:
+            new = f(x)
+            changed |= new is not x
+            term = _poly_mul(polynomial(new), term)
+        for k, v in term.items():
+            total[k] = total.get(k, 0) + v
+    return from_polynomial({k: v for k, v in total.items() if v}) if changed else e
+
+
 def substitute(e: Expr, mapping: Mapping[Expr, Expr]) -> Expr:
     """Replace every node that is a key of `mapping` (top down), rebuilding and folding what stands
-    above it.
+    above it. Of an i64 sum or product the atoms are looked up, not some of its terms.
     """
-    memo: dict[int, Expr] = {}
+    return substitute_more(e, dict(mapping))
 
-    def go(node: Expr) -> Expr:
-        hit = memo.get(id(node))
-        if hit is None:
-            found = mapping.get(node)
-            hit = (
-                found
-                if found is not None
-                else rebuild(node, tuple(map(go, node.args)))
-                if node.args
-                else node
-            )
-            memo[id(node)] = hit
-        return hit
 
-    return go(e)
+def substitute_more(e: Expr, done: dict[Expr, Expr]) -> Expr:
+    """`substitute` in one of many expressions: `done` begins as the mapping, and keeps what became
+    of each node.
+    """
+    found = done.get(e)
+    if found is not None:
+        return found
+    if not e.args:
+        return e
+    if e.op in ("add", "mul") and e.dtype is I64:
+        out = map_atoms(e, lambda x: substitute_more(x, done))
+    else:
+        args = [substitute_more(a, done) if a.args or a in done else a for a in e.args]
+        out = rebuild(e, tuple(args))
+    done[e] = out
+    return out
 
 
 def is_finite_const(e: Expr) -> bool:

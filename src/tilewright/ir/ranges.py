@@ -42,9 +42,10 @@ def interval(e: Expr, ranges: Ranges) -> Interval:
         return (int(e.attr), int(e.attr))
     if op == "index":
         lo, hi = ranges.get(e.attr, _ANY)
-        if is_symbolic(lo) or is_symbolic(hi):  # type: ignore[arg-type]
-            lo = interval(lo.expr, ranges)[0] if isinstance(lo, Extent) else lo
-            hi = interval(hi.expr, ranges)[1] if isinstance(hi, Extent) else hi
+        if type(lo) is Extent:
+            lo = interval(lo.expr, ranges)[0]
+        if type(hi) is Extent:
+            hi = interval(hi.expr, ranges)[1]
         return lo, hi
     if op == "dim":
         return dim_range(e.attr)
@@ -55,7 +56,10 @@ def interval(e: Expr, ranges: Ranges) -> Interval:
             None if b is None or d is None else b + d,
         )
     if op == "mul":
-        return _product(interval(e.args[0], ranges), interval(e.args[1], ranges))
+        x, y = e.args
+        if y.op == "const":
+            return _scaled(interval(x, ranges), y.attr)
+        return _product(interval(x, ranges), interval(y, ranges))
     if op in ("min", "max"):
         (a, b), (c, d) = interval(e.args[0], ranges), interval(e.args[1], ranges)
         if op == "min":
@@ -84,12 +88,16 @@ def interval(e: Expr, ranges: Ranges) -> Interval:
     return _ANY
 
 
+def _scaled(x: Interval, c: int) -> Interval:
+    lo, hi = (None if x[0] is None else x[0] * c), (None if x[1] is None else x[1] * c)
+    return (lo, hi) if c >= 0 else (hi, lo)
+
+
 def _product(x: Interval, y: Interval) -> Interval:
     if None in x or None in y:
-        for (a, b), (c, d) in ((x, y), (y, x)):
-            if c is not None and c == d:  # a constant factor
-                lo, hi = (None if a is None else a * c), (None if b is None else b * c)
-                return (lo, hi) if c >= 0 else (hi, lo)
+        for factor, (c, d) in ((x, y), (y, x)):
+            if c is not None and c == d:
+                return _scaled(factor, c)
         if x[0] is not None and y[0] is not None and x[0] >= 0 and y[0] >= 0:
             return (x[0] * y[0], None)
         return _ANY
@@ -97,34 +105,39 @@ def _product(x: Interval, y: Interval) -> Interval:
     return (min(corners), max(corners))
 
 
-def simplify(e: Expr, ranges: Ranges) -> Expr:
+def simplify(e: Expr, ranges: Ranges, done: dict[Expr, Expr] | None = None) -> Expr:
     """A simpler expression with the same value everywhere in `ranges`; works below reads and
-    selects too.
+    selects too. done: what became of each node, kept for further expressions in the same ranges.
     """
-    if not e.args or E.is_affine(e):
+    if not e.args:
         return e
-    memo: dict[int, Expr] = {}
+    done = {} if done is None else done
+    found = done.get(e)
+    if found is None:
+        found = done[e] = _simplified(e, ranges, done)
+    return found
 
-    def go(node: Expr) -> Expr:
-        if not node.args or E.is_affine(node):
-            return node
-        hit = memo.get(id(node))
-        if hit is None:
-            hit = E.rebuild(node, tuple(map(go, node.args)))
-            if hit.op in ("floordiv", "mod") and hit.dtype is I64:
-                hit = _divide(hit, ranges)
-            elif hit.op in ("lt", "le", "eq", "ne") and hit.args[0].dtype is I64:
-                hit = _decide(hit, ranges)
-            elif hit.op in ("min", "max") and hit.dtype is I64:
-                hit = _pick(hit, ranges)
-            elif hit.op == "add" and hit.dtype is I64:
-                hit = _recombine(hit, ranges)
-            elif hit.op == "select" and hit.args[0].op == "const":
-                hit = hit.args[1] if hit.args[0].attr else hit.args[2]
-            memo[id(node)] = hit
-        return hit
 
-    return go(e)
+def _simplified(e: Expr, ranges: Ranges, done: dict[Expr, Expr]) -> Expr:
+    if e.op in ("add", "mul") and e.dtype is I64:
+        if E.is_affine(e):
+            return e
+        e = E.map_atoms(e, lambda x: simplify(x, ranges, done))
+        return _recombine(e, ranges) if e.op == "add" else e
+    args = [simplify(a, ranges, done) if a.args else a for a in e.args]
+    e = E.rebuild(e, tuple(args))
+    match e.op:
+        case "floordiv" | "mod" if e.dtype is I64:
+            return _divide(e, ranges)
+        case "lt" | "le" | "eq" | "ne" if e.args[0].dtype is I64:
+            return _decide(e, ranges)
+        case "min" | "max" if e.dtype is I64:
+            return _pick(e, ranges)
+        case "add" if e.dtype is I64:
+            return _recombine(e, ranges)
+        case "select" if e.args[0].op == "const":
+            return e.args[1] if e.args[0].attr else e.args[2]
+    return e
 
 
 def divide(p: Polynomial, c: int, ranges: Ranges) -> tuple[Polynomial, Polynomial]:
@@ -225,7 +238,10 @@ def _multiples(p: Polynomial, divisor: Expr) -> tuple[Polynomial | None, Polynom
 def _recombine(e: Expr, ranges: Ranges) -> Expr:
     """k*c*(x // c) + k*(x % c) is k*x."""
     p = E.polynomial(e)
-    if any(a.op == "mod" and a.args[1].op != "const" for k in p for a in k):
+    remainders = [a for k in p for a in k if a.op == "mod"]
+    if not remainders:
+        return e
+    if any([a.args[1].op != "const" for a in remainders]):
         p = _recombine_dims(p)
     out = dict(p)
     while pair := _digits(out, ranges):  # what one leaves may be half of the next: a mixed radix

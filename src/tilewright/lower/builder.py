@@ -39,14 +39,11 @@ class Body:
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.is_root = is_root
         self.is_loop = var is not None and not is_root  # else the root, or a side of a branch
+        self.is_open = True  # whether nodes may still be added
         self.nodes: list[Node] = []
-        self.values: dict[object, Tile] = {}
+        # Of the root and all bodies in it; a value can be used as long as its body is open.
+        self.values: dict[object, Tile] = {} if parent is None or is_root else parent.values
         self.stored: set[str] = set()  # buffers written in this body so far
-
-
-def _value_key(make: type, key: object, t: TileType) -> tuple[object, ...]:
-    """What tells values apart; the parts of the type, because they are hashed faster than it."""
-    return make, key, t.dtype, t.axes, t.lane
 
 
 class Builder:
@@ -76,22 +73,13 @@ class Builder:
         for e in exprs:
             if e.op != "const":
                 used |= e.indices()
-        depth = max([t.body.depth for t in operands]) if operands else 0
+        depth = 0
+        for t in operands:
+            depth = t.body.depth if t.body.depth > depth else depth
         b = self.body
         while b.parent is not None and b.depth > depth and b.is_loop and b.var not in used:
             b = b.parent
         return b
-
-    def _find(self, key: object) -> Tile | None:
-        b: Body | None = self.body
-        while b is not None:
-            hit = b.values.get(key)
-            if hit is not None:
-                return hit
-            if b.is_root:
-                return None
-            b = b.parent
-        return None
 
     def pure(
         self,
@@ -105,14 +93,15 @@ class Builder:
         """An operation without effects: found if it was emitted before, else placed as far out as
         it may stand.
         """
-        full = _value_key(make, key, type)
-        hit = self._find(full)
-        if hit is not None:
+        # The parts of the type are hashed faster than it.
+        full = make, key, type.dtype, type.axes, type.lane
+        values = self.body.values
+        hit = values.get(full)
+        if hit is not None and hit.body.is_open:
             return hit
         home = self._home(operands, exprs)
-        tile = Tile(self.fresh(), type, home)
+        tile = values[full] = Tile(self.fresh(), type, home)
         home.nodes.append(make(tile.name, type, *rest))
-        home.values[full] = tile
         return tile
 
     # -- operations
@@ -132,7 +121,7 @@ class Builder:
         return self.pure(None, N.Iota, type, (), ())
 
     def map(self, op: str, type: TileType, args: tuple[Tile, ...]) -> Tile:
-        names = tuple(a.name for a in args)
+        names = tuple([a.name for a in args])
         return self.pure((op, names), N.Map, type, args, (), op, names)
 
     def combine(self, op: str, type: TileType, a: Tile, b: Tile) -> Tile:
@@ -175,14 +164,15 @@ class Builder:
         key = (buffer, base, strides, limits, repr(orelse))
         if buffer not in self.written:
             return self.pure(key, N.Load, type, (), exprs, buffer, base, strides, limits, orelse)
-        full = _value_key(N.Load, key, type)
-        hit = self.body.values.get(full)
-        if hit is not None and buffer not in self.body.stored:
+        body = self.body
+        full = N.Load, key, type.dtype, type.axes, type.lane, body
+        hit = body.values.get(full)
+        if hit is not None and buffer not in body.stored:
             return hit
-        tile = Tile(self.fresh(), type, self.body)
-        self.body.nodes.append(N.Load(tile.name, type, buffer, base, strides, limits, orelse))
-        if buffer not in self.body.stored:
-            self.body.values[full] = tile
+        tile = Tile(self.fresh(), type, body)
+        body.nodes.append(N.Load(tile.name, type, buffer, base, strides, limits, orelse))
+        if buffer not in body.stored:
+            body.values[full] = tile
         return tile
 
     def gather(
@@ -230,10 +220,10 @@ class Builder:
         return self.body
 
     def leave(self) -> tuple[Node, ...]:
-        nodes = tuple(self.body.nodes)
-        assert self.body.parent is not None
-        self.body = self.body.parent
-        return nodes
+        body = self.body
+        assert body.parent is not None
+        body.is_open, self.body = False, body.parent
+        return tuple(body.nodes)
 
     def loop(
         self,

@@ -204,8 +204,7 @@ def scope_of(b: Builder, spec: StageSpec, r: Region, sizes: dict[str, int]) -> T
 def define(scope: TileScope, spec: StageSpec, m: Definition, value: Tile) -> None:
     """Make a member's tile known, and store it where others need it."""
     axes = tuple(a.name for a in m.axes)
-    scope.registers[m.name] = (value, axes)
-    scope.memo.clear()
+    scope.define(m.name, value, axes)
     if m.name in spec.stored:
         scope.store(spec.places[m.name], [a.index for a in m.axes], value, spec.nontemporal)
 

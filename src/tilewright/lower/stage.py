@@ -104,8 +104,7 @@ def _absorb(b: Builder, spec: StageSpec, fold: Fold, scope: TileScope, value: Ti
         names = tuple(a.name for a in d.axes)
         both = []
         for m in (old, new):
-            scope.registers[d.name] = (m, names)
-            scope.memo.clear()
+            scope.define(d.name, m, names)
             both.append(scope.value(shift.body))
         t = both[1].type
         gap = b.map("exp", t, (b.map("sub", t, (both[0], both[1])),))

@@ -93,10 +93,14 @@ class TileScope:
             if a in self.bases:
                 self._here[E.index(a)] = self.bases[a] + p
             self._ranges[p.attr] = (0, self.sizes[a] - 1)
+        # Of localized reads that may be outside their tensor, the subscripts over axes.
         self._provenance: dict[Expr, tuple[Expr, ...]] = {}
         # Tensors that lie alike are read at the same addresses. A layout is kept with its number.
         self._splits: dict[tuple[int, tuple[Expr, ...]], tuple[Layout, _Split]] = {}
         self._localized: dict[Expr, Expr] = {}
+        self._substituted = dict(self._here)
+        self._simplified: dict[Expr, Expr] = {}
+        self._names_read: set[str] = set()
 
     @cached_property
     def _loose(self) -> tuple[dict[Expr, Expr], dict[str, tuple[int, int]]]:
@@ -122,7 +126,14 @@ class TileScope:
         return TileType(dtype, ordered, self.lane if self.lane in axes else None)
 
     def _joined(self, dtype: DType, tiles: Sequence[Tile]) -> TileType:
-        return self.type(dtype, {a for t in tiles for a in t.type.names})
+        """The type over all axes that any of the tiles has."""
+        most = tiles[0].type
+        for t in tiles:
+            if t.type.axes and t.type.axes != most.axes:
+                if most.axes:
+                    return self.type(dtype, {a for t in tiles for a, _ in t.type.axes})
+                most = t.type
+        return most if most.dtype is dtype else TileType(dtype, most.axes, most.lane)
 
     # -- expressions
     def localize(self, e: Expr) -> Expr:
@@ -133,16 +144,14 @@ class TileScope:
         return found
 
     def _localize(self, e: Expr) -> Expr:
-        if e.op == "index":
-            return simplify(self._here.get(e, e), self._ranges)
-        out = simplify(E.substitute(e, self._here), self._ranges)
-        for r in e.reads():
-            if r.attr[1] and self.extents:
-                here = simplify(E.substitute(r, self._here), self._ranges)
-                view, ranges = self._loose
-                loose = tuple(simplify(E.substitute(s, view), ranges) for s in r.args[:-1])
-                self._provenance[here] = loose
-        return out
+        for r in e.reads() if self.extents else ():
+            if r.attr[1]:
+                self._provenance[self._moved(r)] = r.args[:-1]
+        return self._moved(e)
+
+    def _moved(self, e: Expr) -> Expr:
+        here = E.substitute_more(e, self._substituted)
+        return simplify(here, self._ranges, self._simplified)
 
     def value(self, e: Expr) -> Tile:
         """The tile of an expression over axes."""
@@ -154,19 +163,24 @@ class TileScope:
             hit = self.memo[e] = self._compute(e)
         return hit
 
+    def define(self, name: str, tile: Tile, axes: tuple[str, ...]) -> None:
+        """Make the tile of a tensor known; what was computed from another one is forgotten."""
+        self.registers[name] = (tile, axes)
+        if name in self._names_read:
+            self.memo.clear()
+
     def _compute(self, e: Expr) -> Tile:
         b = self.builder
         if e.op == "const":
             return b.fill(TileType(e.dtype), e.attr)
         if e.op == "read":
             return self._read(e)
-        if e.dtype is I64 and not e.reads():
+        if e.dtype is I64 and not e.has_reads:
             linear = self._linear_index(e)
             if linear is not None:
                 return linear
-        args = tuple(self._value(a) for a in e.args)
-        op = {"mul": "mul", "add": "add"}.get(e.op, e.op)
-        return b.map(op, self._joined(e.dtype, args), args)
+        args = tuple([self._value(a) for a in e.args])
+        return b.map(e.op, self._joined(e.dtype, args), args)
 
     def _linear_index(self, e: Expr) -> Tile | None:
         """An index expression as position + sum of coefficient * iota, or None where it is not
@@ -200,6 +214,7 @@ class TileScope:
 
     def _read(self, e: Expr) -> Tile:
         name, has_else = e.attr
+        self._names_read.add(name)
         subscripts = e.args[:-1] if has_else else e.args
         tile = self._register(name, subscripts)
         if tile is not None:
@@ -210,7 +225,7 @@ class TileScope:
         if orelse is not None and orelse.op != "const":
             return self._read_or(e, place, local, orelse)
         flat = local
-        if any(s.reads() for s in local):
+        if any([s.has_reads for s in local]):
             known = [self.flat(s) for s in local]
             if orelse is not None or None in known:
                 return self._gather(place, local, orelse, e.dtype)
@@ -342,7 +357,9 @@ class TileScope:
             lo, hi = layout.valid(k) if use_halo else (0, layout.shape[k])
             below, above = _leaves(s, lo, hi, self._ranges)
             if (below or above) and loose and place.origin is None:
-                again = _leaves(loose[k], lo, hi, self._loose[1])
+                view, ranges = self._loose
+                there = simplify(E.substitute(loose[k], view), ranges)
+                again = _leaves(there, lo, hi, ranges)
                 below, above = below and again[0], above and again[1]
             if below or above:
                 yield s, lo, hi, below, above
@@ -359,7 +376,7 @@ class TileScope:
             here = self.localize(r)
             local = place.local(here.args[:-1])
             for s, *_ in self._leaving(place, local, here.args[-1], self._provenance.get(here, ())):
-                split = None if s.reads() else split_linear(s, self._positions)
+                split = None if s.has_reads else split_linear(s, self._positions)
                 if split is not None and len(split[0]) > 1:
                     out |= {self._positions[p] for p in split[0]}
         return out
