@@ -58,16 +58,6 @@ def program(text: str) -> Program:
     return parse_notation(text)
 
 
-def seconds_of(budget: float | str | None) -> float:
-    """A tuning budget in seconds: 30, "30s", "2m"; None is no tuning. Errors: U003."""
-    try:
-        return 0.0 if budget is None else config.parse_duration_s(budget)
-    except ValueError as e:
-        raise UserError(
-            "U003", f"{budget!r} is no length of time", hint=f"write {e}, such as 30s"
-        ) from None
-
-
 def _target_of(name: str | Target | None) -> Target:
     if isinstance(name, Target):
         return name
@@ -621,7 +611,7 @@ def compile(
         p,
         target=_target_of(target),
         threads=threads,
-        tune=seconds_of(tune),
+        tune=config.seconds_of(tune),
         db=db,
         frozen=bool(settings.frozen if frozen is None else frozen),
         reuse_outputs=reuse_outputs,

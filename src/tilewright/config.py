@@ -30,6 +30,7 @@ __all__ = [
     "current",
     "parse_duration_s",
     "parse_size_bytes",
+    "seconds_of",
     "settings",
     "value",
 ]
@@ -57,6 +58,16 @@ def parse_duration_s(value: object) -> float:
     if not 0 <= seconds < float("inf"):
         raise ValueError("a duration of zero or more")
     return seconds
+
+
+def seconds_of(budget: float | str | None) -> float:
+    """A tuning budget in seconds: 30, "30s", "2m"; None is no tuning. Errors: U003."""
+    try:
+        return 0.0 if budget is None else parse_duration_s(budget)
+    except ValueError as e:
+        raise UserError(
+            "U003", f"{budget!r} is no length of time", hint=f"write {e}, such as 30s"
+        ) from None
 
 
 def parse_size_bytes(value: object) -> int:

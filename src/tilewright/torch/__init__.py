@@ -6,6 +6,8 @@ the extra `torch`; nothing is handed to PyTorch without being named in a report.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from tilewright.errors import TargetError
 
 try:
@@ -18,8 +20,11 @@ except ModuleNotFoundError as error:
     ) from None
 
 from tilewright.torch.backend import backend, options_of, reports, reset_reports
-from tilewright.torch.graph import Report
-from tilewright.torch.module import CompiledModule, compile_module
+from tilewright.torch.report import Report
+
+if TYPE_CHECKING:
+    from tilewright.torch.module import CompiledModule as CompiledModule
+    from tilewright.torch.module import compile_module as compile_module
 
 __all__ = [
     "CompiledModule",
@@ -30,3 +35,12 @@ __all__ = [
     "reports",
     "reset_reports",
 ]
+
+
+def __getattr__(name: str) -> Any:  # what imports the compiler is imported on first use
+    if name not in ("CompiledModule", "compile_module"):
+        raise AttributeError(f"module 'tilewright.torch' has no attribute {name!r}")
+    from tilewright.torch import module
+
+    globals()[name] = getattr(module, name)
+    return globals()[name]

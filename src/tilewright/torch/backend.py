@@ -2,7 +2,8 @@
 
 In: a captured graph and example inputs. Out: a callable. Invariants: in inference a parameter is a
 constant, packed as its kernels like it, for as long as it is the same tensor in the same state; a
-changed one is noticed at the next call; while training, parameters are ordinary inputs.
+changed one is noticed at the next call; while training, parameters are ordinary inputs. A graph
+that an earlier process compiled is taken from the store; the compiler is imported where none is.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ from typing import Any
 import torch
 
 import tilewright.config as config
-from tilewright.api import seconds_of
 from tilewright.errors import UserError
 from tilewright.machine.target import Target
-from tilewright.torch.frozen import FrozenGraph
-from tilewright.torch.graph import Report, compile_graph
-from tilewright.torch.lowering import functional_backend, name_inputs
-from tilewright.torch.native import Options
+from tilewright.torch.calls import Options
+from tilewright.torch.report import Report
+from tilewright.torch.store import Entry, entry_of
 
 __all__ = ["backend", "options_of", "reports", "reset_reports"]
 
 _REPORTS: list[Report] = []
+_LOCK = threading.Lock()
 _KNOWN = ("tune", "threads", "target", "db", "frozen", "on_event")
 
 
@@ -53,7 +53,7 @@ def options_of(given: Mapping[str, Any] | None) -> Options:
         target = Target.named(target or settings.target or "native")
     frozen = found.get("frozen")
     return Options(
-        tune=seconds_of(found.get("tune")),
+        tune=config.seconds_of(found.get("tune")),
         threads=found.get("threads"),
         target=target,
         db=found.get("db"),
@@ -72,25 +72,50 @@ def backend(
     chosen = options_of(options)
     captured = _placeholders(module)
     static = [_is_static(n, x) for n, x in zip(captured, example_inputs, strict=True)]
-    lock = threading.Lock()
+    entry = entry_of(module, example_inputs, static, chosen)
+    if entry is not None:
+        found = entry.find(lambda args: _compiled(module, args, static, chosen, None))
+        if found is not None:
+            _note(found.report)
+            return found
+    return _compiled(module, example_inputs, static, chosen, entry)
 
-    def note(report: Report) -> None:
-        with lock:
-            _REPORTS.append(report)
+
+def _note(report: Report) -> None:
+    with _LOCK:
+        _REPORTS.append(report)
+
+
+def _compiled(
+    module: Any,
+    example_inputs: Sequence[Any],
+    static: Sequence[bool],
+    options: Options,
+    entry: Entry | None,
+) -> Callable[..., Any]:
+    """static: which inputs are parameters or buffers. entry: where to store what is compiled."""
+    from tilewright.torch.frozen import FrozenGraph
+    from tilewright.torch.graph import compile_graph
+    from tilewright.torch.lowering import functional_backend, has_plain_results, name_inputs
+
+    captured = _placeholders(module)
 
     def inference(graph: Any, examples: Sequence[Any]) -> Callable[..., Any]:
         places = [n for n in graph.graph.nodes if n.op == "placeholder"]
         held: list[int] = []
+        keep = None
         if len(places) == len(static):
             held = [k for k, s in enumerate(static) if s]
             name_inputs(graph.graph, captured)
-        found = FrozenGraph(graph, held, chosen)
-        note(found.report)
+            if entry is not None and has_plain_results():
+                keep = entry.keep
+        found = FrozenGraph(graph, held, options, keep)
+        _note(found.report)
         return found
 
     def training(graph: Any, examples: Sequence[Any]) -> Callable[..., Any]:
-        found = compile_graph(graph, {}, chosen)
-        note(found.report)
+        found = compile_graph(graph, {}, options)
+        _note(found.report)
         return found
 
     compiled: Callable[..., Any] = functional_backend(inference, training)(module, example_inputs)

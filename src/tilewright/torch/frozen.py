@@ -8,14 +8,16 @@ taken; otherwise the graph is compiled again, and after several changes these te
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from tilewright.frontend.torch.dtypes import is_plain
-from tilewright.torch.graph import CompiledGraph, Report, compile_graph
-from tilewright.torch.native import Options
+from tilewright.torch.calls import Options
+from tilewright.torch.graph import CompiledGraph, compile_graph
+from tilewright.torch.report import Report
+from tilewright.torch.state import Held, is_unchanged, state_of
 
 __all__ = ["FrozenGraph"]
 
@@ -23,15 +25,25 @@ _MOST_CHANGES = 2
 
 
 class FrozenGraph:
-    """A graph that is compiled at its first call, when its parameters are there."""
+    """A graph that is compiled at its first call, when its parameters are there.
 
-    def __init__(self, module: Any, places: Sequence[int], options: Options) -> None:
+    keep: called once, after the first call, with the compiled graph and what it holds.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        places: Sequence[int],
+        options: Options,
+        keep: Callable[[CompiledGraph, Held], None] | None = None,
+    ) -> None:
+        self._keep = keep
         self._module, self._options = module, options
         self._places = [k for k in places if k not in _updated(module.graph)]
         self.report = Report()
         self._changes = 0
         self._graph: CompiledGraph | None = None
-        self._state: list[tuple[int, Any, int, int]] = []
+        self._state: Held = []
         if not self._places:  # nothing to wait for
             self._compile(())
 
@@ -42,17 +54,16 @@ class FrozenGraph:
 
     def __call__(self, *args: Any) -> Any:
         """Run the graph on its arguments."""
-        for place, held, version, address in self._state:
-            t = args[place]
-            if t is not held and t.data_ptr() != address:
-                break
-            if t._version != version or t.data_ptr() != address:
-                break
-        else:
-            if self._graph is not None:
+        if self._graph is not None and is_unchanged(self._state, args):
+            if self._keep is None:
                 return self._graph(*args)
+            graph, keep, self._keep = self._graph, self._keep, None
+            results = graph(*args)
+            keep(graph, self._state)
+            return results
         self._changes += self._graph is not None
-        return self._compile(args)(*args)
+        self._compile(args)
+        return self(*args)
 
     def _compile(self, args: Sequence[Any]) -> CompiledGraph:
         keep = self._changes <= _MOST_CHANGES
@@ -60,7 +71,7 @@ class FrozenGraph:
         module = copy.copy(self._module)
         module.graph = copy.deepcopy(self._module.graph)
         found = compile_graph(module, held, self._options, quiet=self._changes > 0)
-        self._state = [(k, t, t._version, t.data_ptr()) for k, t in held.items()]
+        self._state = state_of(held)
         if not self.report.calls:
             self.report.add(found.report)
         self._graph = found

@@ -10,9 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import operator
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,51 +20,15 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 from tilewright.errors import UserError
 from tilewright.frontend.torch import import_graph, name_of, unsupported
 from tilewright.frontend.torch.dtypes import is_plain
+from tilewright.torch.calls import Options
 from tilewright.torch.checks import Check, take_checks
-from tilewright.torch.native import NativeGraph, Options
+from tilewright.torch.native import NativeGraph
+from tilewright.torch.report import Report
 
-__all__ = ["CompiledGraph", "Report", "compile_graph", "overwrite"]
+__all__ = ["CompiledGraph", "compile_graph", "overwrite"]
 
 _log = logging.getLogger("tilewright.torch")
 _NUMBERS = torch.SymInt | torch.SymFloat | torch.SymBool | int | float
-
-
-@dataclass
-class Report:
-    """What became of the operator calls of one graph.
-
-    native: calls compiled, by operator. handed: calls run by PyTorch, by operator. reasons: why, by
-    operator. graphs: compiled parts.
-    """
-
-    native: Counter[str] = field(default_factory=Counter)
-    handed: Counter[str] = field(default_factory=Counter)
-    reasons: dict[str, str] = field(default_factory=dict)
-    graphs: int = 0
-
-    @property
-    def calls(self) -> int:
-        """All operator calls."""
-        return self.native.total() + self.handed.total()
-
-    def __str__(self) -> str:
-        if not self.handed:
-            return f"all {self.calls} operator calls compiled, in {self.graphs} graph(s)"
-        lines = [
-            f"{self.native.total()} of {self.calls} operator calls compiled, in {self.graphs} "
-            "graph(s); run by PyTorch:"
-        ]
-        for name, count in self.handed.most_common():
-            times = f"{count} times " if count > 1 else ""
-            lines.append(f"  {name}: {times}({self.reasons.get(name, '')})")
-        return "\n".join(lines)
-
-    def add(self, other: Report) -> None:
-        """Count what another report counts too."""
-        self.native.update(other.native)
-        self.handed.update(other.handed)
-        self.reasons |= other.reasons
-        self.graphs += other.graphs
 
 
 class CompiledGraph:
@@ -85,6 +47,12 @@ class CompiledGraph:
     ) -> None:
         self._run, self.parts, self.report, self._updated = run, parts, report, updated
         self._checks = checks
+
+    @property
+    def is_one_part(self) -> bool:
+        """Is a call of its one compiled part all there is to running it?"""
+        rest = self.report.handed or self._updated or self._checks
+        return len(self.parts) == 1 and not rest
 
     def __call__(self, *args: Any) -> Any:
         """Run the graph; then check, then write the inputs that it updates."""

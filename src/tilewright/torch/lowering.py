@@ -14,10 +14,12 @@ from typing import Any
 from functorch.compile import make_boxed_func
 from torch._decomp import core_aten_decompositions, decomposition_table
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch._aot_autograd.schemas import OutputType
+from torch._guards import TracingContext
 
 from tilewright.frontend.torch import ROWS, name_of
 
-__all__ = ["decompositions", "functional_backend", "name_inputs"]
+__all__ = ["decompositions", "functional_backend", "has_plain_results", "name_inputs"]
 
 _STEP = re.compile(r"\['?(\w+)'?\]|\.(\w+)")  # of how a captured function reaches a tensor
 
@@ -64,6 +66,22 @@ def functional_backend(
         keep_inference_input_mutations=True,
     )
     return backend
+
+
+def has_plain_results() -> bool:
+    """Does the graph that AOTAutograd is compiling take and give plain tensors: does it update no
+    input, and return no views of inputs or of each other, so that a call of it is all there is?
+    """
+    context = TracingContext.try_get()
+    about = getattr(context, "fw_metadata", None)
+    return (
+        about is not None
+        and not about.num_mutated_inp_runtime_indices
+        and not about.num_outputs_aliased
+        and not about.num_intermediate_bases
+        and not about.tokens
+        and all(o.output_type is OutputType.non_alias for o in about.output_info)
+    )
 
 
 def name_inputs(graph: Any, captured: Sequence[Any]) -> None:

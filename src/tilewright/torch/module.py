@@ -17,10 +17,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 from tilewright.errors import UserError
+from tilewright.torch.calls import Options
 from tilewright.torch.frozen import FrozenGraph
-from tilewright.torch.graph import Report, overwrite
+from tilewright.torch.graph import overwrite
 from tilewright.torch.lowering import decompositions
-from tilewright.torch.native import NativeGraph, Options
+from tilewright.torch.native import NativeGraph
+from tilewright.torch.report import Report
 
 __all__ = ["CompiledModule", "compile_module"]
 
