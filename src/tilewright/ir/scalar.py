@@ -142,7 +142,11 @@ def _pow(a: Array, b: Array) -> Array:
         return np.where(
             negative, np.where(a == 1, 1, np.where(a == -1, 1 - 2 * (b & 1), 0)), power
         ).astype(np.asarray(a).dtype)
-    return np.power(a, b)
+    power = np.power(a, b)
+    # NumPy takes the square root where all exponents are one 1/2; in C99 and IEEE 754 the power of
+    # -inf is inf, that of -0 is +0.
+    root = np.where(a == -np.inf, np.inf, np.abs(power))
+    return np.where(b == 0.5, root, power).astype(np.asarray(power).dtype)
 
 
 def _sigmoid(x: Array) -> Array:

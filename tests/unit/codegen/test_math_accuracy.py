@@ -1,5 +1,6 @@
 """Errors of the math functions against the next wider type, on every level this machine can run."""
 
+import ctypes
 import ctypes.util
 
 import numpy as np
@@ -111,6 +112,32 @@ def test_special_values(name: str, arguments: list[list[float]], expected: list[
         np.signbit(found), np.signbit(wanted) | (np.isnan(wanted) & np.signbit(found))
     )
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("level_name", RUNNABLE)
+def test_every_special_case_of_pow(level_name: str, dtype: str) -> None:
+    """Pairs of special values, whole, half and huge numbers give what C's pow gives."""
+    real = np.dtype({"f32": np.float32, "f64": np.float64}[dtype])
+    whole = 2.0 ** (np.finfo(real).nmant + 1)
+    sizes = [0.0, 1 / 3, 0.5, 1.0, 1.5, 2.0, 3.0, 127.0, whole / 2 + 1, whole - 1, whole, 1e30, INF]
+    sizes += [float(np.finfo(real).smallest_subnormal), float(np.finfo(real).max), NAN]
+    values = np.array([*sizes, *(-v for v in sizes)], real)
+    x, y = (a.ravel().copy() for a in np.meshgrid(values, values))
+    level = LEVELS[level_name]
+    x, y = (np.resize(a, -(-len(a) // 64) * 64) for a in (x, y))
+    found = compile_loop("pow", dtype, level.lanes(dtype), level)(x, y)
+    with np.errstate(all="ignore"):
+        wanted = np.array([_c_pow(*p) for p in zip(x, y, strict=True)]).astype(real)
+    np.testing.assert_allclose(found, wanted, rtol=4 * np.finfo(real).eps, atol=0)
+    defined = ~np.isnan(wanted)
+    np.testing.assert_array_equal(np.signbit(found)[defined], np.signbit(wanted)[defined])
+
+
+def _c_pow(x: float, y: float) -> float:
+    function = ctypes.CDLL(ctypes.util.find_library("m")).pow
+    function.restype, function.argtypes = ctypes.c_double, [ctypes.c_double] * 2
+    return float(function(x, y))
 
 
 def test_large_angles_match_libm() -> None:

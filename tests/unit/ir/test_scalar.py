@@ -47,6 +47,37 @@ def test_integers_wrap() -> None:
     ).tolist() == [8, 0, 1, -1, 0]
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_powers_of_special_values(dtype: type) -> None:
+    """As C99 says, whether the exponent is an array, one number, or one number that is spread."""
+    values = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 0.25, 2.0**-20, 4096.0, math.inf, math.nan]
+    values += [-v for v in values]
+    for y in values:
+        x = np.asarray(values, dtype)
+        with np.errstate(all="ignore"):
+            expected = np.asarray([_c99_power(float(a), y) for a in x]).astype(dtype)
+            exponents = [np.full(len(x), y, dtype), np.asarray(y, dtype)]
+            exponents.append(np.broadcast_to(exponents[1], x.shape))
+            for e in exponents:
+                np.testing.assert_allclose(SCALAR["pow"](x, e), expected, rtol=2e-3)
+                regular = ~np.isnan(expected)
+                signs = np.signbit(SCALAR["pow"](x, e))
+                np.testing.assert_array_equal(signs[regular], np.signbit(expected)[regular])
+                for k, a in enumerate(x):
+                    np.testing.assert_allclose(SCALAR["pow"](a, exponents[1]), expected[k], rtol=2e-3)
+
+
+def _c99_power(x: float, y: float) -> float:
+    """pow of C, through Python's, which raises where C gives inf or NaN."""
+    odd = math.isfinite(y) and y == math.floor(y) and int(y) % 2 == 1
+    try:
+        return math.pow(x, y)
+    except OverflowError:
+        return -math.inf if x < 0 and odd else math.inf
+    except ValueError:
+        return math.nan if x else math.copysign(math.inf, x) if odd else math.inf
+
+
 def test_casts_saturate() -> None:
     x = np.asarray([np.nan, np.inf, -np.inf, 1e30, -1e30, 2.9, -2.9, 127.5], np.float32)
     assert evaluate("cast", [x], I8).tolist() == [0, 127, -128, 127, -128, 2, -2, 127]

@@ -82,6 +82,12 @@ def _modulo(n: Node, a: Expr, b: Expr) -> Expr:
     return floor_modulo(a, b)
 
 
+def _square_root(a: Expr) -> Expr:
+    """a^(1/2), which differs from sqrt(a) at two places: -inf gives inf, and -0 gives +0."""
+    lowest = E.compare("eq", a, like(a, -math.inf))
+    return E.select(lowest, like(a, math.inf), E.unary("abs", E.unary("sqrt", a)))
+
+
 def _power(n: Node, a: Expr, b: Expr) -> Expr:
     if b.op == "const" and float(b.attr) == 2.0:
         return E.mul(a, a)
@@ -89,7 +95,7 @@ def _power(n: Node, a: Expr, b: Expr) -> Expr:
         return a
     if a.dtype is b.dtype:
         if b.op == "const" and b.dtype.is_float and b.attr == 0.5:
-            return E.unary("sqrt", a)
+            return _square_root(a)
         return E.binary("pow", a, b)
     if a.dtype.is_float and not b.dtype.is_float:
         return E.binary("pow", a, E.cast(b, a.dtype))

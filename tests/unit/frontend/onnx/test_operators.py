@@ -241,3 +241,14 @@ def test_celu_of_an_alpha_that_is_zero_in_half_precision() -> None:
     data, inputs = single("Celu", {"x": x}, NEWEST_OPSET, alpha=1e-40)
     (y,) = run_program(import_onnx(data).program, inputs, precision="naive")
     assert np.array_equal(np.asarray(y, np.float32), [0, 0, 0, 0.5, 3])
+
+
+@pytest.mark.parametrize("one_for_all", [True, False])
+def test_powers_of_one_half_are_those_of_c(one_for_all: bool) -> None:
+    """onnxruntime and C give inf and +0 where a square root is NaN and -0."""
+    x = np.array([-np.inf, -0.0, 0.0, 4, np.inf, -4], np.float32)
+    half = np.array(0.5, np.float32) if one_for_all else np.full(6, 0.5, np.float32)
+    data, inputs = single("Pow", {"x": x, "c": half}, 13)
+    (y,) = run_program(import_onnx(data).program, inputs, precision="naive")
+    np.testing.assert_array_equal(y, np.array([np.inf, 0, 0, 2, np.inf, np.nan], np.float32))
+    assert not np.signbit(np.asarray(y))[:5].any()
