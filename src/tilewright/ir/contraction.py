@@ -59,6 +59,8 @@ class Contraction:
                 values.append(found[1])
             if self.guarded and values[1].dtype.kind == "f" and not np.isfinite(values[1]).all():
                 return False  # 0 * inf is no omission
+            if _mixes(values, names, frozenset(inner.names)):
+                return False
             total = _sum(values[0], values[1], names, box, len(outer.names), evaluator.numerics)
             corner = zip(box.ranges, outer.ranges, strict=False)
             place = tuple(slice(lo - start, hi - start) for (lo, hi), (start, _) in corner)
@@ -69,6 +71,16 @@ class Contraction:
             else:
                 out[place] += total
         return True
+
+
+def _mixes(values: list[Array], names: list[frozenset[str]], summed: frozenset[str]) -> bool:
+    """Is one factor summed first, and the other not finite? (1 - 2) * inf is no inf - 2 inf."""
+    return any(
+        names[k] & summed - names[1 - k]
+        and values[1 - k].dtype.kind == "f"
+        and not np.isfinite(values[1 - k]).all()
+        for k in (0, 1)
+    )
 
 
 def contraction_of(body: Expr, guard: Expr | None, extents: dict[str, int]) -> Contraction | None:

@@ -233,6 +233,19 @@ def test_positions_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_fast_is_reference(text, inputs)
 
 
+def test_an_infinite_factor_of_a_sum_meets_every_term() -> None:
+    """(1 + 2 - 1) * inf is inf, inf + inf - inf is not."""
+    text = """program p(x: f32[3], w: f32[N]):
+  y: f32[n<N] = sum(i<3) x[i] * w[n]
+  z: f32[n<N] = sum(i<3, j<2) x[i] * w[n]
+  return y, z
+"""
+    inputs = {"x": np.asarray([1, 2, -1], np.float32), "w": np.asarray([np.inf, 2], np.float32)}
+    y, z = assert_fast_is_reference(text, inputs)
+    np.testing.assert_array_equal(y, [np.nan, 4])
+    np.testing.assert_array_equal(z, [np.nan, 8])
+
+
 def test_nan_and_infinity() -> None:
     text = """program p(x: f32[N, M]):
   a: f32[i<N] = max(k<M) x[i, k]

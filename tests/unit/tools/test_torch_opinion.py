@@ -22,7 +22,7 @@ def test_generated_programs_agree() -> None:
 
 
 def test_numbers_that_are_easily_confused() -> None:
-    """Halves round to even, division of integers by zero gives zero, casts stop at the ends."""
+    """Halves round to even, division of integers by zero gives zero, casts stop at the ends, NaN stays."""
     text = """# sizes
 # seed 1
 program p(x: f32[5], n: i32[4]):
@@ -31,17 +31,19 @@ program p(x: f32[5], n: i32[4]):
   q: i32[i<4] = n[i] // (n[i] - n[0])
   m: i32[i<4] = n[i] % (n[i] - n[0])
   p: f32[i<7] = (x[i - 1] else 9.0)
-  return r, c, q, m, p
+  s: f32[i<5] = sign(sqrt(x[i]))
+  return r, c, q, m, p, s
 """
     case = Case.parse(text)
     x = np.array([0.5, 1.5, -2.5, 2.0, -0.5], np.float32)
     n = np.array([-7, 3, -7, 5], np.int32)
-    r, c, q, m, p = torch_outputs(case.program, {"x": x, "n": n})
+    r, c, q, m, p, s = torch_outputs(case.program, {"x": x, "n": n})
     np.testing.assert_array_equal(r, [0, 2, -2, 2, -0.0])
     np.testing.assert_array_equal(c, [50, 127, -128, 127, -50])
     np.testing.assert_array_equal(q, [0, 0, 0, 0])
     np.testing.assert_array_equal(m, [0, 3, 0, 5])
     np.testing.assert_array_equal(p, [9, 0.5, 1.5, -2.5, 2, -0.5, 9])
+    np.testing.assert_array_equal(s, [1, 1, np.nan, 1, np.nan])  # PyTorch's own sign gives 0
     assert c.dtype == np.int8 and p.dtype == np.float32
 
 

@@ -95,3 +95,12 @@ def test_witness_reaches_floats() -> None:
     assert compare(f32(1, 3), ref, ref, F32, wiggle=[moved]).ok
     assert not compare(f32(2, 2), ref, ref, F32, wiggle=[moved]).ok
     assert compare(f32(1, np.nan), ref, ref, F32, wiggle=[f64(1, np.nan)]).ok
+
+
+def test_a_number_of_elements_that_rounding_decides() -> None:
+    """`Unique` of computed floats: as many as one of the evaluations found, and nothing else."""
+    ref, plain = f64(1, 2, 3), f64(1, 3)
+    assert compare(f32(1, 3), ref, plain, F32).ok
+    assert compare(f32(1, 2, 3), ref, plain, F32).ok
+    assert not compare(f32(1), ref, plain, F32).ok
+    assert compare(f32(1), ref, plain, F32, wiggle=[f64(1)]).ok

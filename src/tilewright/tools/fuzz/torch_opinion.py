@@ -274,6 +274,8 @@ class _Evaluator:
             return torch.floor(args[0] / args[1])
         if e.op in ("and", "or", "xor", "not"):
             return getattr(torch, f"bitwise_{e.op}")(*args)
+        if e.op == "sign" and floats:  # its own makes 0 of NaN
+            return torch.where(args[0].isnan(), args[0], torch.sign(args[0]))
         if e.op == "rsqrt":
             return 1 / torch.sqrt(args[0])
         names = {"min": "minimum", "max": "maximum", "mod": "remainder"}

@@ -184,7 +184,12 @@ def group_norm(g: Graph) -> None:
 @row("MeanVarianceNormalization")
 def mean_variance(g: Graph) -> None:
     t = _spatial(g, (3, 4))
-    g.add("MeanVarianceNormalization", [t], axes=[0, 2, 3][: t.rank - 1])
+    if t.dtype != F32:  # the body that ONNX gives it holds f32 constants
+        t = g.new(F32, t.shape)
+    node = helper.make_node(
+        "MeanVarianceNormalization", [t.name], [g.fresh("t")], axes=[0, 2, 3][: t.rank - 1]
+    )
+    g.attach(node, [t], [t])
 
 
 @row("LpNormalization")
