@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from tilewright.codegen.address import Addresses, Bounds, Pointer
 from tilewright.codegen.tiles import offsets, row_axes
-from tilewright.ir.expr import Expr, Polynomial, int_value, polynomial
+from tilewright.ir.expr import CONSTANT, Expr, Polynomial, int_value, polynomial
 from tilewright.ir.nest import Limits, Strides, TileType
 
 __all__ = ["Access"]
-
-_CONSTANT = frozenset([()])  # the terms of a polynomial that is a constant
 
 
 class Access:
@@ -48,7 +46,7 @@ class Access:
         names = t.names
         self._strides = {a: polynomial(s) for a, s in strides if a in names}
         self._lane = self._strides.pop(t.lane, {}) if t.lane is not None else {}
-        if t.lane is not None and self._lane.keys() <= _CONSTANT:
+        if t.lane is not None and self._lane.keys() <= CONSTANT:
             self.lane_stride = self._lane.get((), 0)
             if word > 1 and self.lane_stride == word:
                 self.lane_stride = 1  # words side by side
@@ -67,7 +65,7 @@ class Access:
         self._first: Pointer | None = None
         self.steps: list[int] = []
         self._places: dict[str, list[int]] = {}
-        if all([s.keys() <= _CONSTANT for s in self._strides.values()]):
+        if all([s.keys() <= CONSTANT for s in self._strides.values()]):
             self._first = addresses.pointer(buffer, self._base)
             strides_bytes = {a: s.get((), 0) * self.unit for a, s in self._strides.items()}
             self.steps = offsets(self._axes, strides_bytes)
@@ -117,7 +115,7 @@ class Access:
 
     def lane(self, row: int, first: Pointer, lane: int) -> Pointer:
         """Pointer to one lane of a row that begins at `first`; the lane stride is not 1."""
-        if self.lane_stride >= 0 or self._lane.keys() <= _CONSTANT:
+        if self.lane_stride >= 0 or self._lane.keys() <= CONSTANT:
             return first[0], first[1] + self._lane.get((), 0) * lane * self.dtype.bytes
         total = self.offset(row)
         for k, v in self._lane.items():
@@ -131,8 +129,10 @@ class Access:
             out = self.addresses.value(self._condition)
             self.guard_depth = self.addresses.depth(self._condition)
         for positions, bounds in self._limits:
-            depth = self.guard_depth = max(bounds.depth, self.guard_depth)
-            out = self.addresses.both(out, bounds.inside(positions[row]), depth)
+            if bounds.depth > self.guard_depth:
+                self.guard_depth = bounds.depth
+            inside = bounds.inside(positions[row])
+            out = inside if out == "true" else self.addresses.both(out, inside, self.guard_depth)
         return out
 
     def inside_lane(self, lane: int) -> str:

@@ -72,7 +72,11 @@ class Addresses:
             elif e.op == "read":
                 return self.writer.depth  # memory changes: computed where it stands
             else:
-                found = max([self.depth(a) for a in e.args], default=0)
+                found = 0
+                for a in e.args:
+                    if a.op != "const":
+                        here = self.depth(a)
+                        found = here if here > found else found
                 if e.has_reads:
                     return found
             self._depths[e] = found
@@ -158,10 +162,12 @@ class Addresses:
             if atoms:
                 depth = 0
                 for a in atoms:
-                    here = known.get(a)
-                    here = self.depth(a) if here is None else here
+                    here = known[a] if a in known else self.depth(a)
                     depth = here if here > depth else depth
-                groups.setdefault(depth, {})[atoms] = c * scale
+                if depth in groups:
+                    groups[depth][atoms] = c * scale
+                else:
+                    groups[depth] = {atoms: c * scale}
         return sorted(groups.items()) if len(groups) > 1 else list(groups.items())
 
     def _product(self, values: Iterable[tuple[int, str]], c: int) -> str:

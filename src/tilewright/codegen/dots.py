@@ -12,17 +12,17 @@ a shift and a mask.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from tilewright.codegen.operations import Operations
-from tilewright.codegen.tiles import Tile, row_axes, row_index, rows
+from tilewright.codegen.survey import Survey
+from tilewright.codegen.tiles import Tile, row_axes, row_count, row_index, rows
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BF16, F32, I8, I32, U8, DType
-from tilewright.ir.nest import Contract, Load, Node, Store, TileType
+from tilewright.ir.nest import Contract, Load, Store, TileType
 from tilewright.ir.words import WORD_BYTES
 
 __all__ = ["Dots", "dot", "find", "in_words", "interleaved", "parts_of", "per_word", "words"]
@@ -45,19 +45,22 @@ class Dots:
     loads: dict[str, str]
 
 
-def find(nodes: Sequence[Node], uses: Mapping[str, int]) -> Dots:
-    """The dot products of a phase. uses: how often each tile is an operand."""
-    loads = {n.result: n for n in nodes if isinstance(n, Load) and per_word(n.type.dtype)}
+def find(survey: Survey) -> Dots:
+    """The dot products of a phase."""
+    if not survey.contracts:
+        return Dots({}, {})
+    loads = {n.result: n for n in survey.loads if per_word(n.type.dtype)}
     found: dict[str, tuple[Contract, str]] = {}
-    for n in nodes:
-        if isinstance(n, Contract) and n.a in loads and n.b in loads:
+    for n in survey.contracts:
+        if n.a in loads and n.b in loads:
             a, b = loads[n.a], loads[n.b]
             word = per_word(a.type.dtype)
             if per_word(b.type.dtype) != word or n.type.dtype is not (I32 if word == 4 else F32):
                 continue
-            over = {x: k for t in (a.type, b.type) for x, k in t.axes if x not in n.type.names}
+            result = n.type.names
+            over = {x: k for t in (a.type, b.type) for x, k in t.axes if x not in result}
             for axis, k in over.items():
-                if k % word == 0 and all(_holds_words(x, axis) for x in (a, b)):
+                if k % word == 0 and _holds_words(a, axis) and _holds_words(b, axis):
                     found[n.result] = (n, axis)
                     break
     while True:  # a load that something else uses too stays as it is, and with it its partner
@@ -68,7 +71,7 @@ def find(nodes: Sequence[Node], uses: Mapping[str, int]) -> Dots:
         kept = {
             r: (n, axis)
             for r, (n, axis) in found.items()
-            if all(counts[x, axis] == uses.get(x, 0) for x in (n.a, n.b))
+            if counts[n.a, axis] == survey.uses[n.a] and counts[n.b, axis] == survey.uses[n.b]
         }
         if len(kept) == len(found):
             break
@@ -137,7 +140,7 @@ def words(ops: Operations, value: Tile, axis: str) -> Tile:
     index = row_index(value.type, over)
     count = len(index) // word
     out: list[list[str]] = []
-    for r in range(len(list(rows(t)))):
+    for r in range(row_count(t)):
         chunks = []
         for c in range(value.chunks):
             total = ""

@@ -18,12 +18,13 @@ from tilewright.codegen.matrices import Matrices, Product
 from tilewright.codegen.memory import Memory
 from tilewright.codegen.operations import Operations
 from tilewright.codegen.shuffles import Shuffles
+from tilewright.codegen.survey import Survey
 from tilewright.codegen.tiles import (
     LazyRows,
     Tile,
     row_axes,
+    row_count,
     row_index,
-    rows,
     vector_widths,
     vectors,
 )
@@ -130,12 +131,12 @@ class _Function:
         self.shuffles = Shuffles(self.writer, self.operations)
         self.widths = vector_widths(phase, target.vector_bits)
         self.tiles: dict[str, Tile] = {}
-        self.nodes = _walk(phase.body)
-        self.uses = _uses(self.nodes)
-        self.dots = dots.find(self.nodes, self.uses)
+        self.survey = Survey(phase.body)
+        self.uses = self.survey.uses
+        self.dots = dots.find(self.survey)
         self.matrices = Matrices(
             self.writer, self.operations, self.addresses, self.dots, self.widths, self.uses,
-            phase.body,
+            phase.body if self.dots.contracts else (),
         )  # fmt: skip
 
     def text(self) -> str:
@@ -157,7 +158,7 @@ class _Function:
         """Pointers and dims from the slots of `args`; scratch buffers one after another."""
         w, a = self.writer, self.addresses
         placed = [b for b in self.nest.buffers if b.place != "scratch"]
-        used = {getattr(n, "buffer", "") for n in self.nodes} | _reads(self.nodes)
+        used = self.survey.buffers
         for slot, b in enumerate(placed):
             if b.name in used:
                 a.buffers[b.name] = (self._slot(slot, "ptr"), b.dtype)
@@ -174,12 +175,11 @@ class _Function:
                 if at:
                     base = w.op(f"getelementptr i8, ptr {base}, i64 {at}")
                 a.buffers[b.name] = (base, b.dtype)
-            size = (b.size * b.dtype.bytes + (_ALIGN - 1)) // _ALIGN * _ALIGN
-            known = E.int_value(size)
+            known = E.int_value(b.size)
             if known is None:
-                whole = whole + size
+                whole = whole + (b.size * b.dtype.bytes + (_ALIGN - 1)) // _ALIGN * _ALIGN
             else:
-                at += known
+                at += -(-known * b.dtype.bytes // _ALIGN) * _ALIGN
 
     def _slot(self, slot: int, kind: str) -> str:
         w = self.writer
@@ -190,18 +190,19 @@ class _Function:
 
     def _body(self, body: tuple[Node, ...]) -> None:
         for k, n in enumerate(body):
-            if isinstance(n, For):
-                matrix = self.matrices.of(n)
-                if matrix is None:
-                    self._loop(n)
-                else:
-                    self._in_matrices(n, matrix, body[k + 1 :])
-            elif isinstance(n, If):
-                self._branch(n)
-            elif isinstance(n, Load) and self._feeds_contract(n.result, body[k + 1 :]):
-                self.tiles[n.result] = self._load(n, self.widths[n.result], lazy=True)
-            else:
-                self._node(n)
+            match n:
+                case For():
+                    matrix = self.matrices.of(n)
+                    if matrix is None:
+                        self._loop(n)
+                    else:
+                        self._in_matrices(n, matrix, body[k + 1 :])
+                case If():
+                    self._branch(n)
+                case Load() if self._feeds_contract(n.result, body[k + 1 :]):
+                    self.tiles[n.result] = self._load(n, self.widths[n.result], lazy=True)
+                case _:
+                    self._node(n)
 
     def _feeds_contract(self, name: str, rest: tuple[Node, ...]) -> bool:
         """Whether its only use is as a factor of one contraction of this body, no store between.
@@ -213,10 +214,11 @@ class _Function:
         if self.uses.get(name, 0) != 1:
             return False
         for n in rest:
-            if isinstance(n, Contract) and name in (n.a, n.b):
-                return True
-            if isinstance(n, For | If | Store | Scatter):
-                return False
+            match n:
+                case Contract() if name in (n.a, n.b):
+                    return True
+                case For() | If() | Store() | Scatter():
+                    return False
         return False
 
     def _bounds(self, n: For) -> tuple[str, str, bool]:
@@ -242,7 +244,7 @@ class _Function:
         lo, hi = E.int_value(n.lo), E.int_value(n.hi)
         once = not n.parallel and lo is not None and hi is not None and lo < hi <= lo + n.step
         inside, after = (w.region.label if once else w.label()), w.label()
-        innermost = not once and not _has_loop(n.body)
+        innermost = not once and self.survey.is_innermost(n)
         w.open(inside, innermost=innermost)
         var = first if once else w.fresh()
         hidden = a.bind(n.var, var, first, n.step)
@@ -479,8 +481,8 @@ class _Function:
         return self.memory.load(n, width, lazy)
 
     def _constant(self, t: TileType, width: int, value: str) -> Tile:
-        chunks = vectors(t, width)
-        return Tile(t, width, [[value] * chunks for _ in rows(t)])
+        row = [value] * vectors(t, width)
+        return Tile(t, width, [row] * row_count(t))
 
     def _iota(self, t: TileType, width: int) -> Tile:
         tile = Tile(t, width, [])
@@ -493,25 +495,26 @@ class _Function:
             ]
         return tile
 
-    def _column(self, tile: Tile, index: list[int], width: int) -> list[list[str]]:
-        """For each result row the chunks of an operand: broadcast by axis name, scalars splat."""
-        if tile.width == width:
-            return [tile.values[r] for r in index]
-        dtype = tile.type.dtype
-        return [[self.operations.splat(tile.values[r][0], dtype, width)] for r in index]
+    def _column(self, tile: Tile, t: TileType, width: int) -> list[list[str]]:
+        """For each row of a result the chunks of an operand: broadcast by axis name, scalars
+        splat.
+        """
+        values = list(tile.values)
+        if tile.width != width:
+            splat, dtype, chunks = self.operations.splat, tile.type.dtype, vectors(t, width)
+            values = [[splat(row[0], dtype, width)] * chunks for row in values]
+        if tile.type.axes == t.axes:
+            return values
+        return [values[r] for r in row_index(tile.type, row_axes(t))]
 
     def _map(self, n: Map, width: int) -> Tile:
-        t = n.type
+        t, op = n.type, n.op
         args = [self.tiles[a] for a in n.args]
-        axes = row_axes(t)
-        columns = [self._column(a, row_index(a.type, axes), width) for a in args]
-        source = args[-1].type.dtype if n.op == "select" else args[0].type.dtype
-        apply, chunks = self.operations.apply, range(vectors(t, width))
+        columns = [self._column(a, t, width) for a in args]
+        source = args[-1].type.dtype if op == "select" else args[0].type.dtype
+        apply, dtype = self.operations.apply, t.dtype
         values = [
-            [
-                apply(n.op, [c[k] if len(c) > 1 else c[0] for c in row], source, t.dtype, width)
-                for k in chunks
-            ]
+            [apply(op, parts, source, dtype, width) for parts in zip(*row, strict=True)]
             for row in zip(*columns, strict=True)
         ]
         return Tile(t, width, values)
@@ -604,69 +607,3 @@ class _Function:
         if tile.width == width:
             return values
         return [self.operations.splat(values[0], dtype, width)]
-
-
-def _walk(body: tuple[Node, ...]) -> list[Node]:
-    out: list[Node] = []
-    for n in body:
-        out.append(n)
-        if isinstance(n, For):
-            out += _walk(n.body)
-        elif isinstance(n, If):
-            out += _walk(n.then) + _walk(n.orelse)
-    return out
-
-
-def _has_loop(body: tuple[Node, ...]) -> bool:
-    for n in body:
-        if isinstance(n, For) or (isinstance(n, If) and (_has_loop(n.then) or _has_loop(n.orelse))):
-            return True
-    return False
-
-
-def _uses(nodes: list[Node]) -> dict[str, int]:
-    """How often each tile is named as an operand."""
-    count: dict[str, int] = {}
-    for n in nodes:
-        names: tuple[str | None, ...] = ()
-        match n:
-            case Load() | Fill():
-                continue
-            case For():
-                names = (*(i for _, i in n.carries), *n.yields)
-            case If():
-                names = (*n.then_yields, *n.else_yields)
-            case Store() | Reduce() | Scan() | Relayout():
-                names = (n.value,)
-            case Map():
-                names = n.args
-            case Contract():
-                names = (n.acc, n.a, n.b)
-            case Gather():
-                names = (n.offset, n.mask)
-            case Scatter():
-                names = (n.offset, n.value, n.mask)
-        for name in names:
-            if name:
-                count[name] = count.get(name, 0) + 1
-    return count
-
-
-def _reads(nodes: list[Node]) -> set[str]:
-    """Buffers that subscripts, bounds and conditions read."""
-    exprs: list[Expr] = []
-    for n in nodes:
-        if isinstance(n, Load | Store):
-            exprs.append(n.base)
-            exprs += [s for _, s in n.strides]
-            for _, lo, hi in n.limits:
-                exprs += (lo, hi)
-        elif isinstance(n, For):
-            exprs += (n.lo, n.hi)
-        elif isinstance(n, If):
-            exprs.append(n.condition)
-        elif isinstance(n, Position):
-            exprs.append(n.value)
-        elif isinstance(n, Gather | Scatter | Prefetch):
-            exprs.append(n.base)
-    return {r.attr[0] for e in exprs if e.args and e.has_reads for r in e.reads()}

@@ -25,8 +25,8 @@ from tilewright.codegen.tiles import LazyRows, Tile, row_axes, rows
 from tilewright.codegen.writer import Writer
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BF16, I8, DType
-from tilewright.ir.expr import Expr, Polynomial, polynomial
-from tilewright.ir.nest import Contract, Fill, For, If, Load, Node, Prefetch, TileType
+from tilewright.ir.expr import CONSTANT, Expr, Polynomial, polynomial
+from tilewright.ir.nest import Contract, Fill, For, If, Load, Node, Prefetch, TileType, operands
 from tilewright.ir.ranges import coefficient
 
 __all__ = ["Matrices", "Product"]
@@ -107,13 +107,14 @@ class Matrices:
 
     def _look(self, body: tuple[Node, ...]) -> None:
         for n in body:
-            if isinstance(n, Fill) and n.value == 0:
-                self._zeros.add(n.result)
-            elif isinstance(n, If):
-                self._look(n.then)
-                self._look(n.orelse)
-            elif isinstance(n, For) and not self._outer(n):
-                self._look(n.body)
+            match n:
+                case Fill() if n.value == 0:
+                    self._zeros.add(n.result)
+                case If():
+                    self._look(n.then)
+                    self._look(n.orelse)
+                case For() if not self._outer(n):
+                    self._look(n.body)
 
     def _outer(self, n: For) -> bool:
         """Note a loop, and those inside it, if all that it carries is one sum of products."""
@@ -146,10 +147,19 @@ class Matrices:
         count = E.int_value(n.hi)
         if n.parallel or n.step != 1 or E.int_value(n.lo) != 0 or not count or len(n.carries) != 1:
             return None
-        loads = {x.result: x for x in n.body if isinstance(x, Load)}
-        contracts = [x for x in n.body if isinstance(x, Contract)]
-        others = [x for x in n.body if not isinstance(x, Load | Contract | Prefetch)]
-        if others or not contracts:
+        loads: dict[str, Load] = {}
+        contracts: list[Contract] = []
+        for x in n.body:
+            match x:
+                case Load():
+                    loads[x.result] = x
+                case Contract():
+                    contracts.append(x)
+                case Prefetch():
+                    pass
+                case _:
+                    return None
+        if not contracts:
             return None
         acc, found = n.carries[0][0], None
         for c in contracts:  # each adds to what the one before gave
@@ -208,11 +218,10 @@ class Matrices:
 
     # ---- instructions ----------------------------------------------------------------------------
 
-    def _call(self, name: str, kinds: str, *arguments: str) -> None:
+    def _call(self, name: str, kinds: str, arguments: str) -> None:
         w = self.writer
-        w.module.declare(f"void @llvm.x86.{name}({kinds})")
-        given = ", ".join(f"{k} {x}" for k, x in zip(kinds.split(", "), arguments, strict=True))
-        w.line(f"call void @llvm.x86.{name}({given})")
+        w.module.declarations[f"void @llvm.x86.{name}({kinds})"] = None
+        w.line(f"call void @llvm.x86.{name}({arguments})")
 
     def elsewhere(self, p: Product) -> Tile:
         """The accumulator tile while matrix registers hold it: no vectors."""
@@ -255,12 +264,12 @@ class Matrices:
         size = len(p.columns) * _ROW_BYTES
         for i, (first, _) in enumerate(p.rows):
             for j in range(len(p.columns)):
-                register = str(i * len(p.columns) + j)
+                register = i * len(p.columns) + j
                 if name == "tilezero":
-                    self._call(name, "i8", register)
+                    self._call(name, "i8", f"i8 {register}")
                     continue
                 at = self._place(first * size + j * _ROW_BYTES)
-                self._call(name, "i8, ptr, i64", register, at, str(size))
+                self._call(name, "i8, ptr, i64", f"i8 {register}, ptr {at}, i64 {size}")
 
     def steps(self, p: Product, loop: Loop) -> None:
         """The trips of the innermost loop, up to sixteen at once."""
@@ -292,22 +301,22 @@ class Matrices:
         step = E.const(coefficient(p.b.base, E.index(p.loop.var)) or 0)
         last = row_axes(p.type)[-1]
         positions = list(rows(p.type))
-        held: list[Load] = []
+        held: tuple[Load, ...] = ()
         self._bases = {}
         for a, b in p.factors:
             if b not in held:
                 for j in range(width):
-                    self._factor(b, {p.type.lane or "": (across, j * _ROWS)}, step, b0 + j)
+                    self._factor(b, [(across, j * _ROWS)], step, b0 + j)
             if a not in held:
                 strides = dict(a.strides)
                 for i, (first, _) in enumerate(p.rows):
-                    at = {x: (strides.get(x, E.const(0)), k) for x, k in positions[first].items()}
+                    at = [(strides[x], k) for x, k in positions[first].items() if x in strides]
                     self._factor(a, at, strides.get(last[0], E.const(0)), a0 + i)
-            held = [a, b]
+            held = a, b
             for i in range(high):
                 for j in range(width):
-                    names = (str(i * width + j), str(a0 + i), str(b0 + j))
-                    self._call(f"tdp{kind}", "i8, i8, i8", *names)
+                    registers = f"i8 {i * width + j}, i8 {a0 + i}, i8 {b0 + j}"
+                    self._call(f"tdp{kind}", "i8, i8, i8", registers)
 
     def _fetch(self, p: Product, words: int, ahead: int) -> None:
         """Ask for the words of B that come so many trips later: a panel is read once for all rows,
@@ -322,24 +331,26 @@ class Matrices:
                 at = a.at(pointer, k * step + j * _ROW_BYTES)
                 w.line(f"call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 3, i32 1)")
 
-    def _factor(
-        self, n: Load, at: dict[str, tuple[Expr, int]], stride: Expr, register: int
-    ) -> None:
-        """Load one matrix register from the position `at` of a factor, rows `stride` apart."""
+    def _factor(self, n: Load, at: list[tuple[Expr, int]], stride: Expr, register: int) -> None:
+        """Load one matrix register of a factor, its rows `stride` apart. at: (stride, position) of
+        where it begins.
+        """
         a, size = self.addresses, n.type.dtype.bytes
-        moved = [(E.int_value(step), k) for step, k in at.values()]
-        if all(step is not None for step, _ in moved):
+        first: Polynomial = {}
+        for step, k in at:
+            for atoms, c in polynomial(step).items() if k else ():
+                first[atoms] = first.get(atoms, 0) + c * k
+        if first.keys() <= CONSTANT:
             if n.result not in self._bases:
                 self._bases[n.result] = a.pointer(n.buffer, polynomial(n.base))
-            pointer = a.at(self._bases[n.result], size * sum((s or 0) * k for s, k in moved))
+            pointer = a.at(self._bases[n.result], size * first.get((), 0))
         else:
-            offset: Polynomial = dict(polynomial(n.base))
-            for step, k in at.values():
-                for atoms, c in polynomial(step).items():
-                    offset[atoms] = offset.get(atoms, 0) + c * k
-            pointer = a.at(a.pointer(n.buffer, {k: v for k, v in offset.items() if v}))
-        between = a.value(stride * size)
-        self._call("tileloadd64", "i8, ptr, i64", str(register), pointer, between)
+            for atoms, c in polynomial(n.base).items():
+                first[atoms] = first.get(atoms, 0) + c
+            pointer = a.at(a.pointer(n.buffer, {k: v for k, v in first.items() if v}))
+        apart = E.int_value(stride)
+        between = a.value(stride * size) if apart is None else apart * size
+        self._call("tileloadd64", "i8, ptr, i64", f"i8 {register}, ptr {pointer}, i64 {between}")
 
     def end(self, p: Product, name: str, rest: tuple[Node, ...]) -> Tile:
         """Accumulators as vectors, each loaded before its first use if all uses are in `rest`."""
@@ -347,18 +358,16 @@ class Matrices:
         self.holds = None
         w = self.writer
         kind = self.operations.type(p.type.dtype, _ROWS)
-        size, memory = len(p.columns) * _ROW_BYTES, self._memory
+        size, op = len(p.columns) * _ROW_BYTES, w.op
+        place = f"getelementptr i8, ptr {self._memory}, i64 "
 
         def row(r: int) -> list[str]:
-            out = []
-            for c in range(len(p.columns)):
-                place = w.op(f"getelementptr i8, ptr {memory}, i64 {r * size + c * _ROW_BYTES}")
-                out.append(w.op(f"load {kind}, ptr {place}, align 64"))
-            return out
+            starts = range(r * size, (r + 1) * size, _ROW_BYTES)
+            return [op(f"load {kind}, ptr {op(f'{place}{at}')}, align 64") for at in starts]
 
         count = sum(n for _, n in p.rows)
         found = LazyRows(count, row)
-        near = sum(_operands(x).count(name) for x in rest if not isinstance(x, For | If))
+        near = sum([operands(x).count(name) for x in rest if not isinstance(x, For | If)])
         if near == self.uses.get(name, 0):
             return Tile(p.type, _ROWS, found)
         return Tile(p.type, _ROWS, [found[r] for r in range(count)])
@@ -416,9 +425,3 @@ def _spans(count: int) -> tuple[tuple[int, int, int], ...]:
         return ((0, count // depth, depth),)
     whole = count // _ROWS
     return ((0, whole, _ROWS), (whole * _ROWS, 1, count % _ROWS))
-
-
-def _operands(n: Node) -> list[str]:
-    """Names of the tiles that a node without a body uses."""
-    names = [getattr(n, x, None) for x in ("value", "acc", "a", "b", "offset", "mask")]
-    return [x for x in (*names, *getattr(n, "args", ())) if isinstance(x, str)]

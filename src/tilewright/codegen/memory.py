@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from math import prod
 
 from tilewright.codegen import dots
 from tilewright.codegen.access import Access
 from tilewright.codegen.address import Addresses, Pointer
 from tilewright.codegen.operations import Operations
 from tilewright.codegen.spans import Spans, masked_call, masked_load, type_suffix
-from tilewright.codegen.tiles import LazyRows, Tile, row_axes, row_index
+from tilewright.codegen.tiles import LazyRows, Tile, row_axes, row_count, row_index
 from tilewright.codegen.writer import Writer
 from tilewright.errors import InternalError
 from tilewright.ir.dtypes import BOOL, DType
@@ -67,6 +66,17 @@ class Memory:
         w.region.lines += [f"{then}:", *region.lines, f"  br label %{after}"]
         w.start_block(after)
 
+    def line_when(self, predicate: str, text: str) -> None:
+        """An instruction without a result, where the i1 is true."""
+        w = self.writer
+        if predicate == "true":
+            w.line(text)
+            return
+        then, after = w.label(), w.label()
+        w.line(f"br i1 {predicate}, label %{then}, label %{after}")
+        w.region.lines += (f"{then}:", f"  {text}", f"  br label %{after}")
+        w.start_block(after)
+
     # ---- load ------------------------------------------------------------------------------------
 
     def load(self, n: Load, width: int, lazy: bool = False, word: int = 1) -> Tile:
@@ -78,7 +88,7 @@ class Memory:
         access = Access(self.addresses, n.buffer, n.base, n.strides, n.limits, t, width, word)
         tile = Tile(t, width, [])
         chunks = tile.chunks
-        count = prod([k for _, k in row_axes(t)])
+        count = row_count(t)
         if not lazy:
             tile.values = [self._load_row(n, access, r, chunks) for r in range(count)]
             return tile
@@ -324,9 +334,7 @@ class Memory:
                 if inside == "true":
                     plain.append((at, raw))
                     return
-                pointer = self.addresses.at(at)
-                with self.when(inside):
-                    self._store_line(pointer, raw, dtype, width)
+                self._store_line(self.addresses.at(at), raw, dtype, width, inside)
 
             return whole
         lane = access.only_lane(chunk)
@@ -339,9 +347,11 @@ class Memory:
             return partial(self._store_pieces, dtype, width, pieces)
         return partial(self._store_masked, dtype, width, mask)
 
-    def _store_line(self, pointer: str, value: str, dtype: DType, width: int) -> None:
+    def _store_line(
+        self, pointer: str, value: str, dtype: DType, width: int, inside: str = "true"
+    ) -> None:
         t = self.operations.memory_type(dtype, width)
-        self.writer.line(f"store {t} {value}, ptr {pointer}, align {dtype.bytes}")
+        self.line_when(inside, f"store {t} {value}, ptr {pointer}, align {dtype.bytes}")
 
     def _store_plain(
         self, plain: list[tuple[Pointer, str]], dtype: DType, width: int, nontemporal: bool
@@ -426,16 +436,14 @@ class Memory:
     ) -> None:
         """Some lanes of a vector."""
         pointer = self.addresses.at(at)
-        if inside != "true":
-            with self.when(inside):
-                self._store_masked(dtype, width, mask, (pointer, 0), raw, "true")
-            return
-        w = self.writer
-        if mask[0] != "<" and not self.operations.target.has_masks:
-            mask = self.addresses.use_mask(mask, width)
         head, declaration = masked_call("store", dtype, width)
-        w.module.declarations[declaration] = None
-        w.line(f"{head}{raw}, ptr align {dtype.bytes} {pointer}, <{width} x i1> {mask})")
+        self.writer.module.declarations[declaration] = None
+        head = f"{head}{raw}, ptr align {dtype.bytes} {pointer}, <{width} x i1> "
+        if mask[0] == "<" or self.operations.target.has_masks:
+            self.line_when(inside, f"{head}{mask})")
+            return
+        with self.when(inside):
+            self.writer.line(f"{head}{self.addresses.use_mask(mask, width)})")
 
     def _store_strided(
         self,
@@ -462,8 +470,7 @@ class Memory:
                     continue
                 pointer = self.addresses.at(access.lane(r, row, lane))
                 one = w.op(f"extractelement {t} {raw}, i64 {i}")
-                with self.when(predicate):
-                    self._store_line(pointer, one, dtype, 0)
+                self._store_line(pointer, one, dtype, 0, predicate)
 
     def _store_spread(
         self, at: Pointer, raw: str, dtype: DType, access: Access, valid: int, inside: str

@@ -8,7 +8,7 @@ registers as i16 and are computed in f32.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 
@@ -180,7 +180,7 @@ class Operations:
         )
 
     def call(
-        self, name: str, args: list[str], dtype: DType, lanes: int, result: str | None = None
+        self, name: str, args: Sequence[str], dtype: DType, lanes: int, result: str | None = None
     ) -> str:
         """An overloaded LLVM intrinsic whose operands are all of one type."""
         t = self.type(dtype, lanes)
@@ -198,7 +198,7 @@ class Operations:
 
     # ---- the table -------------------------------------------------------------------------------
 
-    def apply(self, op: str, args: list[str], source: DType, dtype: DType, lanes: int) -> str:
+    def apply(self, op: str, args: Sequence[str], source: DType, dtype: DType, lanes: int) -> str:
         """`op` on operands of dtype `source` (of a select: its values'), giving `dtype`.
 
         Errors: InternalError L001 for an operation that the dtype does not have.
@@ -237,7 +237,7 @@ class Operations:
     def _refuse(self, op: str, dtype: DType) -> InternalError:
         return InternalError("L001", f"operation {op!r} has no meaning for {dtype}")
 
-    def _boolean(self, op: str, args: list[str], lanes: int) -> str:
+    def _boolean(self, op: str, args: Sequence[str], lanes: int) -> str:
         t = self.type(BOOL, lanes)
         true = self.literal(True, BOOL, lanes)
         if op == "not":
@@ -253,7 +253,7 @@ class Operations:
 
     # ---- floats ----------------------------------------------------------------------------------
 
-    def _float(self, op: str, args: list[str], dtype: DType, lanes: int) -> str:
+    def _float(self, op: str, args: Sequence[str], dtype: DType, lanes: int) -> str:
         t = self.type(dtype, lanes)
         a = args[0]
         if op in _FLOAT:
@@ -309,7 +309,7 @@ class Operations:
         low = self.op(f"select {m} {negative}, {t} {minus}, {t} {a}")  # keeps zeros and NaN
         return self.op(f"select {m} {positive}, {t} {one}, {t} {low}")
 
-    def _mathematics(self, op: str, args: list[str], dtype: DType, lanes: int) -> str:
+    def _mathematics(self, op: str, args: Sequence[str], dtype: DType, lanes: int) -> str:
         """Straight-line code of codegen/mathlib, in the innermost region."""
         if op not in mathlib.MATH:
             raise self._refuse(op, dtype)
@@ -320,7 +320,7 @@ class Operations:
 
     # ---- integers --------------------------------------------------------------------------------
 
-    def _integer(self, op: str, args: list[str], dtype: DType, lanes: int) -> str:
+    def _integer(self, op: str, args: Sequence[str], dtype: DType, lanes: int) -> str:
         t = self.type(dtype, lanes)
         signed = dtype.kind == "i"
         a = args[0]

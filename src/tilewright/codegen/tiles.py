@@ -14,26 +14,23 @@ from itertools import product
 
 from tilewright.ir.dtypes import BOOL, DType
 from tilewright.ir.nest import (
-    Contract,
     Fill,
     For,
-    Gather,
     If,
     Load,
-    Map,
     Node,
     Phase,
     Prefetch,
     Reduce,
     Relayout,
-    Scan,
     Scatter,
     Store,
     TileType,
+    operands,
 )
 
-__all__ = ["LazyRows", "Tile", "offsets", "row_axes", "row_index", "rows", "vector_widths"]
-__all__ += ["vectors"]
+__all__ = ["LazyRows", "Tile", "offsets", "row_axes", "row_count", "row_index", "rows"]
+__all__ += ["vector_widths", "vectors"]
 
 
 class LazyRows(Sequence[list[str]]):
@@ -100,6 +97,15 @@ def row_axes(t: TileType) -> list[tuple[str, int]]:
     return [(a, n) for a, n in t.axes if a != t.lane]
 
 
+def row_count(t: TileType) -> int:
+    """How many rows a tile has."""
+    count = 1
+    for a, n in t.axes:
+        if a != t.lane:
+            count *= n
+    return count
+
+
 def rows(t: TileType) -> Iterator[dict[str, int]]:
     """Positions of the row axes, in row-major order."""
     axes = row_axes(t)
@@ -156,15 +162,18 @@ class _Classes:
         return name
 
     def join(self, names: Iterable[str]) -> None:
-        first = ""
+        first, parent = "", self.parent
         for name in names:
-            if name not in self.parent:
+            if name not in parent:
                 continue
-            root = self.find(name)
+            root = parent[name]
+            if parent[root] != root:
+                root = self.find(root)
             if first and root != first:
-                self.parent[root] = first
+                parent[root] = first
                 self.dtypes[first] |= self.dtypes[root]
-                self.extents[first] = max(self.extents[first], self.extents[root])
+                if self.extents[root] > self.extents[first]:
+                    self.extents[first] = self.extents[root]
             first = first or root
 
 
@@ -191,20 +200,14 @@ def _visit(body: tuple[Node, ...], classes: _Classes) -> None:
             case Store() | Prefetch():
                 pass
             case Scatter():
-                classes.join(x for x in (n.offset, n.value, n.mask) if x)
+                classes.join(operands(n))
+            case Relayout() if classes.types[n.value].lane != n.type.lane:
+                classes.define(n.result, n.type)
+            case Reduce() if n.type.lane is None:
+                classes.define(n.result, n.type)
             case _:
                 classes.define(n.result, n.type)
-                if isinstance(n, Map):
-                    classes.join((n.result, *n.args))
-                elif isinstance(n, Contract):
-                    classes.join((n.result, n.acc, n.a, n.b))
-                elif isinstance(n, Gather):
-                    classes.join(x for x in (n.result, n.offset, n.mask) if x)
-                elif isinstance(n, Relayout):
-                    if classes.types[n.value].lane == n.type.lane:
-                        classes.join((n.result, n.value))
-                elif isinstance(n, Scan) or (isinstance(n, Reduce) and n.type.lane is not None):
-                    classes.join((n.result, n.value))
+                classes.join((n.result, *operands(n)))
 
 
 def vector_widths(phase: Phase, vector_bits: int) -> dict[str, int]:

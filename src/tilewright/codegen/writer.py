@@ -84,7 +84,7 @@ class Writer:
     @property
     def depth(self) -> int:
         """Index of the innermost open region."""
-        return len(self.regions) - 1
+        return self.region.depth
 
     def fresh(self) -> str:
         self.count += 1

@@ -23,6 +23,7 @@ from tilewright.ir.dtypes import BF16, BOOL, F32, I64, DType
 __all__ = [
     "BINARY",
     "COMPARE",
+    "CONSTANT",
     "Expr",
     "TRANSCENDENTAL",
     "UNARY",
@@ -120,6 +121,7 @@ BINARY: frozenset[str] = frozenset(
 COMPARE: frozenset[str] = frozenset(["lt", "le", "eq", "ne"])
 
 Polynomial = dict[tuple["Expr", ...], int]
+CONSTANT: frozenset[tuple[Expr, ...]] = frozenset([()])  # terms of one that is a constant
 _NOTHING: frozenset[str] = frozenset()
 
 

@@ -63,6 +63,7 @@ __all__ = [
     "Scatter",
     "Store",
     "TileType",
+    "operands",
     "parse_nest",
 ]
 
@@ -294,6 +295,29 @@ Node = (
     | For
     | If
 )
+
+
+def operands(n: Node) -> tuple[str, ...]:
+    """The tiles that a node names: its operands, and of control what is carried or yielded."""
+    names: tuple[str | None, ...]
+    match n:
+        case Map():
+            return n.args
+        case Load() | Fill() | Position() | Iota() | Prefetch():
+            return ()
+        case Store() | Reduce() | Scan() | Relayout():
+            return (n.value,)
+        case Contract():
+            return (n.acc, n.a, n.b)
+        case For():
+            return (*[i for _, i in n.carries], *n.yields)
+        case If():
+            return (*n.then_yields, *n.else_yields)
+        case Gather():
+            names = (n.offset, n.mask)
+        case Scatter():
+            names = (n.offset, n.value, n.mask)
+    return tuple([x for x in names if x])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ errors. Error bounds are in ulp of the exact result; a denormal result's ulp is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -135,7 +135,7 @@ def emit(
     name: str,
     dtype: str,
     lanes: int,
-    args: list[str],
+    args: Sequence[str],
     fresh: Callable[[], str],
     out: Callable[[str], None],
     fma: bool,
