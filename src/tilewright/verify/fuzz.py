@@ -15,7 +15,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ from tilewright.verify.oracle import Outcome, compare_outputs
 from tilewright.verify.policy import BILINEAR, FACTOR, Verdict
 from tilewright.verify.programs import Case, draw
 from tilewright.verify.reduce import reduce_case
-from tilewright.verify.witness import References, references, spreads
+from tilewright.verify.witness import References, references, shaken, spreads
 
 __all__ = ["Crash", "Failure", "FuzzReport", "Run", "fingerprint", "fuzz", "isolated", "judge"]
 __all__ += ["first_wrong", "judge_on"]
 
 _MOVES = 60  # moved runs of a second opinion
+_SHAKEN = 24  # runs that see which values are at the border of a domain
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[Program, dict[str, Array]], Sequence[Array]]
@@ -139,9 +140,11 @@ def first_wrong(
 
     The policy's bound is tied to one evaluation, which may be lucky: `spreads` is a second opinion.
     What follows from a choice among many nearly equal values has as many right answers: more moved
-    runs than usual see them.
+    runs than usual see them. Where an operand is at the border of a domain (the square root of a
+    difference that is 0 but for rounding), NaN is as right as a number.
     """
     moved: list[float] | None = None
+    border: list[Outcome] | None = None
     again: list[Outcome] | None = None
     for k, o in enumerate(compare_outputs(program, got, expected, seed, bilinear)):
         if o.verdict.ok:
@@ -150,6 +153,13 @@ def first_wrong(
             if moved is None:
                 moved = spreads(program, inputs, values=values, dims=sizes)
             if o.verdict.max_err <= (BILINEAR if bilinear else FACTOR) * moved[k]:
+                continue
+        if not o.verdict.message.startswith("the ") and np.isinf(o.verdict.max_err):
+            if border is None:
+                others = shaken(program, inputs, values=values, dims=sizes, runs=_SHAKEN)[1]
+                wide = replace(expected, wiggle=[*expected.wiggle, *others])
+                border = compare_outputs(program, got, wide, seed, bilinear)
+            if border[k].verdict.ok:
                 continue
         if expected.wiggle and not o.verdict.message.startswith("the "):
             if again is None:

@@ -35,7 +35,7 @@ from tilewright.ir.program import (
 from tilewright.verify.choices import Choice, Order
 from tilewright.verify.policy import BILINEAR, FACTOR, UNIT_ROUNDOFF
 
-__all__ = ["References", "references", "spreads"]
+__all__ = ["References", "references", "shaken", "spreads"]
 
 # Operations that give an exact result for exact operands.
 _EXACT = {
@@ -313,43 +313,60 @@ def spreads(
 ) -> list[float]:
     """How far each float result moves when every rounding before it falls another way.
 
-    Each operation is moved by a few units of roundoff, each tensor by what the naive evaluation is
-    off. An ill-conditioned result moves by more than the naive evaluation happens to be off.
+    An ill-conditioned result moves by more than the naive evaluation happens to be off.
+    """
+    ref, others = shaken(program, inputs, values=values, dims=dims, runs=runs)
+    out = []
+    for k, x in enumerate(ref):
+        worst = 0.0
+        for y in (o[k] for o in others):
+            if x.dtype.kind == "f" and y.shape == x.shape:
+                both = np.isfinite(x) & np.isfinite(y)
+                worst = max(worst, float(np.max(np.abs(y[both] - x[both]), initial=0.0)))
+        out.append(worst)
+    return out
+
+
+def shaken(
+    program: Program,
+    inputs: Mapping[str, Array],
+    *,
+    values: Mapping[str, Array] | None = None,
+    dims: Mapping[str, int] | None = None,
+    runs: int = 4,
+) -> tuple[list[Array], list[list[Array]]]:
+    """The oracle's results, and those of runs in which every rounding falls another way: each
+    operation is moved by a few units of roundoff, each tensor by what the naive evaluation is off.
     """
     sizes = bind_sizes(program, {n: np.asarray(a).shape for n, a in inputs.items()}, dims)
     exact = Runner(gather_arrays(program, inputs, values, ORACLE), dict(sizes), ORACLE)
     naive = Runner(gather_arrays(program, inputs, values, NAIVE), dict(sizes), NAIVE)
-    shaken = []
+    moved = []
     for k in range(runs):
         runner = Runner(dict(exact.arrays), dict(sizes), ORACLE)
         runner.shake = shake = _Shake(np.random.default_rng(k))
-        shaken.append((runner, shake))
+        moved.append((runner, shake))
     with np.errstate(all="ignore"):
         for s in program.body:
             naive.statement(s)
             exact.statement(s)
-            for pair in list(shaken):
+            for pair in list(moved):
                 runner, shake = pair
                 try:
                     runner.statement(s)
                 except UserError:
-                    shaken.remove(pair)
+                    moved.remove(pair)
                     continue
                 for t in defined_by(s):
                     x, rough = exact.arrays[t.name], naive.arrays[t.name]
                     if t.dtype.is_float and rough.shape == x.shape == runner.arrays[t.name].shape:
                         by = _gap(x, rough, t.dtype.name)
                         runner.arrays[t.name] = shake.move(runner.arrays[t.name], by)
-    out = []
-    for name in program.results:
-        x, worst = exact.arrays[name], 0.0
-        for runner, _ in shaken:
-            y = runner.arrays[name]
-            if x.dtype.kind == "f" and y.shape == x.shape:
-                both = np.isfinite(x) & np.isfinite(y)
-                worst = max(worst, float(np.max(np.abs(y[both] - x[both]), initial=0.0)))
-        out.append(worst)
-    return out
+    names = program.results
+    return (
+        [exact.arrays[n] for n in names],
+        [[runner.arrays[n] for n in names] for runner, _ in moved],
+    )
 
 
 class _Shake:

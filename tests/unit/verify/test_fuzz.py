@@ -25,7 +25,7 @@ from tilewright.ir.program import (
     map_program,
 )
 from tilewright.ir.reference import run_reference
-from tilewright.verify.fuzz import fuzz, isolated, judge
+from tilewright.verify.fuzz import Run, fuzz, isolated, judge
 from tilewright.verify.generate import random_inputs
 from tilewright.verify.programs import BLOCK_KINDS, KINDS, Case, generate
 
@@ -251,3 +251,37 @@ def test_a_child_that_leaves_a_process_behind_is_no_hang() -> None:
     start = time.monotonic()
     assert judge(isolated(leaves, 60), generate(3)) is None
     assert time.monotonic() - start < 4
+
+
+_BORDER = """# sizes
+# seed {seed}
+program p(x: f32[7, 40], y: f32[40]):
+  t: f32[n<7] = sum(i<40) x[n, i] * y[i]
+  s: f32[n<7] = sum(i<40) x[n, 39 - i] * y[39 - i]
+  u: f32[n<7] = sqrt(t[n] - s[n] {more})
+  return u
+"""
+
+
+def _plain_float32(more: float) -> Run:
+    """_BORDER in float32, the difference pushed to either side."""
+
+    def run(program: Program, inputs: dict[str, Any]) -> list[Any]:
+        x, y = inputs["x"], inputs["y"]
+        rounding = np.float32(1e-6) * np.resize([-1, 1], 7).astype(np.float32)
+        difference = x @ y - (x[:, ::-1] @ y[::-1]) + rounding
+        with np.errstate(invalid="ignore"):
+            return [np.sqrt(difference + np.float32(more))]
+
+    return run
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_root_of_what_only_rounding_makes_differ_from_zero(seed: int) -> None:
+    """sqrt(0 - 1e-6) may be NaN; NaN at a distance from the border is wrong."""
+    border = Case.parse(_BORDER.format(seed=seed, more=""))
+    inside = Case.parse(_BORDER.format(seed=seed, more="+ 1.0"))
+    assert judge(_plain_float32(0), border) is None
+    assert judge(_plain_float32(1), inside) is None
+    found = judge(_plain_float32(-1), inside)
+    assert found is not None and found[0] == "wrong"
