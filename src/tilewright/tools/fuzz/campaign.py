@@ -64,6 +64,7 @@ class _Run:
     interrupted: bool = False
     reduced: int = 0
     mark: float = 0.0  # when the last case ended
+    third: Header | None = None  # the case that PyTorch was shown last, until it is heard
 
     @property
     def is_over(self) -> bool:
@@ -232,6 +233,7 @@ def run(settings: Settings, on_progress: Callable[[float | None, str], None]) ->
                 with suppress(UserError):  # a disk that is full now may not be in the end
                     corpus.save()
                 saved = time.monotonic()
+        _hear_third(state, children)
     except KeyboardInterrupt:
         state.interrupted = True
     finally:
@@ -331,7 +333,7 @@ def _finish(state: _Run, children: Children, ticket: _Ticket) -> None:
         if found is not None:
             tally.wrong += 1
     if found is None and kind == "programs" and ticket.index % _THIRD_EVERY == 0:
-        found, data = _third(children, header, tally)
+        _ask_third(state, children, header)
     if found is not None:
         _keep(state, children, kind, header, found, data)
 
@@ -361,18 +363,35 @@ def _twin(children: Children, header: Header, digest: str) -> tuple[Any, bytes]:
     return ["wrong twin", "another process makes other objects or results of the case"], data
 
 
-def _third(children: Children, header: Header, tally: Tally) -> tuple[Any, bytes]:
-    """What PyTorch says of the case, in a process that runs no compiled code."""
+def _ask_third(state: _Run, children: Children, header: Header) -> None:
+    """Show a case to PyTorch, in a process that runs no compiled code; nobody waits for it."""
+    _hear_third(state, children)
+    others = state.corpus.tally(header["kind"]).others
     if not is_available():
-        tally.others["torch not installed"] += 1
-        return None, b""
+        others["torch not installed"] += 1
+        return
     try:
-        answer, data = children.ask("third", {**header, "do": "third"}, b"", _CASE_S)
+        children.begin("third", {**header, "do": "third"})
+    except WorkerDied:
+        others["torch died"] += 1
+        return
+    state.third = header
+
+
+def _hear_third(state: _Run, children: Children) -> None:
+    """What PyTorch says of the case that it was shown last, if it has not been heard."""
+    if state.third is None:
+        return
+    header, state.third = state.third, None
+    tally = state.corpus.tally(header["kind"])
+    try:
+        answer, data = children.finish("third", _CASE_S)
     except WorkerDied:
         tally.others["torch died"] += 1
-        return None, b""
+        return
     tally.others.update(answer["others"])
-    return answer["found"], data
+    if answer["found"] is not None:
+        _keep(state, children, header["kind"], header, answer["found"], data)
 
 
 def _count(tally: Tally, answer: Header, target: str) -> None:
