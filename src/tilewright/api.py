@@ -34,6 +34,7 @@ from tilewright.ir.plan import Plan
 from tilewright.ir.program import Program, Tensor
 from tilewright.machine.target import Target
 from tilewright.runtime.artifact import Parts, bind_artifact, load_parts
+from tilewright.runtime.collection import no_collection
 from tilewright.runtime.context import ArrayType, Binding
 from tilewright.runtime.link import Built, Linked, build_plan, link_at
 from tilewright.runtime.model import CallableModel, nearest
@@ -143,6 +144,7 @@ class CompiledModel(CallableModel):
         self._latest = found
         return found
 
+    @no_collection()
     def _new_variant(self, sizes: Mapping[str, int]) -> _Variant:
         scope = scope_of_sizes(self.program, sizes, self._varying(sizes))
         build = next((b for b in self._builds if _serves(b.scope, sizes)), None)

@@ -17,6 +17,7 @@ import torch
 import tilewright.config as config
 from tilewright.errors import UserError
 from tilewright.machine.target import Target
+from tilewright.runtime.collection import no_collection
 from tilewright.torch.calls import Options
 from tilewright.torch.report import Report
 from tilewright.torch.store import Entry, entry_of
@@ -62,6 +63,7 @@ def options_of(given: Mapping[str, Any] | None) -> Options:
     )
 
 
+@no_collection()
 def backend(
     module: Any, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:

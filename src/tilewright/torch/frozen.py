@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tilewright.frontend.torch.dtypes import is_plain
+from tilewright.runtime.collection import no_collection
 from tilewright.torch.calls import Options
 from tilewright.torch.graph import CompiledGraph, compile_graph
 from tilewright.torch.report import Report
@@ -65,6 +66,7 @@ class FrozenGraph:
         self._compile(args)
         return self(*args)
 
+    @no_collection()
     def _compile(self, args: Sequence[Any]) -> CompiledGraph:
         keep = self._changes <= _MOST_CHANGES
         held = {k: args[k] for k in self._places if _can_hold(args[k])} if keep and args else {}
