@@ -284,14 +284,15 @@ class _Function:
             self.tiles[n.results[0]] = m.elsewhere(matrix)
             return
         initial = n.carries[0][1]
-        start = self.tiles[initial]
+        start = self.tiles.get(initial)
         self.tiles[initial] = m.elsewhere(matrix)
         m.begin(matrix, start, initial)
         if matrix.loop is n:
             m.steps(matrix, self._loop)
         else:
             self._loop(n)
-        self.tiles[initial] = start
+        if start is not None:
+            self.tiles[initial] = start
         self.tiles[n.results[0]] = m.end(matrix, n.results[0], rest)
 
     def _close_loop(
@@ -429,7 +430,8 @@ class _Function:
     def _node(self, n: Node) -> None:
         match n:
             case Store():
-                self.memory.store(n, self.tiles[n.value])
+                if self.matrices.stores.get(n.value) is not n:
+                    self.memory.store(n, self.tiles[n.value])
             case Prefetch():
                 self.memory.prefetch(n)
             case Scatter():
@@ -438,7 +440,8 @@ class _Function:
             case For() | If():
                 raise InternalError("X001", "control nodes are emitted by their own methods")
             case _:
-                self.tiles[n.result] = self._define(n, self.widths[n.result])
+                if self.matrices.starts.get(n.result) is not n:
+                    self.tiles[n.result] = self._define(n, self.widths[n.result])
 
     def _define(self, n: Node, width: int) -> Tile:
         match n:

@@ -8,7 +8,7 @@ fit the vector registers are none of this module's business.
 A matrix register holds up to 16 rows of 16 words. Four hold accumulators of up to 32x32, two the
 rows of one factor as they lie in memory, two the words of the other factor, which lie in panels.
 Accumulators stay there for the whole reduction, whatever its loops, and come back as vectors from
-memory of the stack. Setting the shapes up costs as much as four steps, so a phase with one set of
+memory of the stack, unless whole rows of them are what is stored (or what the sum begins with). Setting the shapes up costs as much as four steps, so a phase with one set of
 shapes does it once.
 """
 
@@ -26,7 +26,7 @@ from tilewright.codegen.writer import Writer
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BF16, I8, DType
 from tilewright.ir.expr import CONSTANT, Expr, Polynomial, polynomial
-from tilewright.ir.nest import Contract, Fill, For, If, Load, Node, Prefetch, TileType, operands
+from tilewright.ir.nest import Contract, Fill, For, If, Load, Node, Prefetch, Store, TileType, operands
 from tilewright.ir.ranges import coefficient
 
 __all__ = ["Matrices", "Product"]
@@ -92,10 +92,12 @@ class Matrices:
         self.writer, self.operations, self.addresses = writer, operations, addresses
         self.dots, self.widths, self.uses = dots, widths, uses
         self.holds: Product | None = None  # what the registers hold now
+        self.starts: dict[str, Load] = {}  # tiles that registers load where they lie
+        self.stores: dict[str, Store] = {}  # results that registers store themselves
         self._found: dict[int, Product] = {}
         self._zeros: set[str] = set()
         self._marks: list[tuple[str, str]] = []  # where shapes are set up, and which
-        self._bases: dict[str, Pointer] = {}  # of the factors of a step
+        self._bases: dict[int, Pointer] = {}  # of what is loaded and stored
         if operations.target.has_feature("amx-tile"):
             self._look(body)
 
@@ -106,7 +108,7 @@ class Matrices:
     # ---- finding ---------------------------------------------------------------------------------
 
     def _look(self, body: tuple[Node, ...]) -> None:
-        for n in body:
+        for i, n in enumerate(body):
             match n:
                 case Fill() if n.value == 0:
                     self._zeros.add(n.result)
@@ -115,6 +117,22 @@ class Matrices:
                     self._look(n.orelse)
                 case For() if not self._outer(n):
                     self._look(n.body)
+                case For() if id(n) in self._found:
+                    self._beside(n, self._found[id(n)], body[max(0, i - 1) : i + 2])
+
+    def _beside(self, n: For, p: Product, nodes: tuple[Node, ...]) -> None:
+        """Note the load before a sum and the store after it, if they are whole rows of its type."""
+        kind, first, last = p.type, n.carries[0][1], n.results[0]
+        for x in nodes:
+            if not isinstance(x, Load | Store) or x.limits or len(p.spans) > 1:
+                continue
+            if dict(x.strides).get(kind.lane or "") != E.const(1) or set(p.columns) != {_ROWS}:
+                continue
+            if isinstance(x, Store):
+                if x.value == last and self.uses.get(last, 0) == 1 and not x.nontemporal:
+                    self.stores[last] = x
+            elif x.result == first and self.uses.get(first, 0) == 1 and x.type == kind:
+                self.starts[first] = x
 
     def _outer(self, n: For) -> bool:
         """Note a loop, and those inside it, if all that it carries is one sum of products."""
@@ -236,25 +254,32 @@ class Matrices:
         w.line(mark)
         self._marks.append((mark, name))
 
-    def begin(self, p: Product, start: Tile, name: str) -> None:
-        """Accumulators into registers: zeros, or what the tile `start` holds."""
+    def begin(self, p: Product, start: Tile | None, name: str) -> None:
+        """Accumulators into registers: zeros, what lies in memory, or what the tile holds."""
         self.holds = p
         w = self.writer
-        size = len(p.columns) * _ROW_BYTES
-        count = sum(n for _, n in p.rows)
-        self._memory = w.fresh()
-        w.regions[0].lines.insert(0, f"  {self._memory} = alloca [{count * size} x i8], align 64")
-        is_zero = name in self._zeros
-        if not is_zero:
+        self._memory = ""
+        if start is not None and name not in self._zeros:
             kind = self.operations.type(p.type.dtype, _ROWS)
-            for r in range(count):
-                for c, v in enumerate(start.values[r]):
-                    at = self._place(r * size + c * _ROW_BYTES)
+            size = len(p.columns) * _ROW_BYTES
+            for r, row in enumerate(start.values):
+                for c, v in enumerate(row):
+                    at = self._place(p, r * size + c * _ROW_BYTES)
                     w.line(f"store {kind} {v}, ptr {at}, align 64")
         self._set_up(p, p.spans[0][2])
-        self._accumulators(p, "tilezero" if is_zero else "tileloadd64")
+        if name in self.starts:
+            self._rows_of(p, self.starts[name], "tileloadd64")
+        else:
+            self._accumulators(p, "tilezero" if name in self._zeros else "tileloadd64")
 
-    def _place(self, offset: int) -> str:
+    def _place(self, p: Product, offset: int) -> str:
+        """Where an accumulator lies in memory of the stack."""
+        if not self._memory:
+            self._memory = self.writer.fresh()
+            size = sum(n for _, n in p.rows) * len(p.columns) * _ROW_BYTES
+            self.writer.regions[0].lines.insert(
+                0, f"  {self._memory} = alloca [{size} x i8], align 64"
+            )
         if not offset:
             return self._memory
         return self.writer.once(f"getelementptr i8, ptr {self._memory}, i64 {offset}")
@@ -268,8 +293,19 @@ class Matrices:
                 if name == "tilezero":
                     self._call(name, "i8", f"i8 {register}")
                     continue
-                at = self._place(first * size + j * _ROW_BYTES)
+                at = self._place(p, first * size + j * _ROW_BYTES)
                 self._call(name, "i8, ptr, i64", f"i8 {register}, ptr {at}, i64 {size}")
+
+    def _rows_of(self, p: Product, n: Load | Store, name: str) -> None:
+        """Load the accumulators from where a tile lies, or store them there."""
+        strides, positions = dict(n.strides), list(rows(p.type))
+        between = strides.get(row_axes(p.type)[-1][0], E.const(0))
+        self._bases = {}
+        for i, (first, _) in enumerate(p.rows):
+            at = [(strides[x], k) for x, k in positions[first].items() if x in strides]
+            for j in range(len(p.columns)):
+                place = [*at, (E.const(1), j * _ROWS)]
+                self._access(name, n, p.type.dtype, place, between, i * len(p.columns) + j)
 
     def steps(self, p: Product, loop: Loop) -> None:
         """The trips of the innermost loop, up to sixteen at once."""
@@ -335,27 +371,39 @@ class Matrices:
         """Load one matrix register of a factor, its rows `stride` apart. at: (stride, position) of
         where it begins.
         """
-        a, size = self.addresses, n.type.dtype.bytes
+        self._access("tileloadd64", n, n.type.dtype, at, stride, register)
+
+    def _access(
+        self, name: str, n: Load | Store, dtype: DType, at: list[tuple[Expr, int]], stride: Expr,
+        register: int,
+    ) -> None:  # fmt: skip
+        """Load or store one matrix register."""
+        a, size = self.addresses, dtype.bytes
         first: Polynomial = {}
         for step, k in at:
             for atoms, c in polynomial(step).items() if k else ():
                 first[atoms] = first.get(atoms, 0) + c * k
         if first.keys() <= CONSTANT:
-            if n.result not in self._bases:
-                self._bases[n.result] = a.pointer(n.buffer, polynomial(n.base))
-            pointer = a.at(self._bases[n.result], size * first.get((), 0))
+            if id(n) not in self._bases:
+                self._bases[id(n)] = a.pointer(n.buffer, polynomial(n.base))
+            pointer = a.at(self._bases[id(n)], size * first.get((), 0))
         else:
             for atoms, c in polynomial(n.base).items():
                 first[atoms] = first.get(atoms, 0) + c
             pointer = a.at(a.pointer(n.buffer, {k: v for k, v in first.items() if v}))
         apart = E.int_value(stride)
         between = a.value(stride * size) if apart is None else apart * size
-        self._call("tileloadd64", "i8, ptr, i64", f"i8 {register}, ptr {pointer}, i64 {between}")
+        self._call(name, "i8, ptr, i64", f"i8 {register}, ptr {pointer}, i64 {between}")
 
     def end(self, p: Product, name: str, rest: tuple[Node, ...]) -> Tile:
-        """Accumulators as vectors, each loaded before its first use if all uses are in `rest`."""
-        self._accumulators(p, "tilestored64")
+        """Accumulators as vectors, each loaded before its first use if all uses are in `rest`; or
+        stored where the next node wants them.
+        """
         self.holds = None
+        if name in self.stores:
+            self._rows_of(p, self.stores[name], "tilestored64")
+            return self.elsewhere(p)
+        self._accumulators(p, "tilestored64")
         w = self.writer
         kind = self.operations.type(p.type.dtype, _ROWS)
         size, op = len(p.columns) * _ROW_BYTES, w.op
