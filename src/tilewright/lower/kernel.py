@@ -20,7 +20,7 @@ from tilewright.ir.dtypes import BOOL, F32, I64
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import assuming, ceil_div, is_symbolic, smaller
 from tilewright.ir.kernel import Kernel, int_extent
-from tilewright.ir.layout import Layout, ordered, panels
+from tilewright.ir.layout import Layout, Term, ordered, panels
 from tilewright.ir.nest import Buffer, For, LoopNest, Phase
 from tilewright.ir.program import Axis, Definition, Reduction
 from tilewright.ir.words import wide_name, widened
@@ -84,10 +84,14 @@ class _Lowering:
         for item in order:
             name, _, level = item.partition(":")
             axis = roles.axis_of.get(name)
-            if axis is None or axis in roles.reduce:
+            if axis is None or (axis in roles.reduce and not level):
                 continue
             if level:
                 block = s.integer(f"{p}tile.{name}")
+                if axis in roles.reduce:
+                    if 0 < block and not is_symbolic(roles.extents[axis]):
+                        out.append(Level(axis, block, "sums"))
+                    continue
                 if block > 0 and axis not in fixed:
                     n = roles.extents[axis]
                     if is_symbolic(n) or block < n:  # whole register tiles
@@ -119,7 +123,7 @@ class _Lowering:
                 out.append(Level(axis, unroll, "mask"))
                 continue
             outer = s.integer(f"{p}tile.{name}")
-            if outer > unroll:
+            if outer > unroll and f"{name}:" not in s.text(p + "order"):
                 out.append(Level(axis, outer))
             out.append(Level(axis, unroll))
         return tuple(out), frozenset(partial)
@@ -164,8 +168,68 @@ class _Lowering:
         )
         if self.in_matrices(roles, spec):  # a step takes many words, so their loop is innermost
             inner = sorted(spec.reduce, key=lambda x: x.axis == roles.words[0])
-            return replace(spec, reduce=tuple(inner), in_words=bool(roles.pairs[0])), roles
-        return self.strips(k, roles, spec), roles
+            spec = replace(spec, reduce=tuple(inner), in_words=bool(roles.pairs[0]))
+        else:
+            spec = self.strips(k, roles, spec)
+        return self.blocks_of_sums(k, roles, spec), roles
+
+    def blocks_of_sums(self, k: int, roles: StageRoles, spec: StageSpec) -> StageSpec:
+        """The stage with sums in scratch between blocks of a reduced axis, if the schedule says so
+        and it can have them; else without that level.
+        """
+        d, outer = spec.anchor, next((x for x in spec.levels if x.tail == "sums"), None)
+        if outer is None:
+            return spec
+        block = ceil_div(outer.block, 2 * self.lanes) * 2 * self.lanes
+        can = d.reduction is not None and not d.reduction.monoid.startswith("arg")
+        can = can and not (self.kernel.shared or self.kernel.sequence or spec.rows or spec.partial)
+        can = can and not any(is_symbolic(n) for n in roles.extents.values())
+        can = can and self.schedule.integer(f"s{k}.parts") < 2 and block < roles.extents[outer.axis]
+        # Tiles that overlap would count a block twice.
+        levels = tuple(
+            replace(x, block=block)
+            if x is outer
+            else replace(x, tail="peel" if x.tail == "overlap" else x.tail)
+            for x in spec.levels
+            if can or x is not outer
+        )
+        return replace(spec, levels=levels, sums=f"f{k}" if can else "")
+
+    def place_of_sums(self, spec: StageSpec) -> StageSpec:
+        """The scratch of sums: tiles one behind the other, in the order of the loops."""
+        d = spec.anchor
+        assert d.reduction is not None
+        at = next(i for i, x in enumerate(spec.levels) if x.tail == "sums")
+        last = {x.axis: x.block for x in spec.levels}
+        names = [a.name for a in d.axes]
+        shape = []
+        for a in d.axes:
+            mine = [x.block for x in spec.levels[:at] if x.axis == a.name]
+            most = min([*mine[-1:], spec.extents[a.name]])
+            shape.append(ceil_div(most, last[a.name]) * last[a.name])
+        terms: dict[str, list[Term]] = {a: [] for a in names}
+        stride = 1
+        for a in sorted(names, key=lambda a: a != spec.lane):
+            if last[a] > 1:
+                terms[a].append(Term(names.index(a), 1, last[a], stride))
+                stride *= last[a]
+        for a in dict.fromkeys(x.axis for x in reversed(spec.levels) if x.axis in terms):
+            i = names.index(a)
+            terms[a].append(Term(i, last[a], 0, stride))
+            stride *= shape[i] // last[a]
+        layout = Layout(tuple(shape), tuple(t for a in names for t in terms[a]), stride)
+        dtype = working_type(d.reduction.monoid, d.dtype)
+        self.scratch.append(Buffer(spec.sums, dtype, E.const(stride), "scratch"))
+
+        staged = spec.staging.get(at)
+
+        def begin(region: Region) -> None:
+            origin = tuple(region.starts[a] for a in names)
+            spec.places[spec.sums] = Place(spec.sums, layout, dtype, origin)
+            if staged is not None:
+                staged(region)
+
+        return replace(spec, staging={**spec.staging, at: begin})
 
     def in_matrices(self, roles: StageRoles, spec: StageSpec) -> bool:
         """Whether matrix registers hold the accumulators: B lies in panels then, A as it is."""
@@ -186,7 +250,8 @@ class _Lowering:
         if spec.lane is None or spec.lane not in roles.out or spec.lane == scanned:
             return spec
         inner = [x for x in spec.levels if x.axis == spec.lane][-1:]
-        others = {x.axis: x for x in spec.levels if x.axis not in (spec.lane, scanned)}
+        others = {x.axis: x for x in spec.levels if x.axis in roles.out}
+        others = {a: x for a, x in others.items() if a not in (spec.lane, scanned)}
         width = max(1, least(width, roles.extents[spec.lane]))
         name = f"f{k}"
         monoid = d.scan[0] if d.scan is not None else d.reduction.monoid if d.reduction else ""
@@ -209,7 +274,7 @@ class _Lowering:
         d, parts = spec.anchor, self.schedule.integer(f"s{k}.parts")
         if parts < 2 or d.reduction is None or d.reduction.monoid.startswith("arg"):
             return False
-        if spec.products:
+        if spec.products or spec.sums:
             return False
         sizes = {a.name: int_extent(a.extent) for a in d.reduction.axes}
         axis = max(sizes, key=lambda a: sizes[a])
@@ -416,7 +481,7 @@ class _Lowering:
         m, kk = read.args[row].attr, read.args[column].attr
         height = next(x.block for x in reversed(spec.levels) if x.axis == m)
         source = self.places[name]
-        deep = ceil_div(roles.extents[kk], self.lanes) * self.lanes
+        deep = ceil_div(self.depth(spec, kk, roles.extents[kk], position), self.lanes) * self.lanes
         group, size = self._group(roles, spec, [kk])
         across = row if size == 1 else column  # groups are copied as they are
         wide = wide_name(spec.anchor, read)
@@ -469,7 +534,14 @@ class _Lowering:
             position = 0  # no cache block of m: the whole operand is one block
             if any(roles.names[a][0] == "b" for a in roles.out):
                 return None
+        elif position < len(spec.levels) and spec.levels[position].tail == "sums":
+            position += 1  # a block of what is summed at a time
         return row, column, position
+
+    def depth(self, spec: StageSpec, axis: str, extent: int, position: int) -> int:
+        """Positions of a reduced axis that the levels from `position` on see."""
+        blocks = [x.block for x in spec.levels[:position] if x.axis == axis]
+        return min([extent, *blocks])
 
     def block_shape(
         self, roles: StageRoles, spec: StageSpec, row: int, column: int, deep: int
@@ -489,7 +561,7 @@ class _Lowering:
         extents.
         """
         read, row, column, shape = block.read, block.row, block.column, block.shape
-        name, m = read.attr[0], read.args[row].attr
+        name, m, kk = read.attr[0], read.args[row].attr, read.args[column].attr
         source = self.places[name]
         height = next(x.block for x in reversed(spec.levels) if x.axis == m)
         most = shape[row]
@@ -502,13 +574,12 @@ class _Lowering:
         def stage(region: Region) -> None:
             reach = list(source.layout.shape)  # what the copy's positions may be, zeros included
             reach[row] += height
-            reach[column] = shape[column]
+            reach[column] = ceil_div(spec.extents[kk], shape[column]) * shape[column]
             axes = tuple(Axis(f"q{i}", E.const(n)) for i, n in enumerate(reach))
             origin = [
                 region.starts[x.attr] if x.op == "index" and x.attr in region.starts else x
                 for x in read.args
             ]
-            origin[column] = E.const(0)
             valid = region.valid.get(m, region.lengths[m])
             tall = ceil_div(smaller(valid, most), height) * height
             lengths = {f"q{i}": (tall if i == row else shape[i]) for i in range(len(shape))}
@@ -576,6 +647,8 @@ class _Lowering:
         for level in outer[:depth]:
             if level.axis in seen:
                 break  # an inner level of the same axis has no fixed number of trips
+            if level.tail == "sums":
+                break  # its blocks come one after the other
             seen.add(level.axis)
             loops.append(trips(level, extents[level.axis]))
         total = prod(loops)
@@ -584,7 +657,7 @@ class _Lowering:
             if not shared:
                 first = stages[0][0]
                 b.written = {first.places[m].buffer for m in first.stored}
-                b.written |= {first.strip, f"{first.strip}n"}
+                b.written |= {first.strip, f"{first.strip}n", first.sums}
                 emit_stage(b, stages[0][0], r, self.lanes, given)
                 return
             if self.stream is not None:
@@ -654,6 +727,8 @@ class _Lowering:
                 spec = self.pack_lanes(k, roles, spec)
                 if not spec.products:
                     spec = self.pack_a(k, roles, replace(spec, places=dict(self.places)))
+                if spec.sums:
+                    spec = self.place_of_sums(spec)
             extents = {a.name: int_extent(a.extent) for a in spec.anchor.axes}
             stages.append((spec, extents))
         depth = s.integer("par", 1)

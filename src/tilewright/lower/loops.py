@@ -47,6 +47,9 @@ def emit_levels(
     def descend(r: Region) -> None:
         emit_levels(b, rest_levels, r, lanes, given[1:], inner, staging, opened + 1)
 
+    if level.tail == "sums":
+        _blocks_of_sums(b, level, region, descend)
+        return
     if isinstance(length, Extent):
         is_block = level.tail == "block" or any(x.axis == level.axis for x in rest_levels)
         symbolic.emit_level(b, level, region, lanes, counter, is_block, descend)
@@ -123,6 +126,27 @@ def emit_levels(
         _loop(b, var, full, lambda: descend(r.narrowed(level.axis, at, level.block)))
     if rest:
         tail()
+
+
+def _blocks_of_sums(
+    b: Builder, level: Level, region: Region, descend: Callable[[Region], None]
+) -> None:
+    """Blocks of a reduced axis in order: the first begins the sums, the last one ends them, so
+    these two have code of their own.
+    """
+    start, length, size = region.starts[level.axis], region.lengths[level.axis], level.block
+    last = (length - 1) // size
+    descend(region.narrowed(level.axis, start, min(size, length)))
+    if last == 2:
+        descend(region.narrowed(level.axis, start + size, size))
+    elif last > 2:
+        var = b.counter()
+        r = region.with_range(var, last - 1)
+        at = start + E.index(var) * size + size
+        _loop(b, var, last - 1, lambda: descend(r.narrowed(level.axis, at, size)))
+    if last:
+        at = start + last * size
+        descend(region.narrowed(level.axis, at, length - last * size))
 
 
 def _counts_tiles(level: Level, inner: tuple[Level, ...]) -> bool:

@@ -65,12 +65,12 @@ def split_factors(lowering: _Lowering, k: int, roles: StageRoles, spec: StageSpe
     block = lowering.block_of_rows(roles, spec)
     if block is None or not block[2]:  # no blocks: the whole operand, in parallel
         layout = lowering.kernel.layout_of[a.tensor]
-        heights = {x.axis: x.block for x in spec.levels if x.block > 1}
+        heights = {x.axis: x.block for x in spec.levels if x.block > 1 and x.axis != axis}
         shape, at = _shape(layout, a.read, {**heights, axis: depth})
         _copies(lowering, a, _rows(shape, at, depth), shape, at, _LINE, (-1, 1), left)
     else:
         row, column, position = block
-        deep = ceil_div(depth, _LINE) * _LINE
+        deep = ceil_div(lowering.depth(spec, axis, depth, position), _LINE) * _LINE
         some = lowering.block_shape(roles, spec, row, column, deep)
         height = next(x.block for x in reversed(spec.levels) if x.axis == a.read.args[row].attr)
         if depth % _LINE == 0:
@@ -98,7 +98,7 @@ def split_factors(lowering: _Lowering, k: int, roles: StageRoles, spec: StageSpe
     last = {x.axis: i for i, x in enumerate(spec.levels)}
     levels = tuple(
         replace(x, tail="counted")
-        if last[x.axis] == i and x.block > 1 and _is_whole(x.axis, a.read, b.read)
+        if last[x.axis] == i and x.axis != axis and x.block > 1 and _is_whole(x.axis, a.read, b.read)
         else x
         for i, x in enumerate(spec.levels)
     )

@@ -41,8 +41,12 @@ def emit_reduction(
     lanes: int,
     scope: TileScope,
     result: DType | None = None,
+    before: Tile | None = None,
 ) -> Tile:
-    """The reduction over a region of the reduced axes, in the anchor's dtype or in `result`."""
+    """The reduction over a region of the reduced axes, in the anchor's dtype or in `result`.
+
+    before: what positions before the region give, in the dtype that is accumulated in.
+    """
     d = spec.anchor
     assert d.reduction is not None
     monoid = d.reduction.monoid
@@ -63,7 +67,7 @@ def emit_reduction(
     lane = spec.lane if acc_sizes.get(spec.lane or "", 1) > 1 else None
     acc_axes = tuple((a, acc_sizes[a]) for a in order if acc_sizes.get(a, 1) > 1)
     acc_type = TileType(work, acc_axes, lane if lane in dict(acc_axes) else None)
-    start = b.fill(acc_type, identity)
+    start = before or b.fill(acc_type, identity)
     ends, guard = _ends(spec, r)
     members = (d, *spec.before)
 

@@ -41,7 +41,8 @@ __all__ = [
 class Level:
     """One loop: `axis` in blocks of `block` positions. tail: peel, mask (lane axis) or overlap; or
     counted: one code for all blocks, whose valid positions are counted at run time; or block: what
-    is inside counts the positions of the last block itself.
+    is inside counts the positions of the last block itself. A reduced axis may have a level of
+    "sums": what is inside absorbs a block of it, and sums wait in scratch from block to block.
     """
 
     axis: str
@@ -92,6 +93,8 @@ class StageSpec:
     strip: str = ""
     rows: int = 0
     around: int = 0
+    # The scratch of sums of the blocks before, where a level in `levels` is of a reduced axis.
+    sums: str = ""
     # A reduced axis of which the region has one block, and the extent of the blocks: the stage
     # makes partial results, the first axis of its anchor numbers them.
     part: tuple[str, int] | None = None

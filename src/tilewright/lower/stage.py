@@ -7,6 +7,8 @@ order in which a reduction is folded depends on the spec alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL
 from tilewright.ir.expr import Expr
@@ -78,6 +80,11 @@ def _emit_tile(b: Builder, spec: StageSpec, r: Region, lanes: int) -> None:
             value = emit_arg_lanes(b, spec, r, lanes, scope)
         else:
             value = emit_arg(b, spec, r, scope)[1]
+    elif spec.sums:
+        total = _sum_of_blocks(b, spec, r, lanes, scope)
+        if total is None:
+            return
+        value = total
     else:
         value = emit_reduction(b, spec, r, lanes, scope)
     if spec.fold is not None:
@@ -85,6 +92,26 @@ def _emit_tile(b: Builder, spec: StageSpec, r: Region, lanes: int) -> None:
     define(scope, spec, d, value)
     for m in spec.after:
         define(scope, spec, m, scope.value(m.body))
+
+
+def _sum_of_blocks(
+    b: Builder, spec: StageSpec, r: Region, lanes: int, scope: TileScope
+) -> Tile | None:
+    """A block of a reduced axis, added to the blocks before; None if there are blocks after it."""
+    d = spec.anchor
+    assert d.reduction is not None
+    axis = next(x.axis for x in spec.levels if x.tail == "sums")
+    # The sums have whole tiles, as scratch has.
+    tile = replace(scope, valid={}, memo={})
+    place, subscripts = spec.places[spec.sums], [a.index for a in d.axes]
+    start, end = r.starts[axis], r.starts[axis] + r.lengths[axis]
+    before = None if E.int_value(start) == 0 else tile.load(place, subscripts)
+    is_last = E.int_value(end) == spec.extents[axis]
+    value = emit_reduction(b, spec, r, lanes, scope, d.dtype if is_last else place.dtype, before)
+    if is_last:
+        return value
+    tile.store(place, subscripts, value)
+    return None
 
 
 def _absorb(b: Builder, spec: StageSpec, fold: Fold, scope: TileScope, value: Tile) -> Tile:

@@ -19,6 +19,7 @@ from tilewright.ir.extent import is_symbolic
 from tilewright.ir.pieces import PIECES
 from tilewright.ir.words import wide_name
 from tilewright.machine.target import Target
+from tilewright.schedule.blocks import equal_blocks, summed_block
 from tilewright.schedule.matrices import in_matrices, matrix_cycles, matrix_tiles, takes_matrices
 from tilewright.schedule.roles import Access, StageRoles
 from tilewright.schedule.schedule import Value
@@ -583,6 +584,9 @@ class StageSpace:
             [*batch, *[f"{x}:L2" for x in columns[-1:]], *blocked, *columns, *m],
         ]
         width, depth = (prod(r.extents[a] for a in r.roles(kind)) for kind in "nk")
+        if in_matrices and self._summed_block(lane):
+            summed = name[r.split[0]]
+            orders.insert(0, [*batch, *blocked, f"{summed}:L2", *columns, *m])
         if in_matrices and at and not r.split[0]:
             # Rows of A stay close, panels of B come one after the other.
             orders.insert(0, [*batch, *m, *columns])
@@ -606,10 +610,23 @@ class StageSpace:
             )
         )
 
+    @_once_a_lane
+    def _summed_block(self, lane: str | None) -> tuple[int, int] | None:
+        """Positions of the summed axis, and rows, of a block of pieces of A (schedule/blocks.py)."""
+        if not self._in_matrices(lane, self._first_sizes(self.first)):
+            return None
+        height = [int(self.first.get(f"{self.p}reg.{self.r.names[a]}", 1)) for a in self.r.roles("m")]
+        return summed_block(self.r, self.target, height[-1], self.threads)
+
     def _packing(self, lane: str | None, first: dict[str, Value]) -> list[Group]:
         r, p, out = self.r, self.p, []
         for a in r.out:
             out.append(self._cache_tile(a, lane))
+        summed = self._summed_block(lane)
+        if summed is not None:
+            deep = dict.fromkeys([summed[0], 0, summed[0] // 2, 2 * summed[0]])
+            name = f"{p}tile.{r.names[r.split[0]]}"
+            out.append(Group((name,), ("tile",), tuple((x,) for x in deep)))
         if not r.is_contraction or r.a is None or r.b is None:
             return out
         points = prod(r.extents[a] for a in r.roles("m"))
@@ -704,9 +721,9 @@ class StageSpace:
                 # B comes from L3 as fast as it is used; what matters is that the block of A and
                 # two panels of B stay in a part of L2, which other hardware threads use too.
                 guess = min(guess, 4 * height)
-            # Equal blocks, a whole number of them for each thread.
-            blocks = max(1, ceil(ceil(n / guess) / self.threads) * self.threads)
-            guess = min(n, ceil(ceil(n / blocks) / height) * height)
+            guess = equal_blocks(n, guess, height, self.threads)
+            summed = self._summed_block(lane)
+            guess = guess if summed is None else summed[1]
         rows = list(dict.fromkeys([guess, *sizes]))
         return Group((name,), ("tile",), tuple((x,) for x in rows))
 

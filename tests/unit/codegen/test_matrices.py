@@ -85,7 +85,7 @@ def test_a_large_product_is_set_up_once_and_keeps_no_vectors_across_steps() -> N
     assert text.count("call void @llvm.x86.ldtilecfg") == 1
     assert text.index("call void @llvm.x86.ldtilecfg") < text.index("phi")
     assert text.count("call void @llvm.x86.tdpbf16ps(") == 4
-    assert "phi <16 x float>" not in text and text.count("alloca") == 1
+    assert "phi <16 x float>" not in text and "alloca" not in text
     assert uses_matrices(emit_object(whole, AMX))
 
 

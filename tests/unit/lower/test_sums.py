@@ -1,0 +1,126 @@
+"""Blocks of a reduced axis whose sums wait in scratch: what is emitted, and that results are right."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.codegen.test_matrices import AMX, HERE, emitted, kernel_of
+
+from tilewright.lower.kernel import Lowered, lower
+from tilewright.machine.target import Target
+from tilewright.schedule.blocks import equal_blocks
+from tilewright.schedule.kernel_space import space_of
+from tilewright.schedule.schedule import Schedule, Value
+from tilewright.verify.schedules import replay
+
+PLAIN = """program k(a: f32[{m}, {k}], b: f32[{k}, {n}]):
+  c: f32[i<{m}, j<{n}] = sum(k<{k}) a[i, k] * b[k, j]
+  return c
+"""
+LINEAR = """program k(a: f32[70, 200], b: f32[200, 45], d: f32[45]):
+  e: f32[i<70, j<45] = sum(k<200) a[i, k] * b[k, j]
+  c: f32[i<70, j<45] = max(e[i, j] + d[j], 0.0)
+  return c
+"""
+BATCHED = """program k(a: f32[3, 37, 150], b: f32[3, 150, 40]):
+  c: f32[g<3, i<37, j<40] = sum(k<150) a[g, i, k] * b[g, k, j]
+  return c
+"""
+LARGEST = """program k(a: f32[70, 200], b: f32[200, 45]):
+  c: f32[i<70, j<45] = max(k<200) a[i, k] + b[k, j]
+  return c
+"""
+HALF = """program k(a: bf16[70, 200], b: bf16[200, 45]):
+  c: f32[i<70, j<45] = sum(k<200) f32(a[i, k]) * f32(b[k, j])
+  return c
+"""
+BYTES = """program k(a: u8[70, 200], b: i8[200, 45]):
+  c: i32[i<70, j<45] = sum(k<200) i32(a[i, k]) * i32(b[k, j])
+  return c
+"""
+MATRIX: dict[str, Value] = {"s0.reg.m0": 32, "s0.reg.n0": 16, "s0.reg.k0": 2}
+
+
+def check(text: str, values: dict[str, Value], target: Target, native: bool = True) -> Lowered:
+    """Replay a schedule against the oracle in the interpreter, and natively if this machine can."""
+    kernel = kernel_of(text, target)
+    default = space_of(kernel, target).default()
+    known = dict(default.items)
+    lanes = next(str(v) for n, v in default.items if n == "s0.lane")
+    s = Schedule.of({**known, "s0.lane": lanes, **values})
+    found = replay(kernel, s, target, native=native, interpret=True)
+    assert found is None, str(found)
+    low = lower(kernel, s, target)
+    assert isinstance(low, Lowered)
+    return low
+
+
+@pytest.mark.parametrize("deep", [64, 96, 192])
+@pytest.mark.parametrize(
+    "order", ["m0:L2,k0:L2,n0,m0", "k0:L2,n0,m0", "n0,k0:L2,m0", "m0:L2,n0:L2,k0:L2,m0,n0"]
+)
+def test_results_are_right_in_vectors(order: str, deep: int) -> None:
+    target = Target.native()
+    more: dict[str, Value] = {"s0.tile.m0": 24, "s0.tile.n0": 32, "s0.tail.m0": "overlap"}
+    for pack in ("none", "block"):
+        low = check(
+            LINEAR, {"s0.order": order, "s0.tile.k0": deep, "s0.pack.a": pack, **more}, target
+        )
+        assert "store f0[" in str(low.nest) and "load f0[" in str(low.nest)
+
+
+@pytest.mark.parametrize("text", [BATCHED, LARGEST, HALF, BYTES])
+def test_other_sums_are_right(text: str) -> None:
+    order = "b0,m0:L2,k0:L2,n0,m0" if text is BATCHED else "m0:L2,k0:L2,n0,m0"
+    values: dict[str, Value] = {"s0.order": order, "s0.tile.k0": 64, "s0.tile.m0": 24}
+    low = check(text, values, Target.native())
+    assert any(b.name == "f0" for b in low.nest.buffers)
+
+
+@pytest.mark.parametrize(("order", "tall"), [("m0:L2,k0:L2,n0,m0", 64), ("n0,k0:L2,m0", 0)])
+@pytest.mark.parametrize("deep", [32, 64, 160])
+def test_results_are_right_in_matrix_registers(order: str, tall: int, deep: int) -> None:
+    for m, n, k in ((70, 45, 200), (64, 32, 321), (33, 16, 192)):
+        values = {**MATRIX, "s0.order": order, "s0.tile.k0": deep, "s0.tile.m0": tall or 1}
+        text = PLAIN.format(m=m, n=n, k=k)
+        low = check(text, values, AMX, native=HERE)
+        assert any(b.name == "f0" for b in low.nest.buffers)
+
+
+def test_whole_tiles_of_sums_take_no_way_through_vectors() -> None:
+    values = {**MATRIX, "s0.order": "m0:L2,k0:L2,n0,m0", "s0.tile.k0": 64, "s0.tile.m0": 64}
+    kernel = kernel_of(PLAIN.format(m=64, n=32, k=192))
+    space = space_of(kernel, AMX)
+    text = emitted(kernel, Schedule.of({**dict(space.default().items), **values}))
+    # Zeros, then loads of two registers each of sums (and five of factors a step of each block).
+    assert text.count("call void @llvm.x86.tilezero(") == 2
+    assert text.count("call void @llvm.x86.tilestored64(") == 3 * 2
+    assert "alloca" not in text
+
+
+def test_one_block_of_all_positions_needs_no_scratch() -> None:
+    kernel = kernel_of(LINEAR, Target.native())
+    default = dict(space_of(kernel, Target.native()).default().items)
+    plain = lower(kernel, Schedule.of(default), Target.native())
+    order = str(default["s0.order"])
+    for deep in (0, 200, 512):
+        values = {"s0.order": "k0:L2," + order, "s0.tile.k0": deep}
+        low = lower(kernel, Schedule.of({**default, **values}), Target.native())
+        assert isinstance(low, Lowered) and isinstance(plain, Lowered)
+        assert str(low.nest) == str(plain.nest)
+
+
+def test_large_products_have_blocks_by_default() -> None:
+    for n, blocks in ((256, False), (2048, True)):
+        space = space_of(kernel_of(PLAIN.format(m=n, n=n, k=n)), AMX)
+        s = dict(space.default().items)
+        assert ("k0:L2" in str(s["s0.order"])) is blocks
+        if blocks:
+            deep, tall = int(s["s0.tile.k0"]), int(s["s0.tile.m0"])
+            assert deep % 32 == 0 and tall % 32 == 0 and 0 < deep < n and 0 < tall < n
+            assert 6 * deep * tall <= AMX.l2_bytes // 2
+
+
+def test_blocks_are_equal_and_whole() -> None:
+    assert equal_blocks(2048, 273, 32, 1) == 256
+    assert equal_blocks(100, 64, 32, 2) == 64
+    assert equal_blocks(20, 64, 32, 1) == 20
