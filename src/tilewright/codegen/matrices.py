@@ -7,9 +7,10 @@ fit the vector registers are none of this module's business.
 
 A matrix register holds up to 16 rows of 16 words. Four hold accumulators of up to 32x32, two the
 rows of one factor as they lie in memory, two the words of the other factor, which lie in panels.
-Accumulators stay there for the whole reduction, whatever its loops, and come back as vectors from
-memory of the stack, unless whole rows of them are what is stored (or what the sum begins with). Setting the shapes up costs as much as four steps, so a phase with one set of
-shapes does it once.
+Accumulators stay there for the whole reduction, whatever its loops. They begin with and end in
+memory where whole rows of a tile lie there; otherwise vectors are brought to them, and come back,
+through memory of the stack. Setting the shapes up costs as much as four steps, so a phase with one
+set of shapes does it once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,18 @@ from tilewright.codegen.writer import Writer
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BF16, I8, DType
 from tilewright.ir.expr import CONSTANT, Expr, Polynomial, polynomial
-from tilewright.ir.nest import Contract, Fill, For, If, Load, Node, Prefetch, Store, TileType, operands
+from tilewright.ir.nest import (
+    Contract,
+    Fill,
+    For,
+    If,
+    Load,
+    Node,
+    Prefetch,
+    Store,
+    TileType,
+    operands,
+)
 from tilewright.ir.ranges import coefficient
 
 __all__ = ["Matrices", "Product"]

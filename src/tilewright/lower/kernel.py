@@ -20,11 +20,11 @@ from tilewright.ir.dtypes import BOOL, F32, I64
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import assuming, ceil_div, is_symbolic, smaller
 from tilewright.ir.kernel import Kernel, int_extent
-from tilewright.ir.layout import Layout, Term, ordered, panels
+from tilewright.ir.layout import Layout, ordered, panels
 from tilewright.ir.nest import Buffer, For, LoopNest, Phase
 from tilewright.ir.program import Axis, Definition, Reduction
 from tilewright.ir.words import wide_name, widened
-from tilewright.lower import pieces
+from tilewright.lower import pieces, sums
 from tilewright.lower.builder import Builder
 from tilewright.lower.loops import emit_levels
 from tilewright.lower.reductions import working_type
@@ -171,65 +171,7 @@ class _Lowering:
             spec = replace(spec, reduce=tuple(inner), in_words=bool(roles.pairs[0]))
         else:
             spec = self.strips(k, roles, spec)
-        return self.blocks_of_sums(k, roles, spec), roles
-
-    def blocks_of_sums(self, k: int, roles: StageRoles, spec: StageSpec) -> StageSpec:
-        """The stage with sums in scratch between blocks of a reduced axis, if the schedule says so
-        and it can have them; else without that level.
-        """
-        d, outer = spec.anchor, next((x for x in spec.levels if x.tail == "sums"), None)
-        if outer is None:
-            return spec
-        block = ceil_div(outer.block, 2 * self.lanes) * 2 * self.lanes
-        can = d.reduction is not None and not d.reduction.monoid.startswith("arg")
-        can = can and not (self.kernel.shared or self.kernel.sequence or spec.rows or spec.partial)
-        can = can and not any(is_symbolic(n) for n in roles.extents.values())
-        can = can and self.schedule.integer(f"s{k}.parts") < 2 and block < roles.extents[outer.axis]
-        # Tiles that overlap would count a block twice.
-        levels = tuple(
-            replace(x, block=block)
-            if x is outer
-            else replace(x, tail="peel" if x.tail == "overlap" else x.tail)
-            for x in spec.levels
-            if can or x is not outer
-        )
-        return replace(spec, levels=levels, sums=f"f{k}" if can else "")
-
-    def place_of_sums(self, spec: StageSpec) -> StageSpec:
-        """The scratch of sums: tiles one behind the other, in the order of the loops."""
-        d = spec.anchor
-        assert d.reduction is not None
-        at = next(i for i, x in enumerate(spec.levels) if x.tail == "sums")
-        last = {x.axis: x.block for x in spec.levels}
-        names = [a.name for a in d.axes]
-        shape = []
-        for a in d.axes:
-            mine = [x.block for x in spec.levels[:at] if x.axis == a.name]
-            most = min([*mine[-1:], spec.extents[a.name]])
-            shape.append(ceil_div(most, last[a.name]) * last[a.name])
-        terms: dict[str, list[Term]] = {a: [] for a in names}
-        stride = 1
-        for a in sorted(names, key=lambda a: a != spec.lane):
-            if last[a] > 1:
-                terms[a].append(Term(names.index(a), 1, last[a], stride))
-                stride *= last[a]
-        for a in dict.fromkeys(x.axis for x in reversed(spec.levels) if x.axis in terms):
-            i = names.index(a)
-            terms[a].append(Term(i, last[a], 0, stride))
-            stride *= shape[i] // last[a]
-        layout = Layout(tuple(shape), tuple(t for a in names for t in terms[a]), stride)
-        dtype = working_type(d.reduction.monoid, d.dtype)
-        self.scratch.append(Buffer(spec.sums, dtype, E.const(stride), "scratch"))
-
-        staged = spec.staging.get(at)
-
-        def begin(region: Region) -> None:
-            origin = tuple(region.starts[a] for a in names)
-            spec.places[spec.sums] = Place(spec.sums, layout, dtype, origin)
-            if staged is not None:
-                staged(region)
-
-        return replace(spec, staging={**spec.staging, at: begin})
+        return sums.with_blocks(self, k, roles, spec), roles
 
     def in_matrices(self, roles: StageRoles, spec: StageSpec) -> bool:
         """Whether matrix registers hold the accumulators: B lies in panels then, A as it is."""
@@ -728,7 +670,7 @@ class _Lowering:
                 if not spec.products:
                     spec = self.pack_a(k, roles, replace(spec, places=dict(self.places)))
                 if spec.sums:
-                    spec = self.place_of_sums(spec)
+                    spec = sums.with_scratch(self, spec)
             extents = {a.name: int_extent(a.extent) for a in spec.anchor.axes}
             stages.append((spec, extents))
         depth = s.integer("par", 1)

@@ -65,7 +65,8 @@ def split_factors(lowering: _Lowering, k: int, roles: StageRoles, spec: StageSpe
     block = lowering.block_of_rows(roles, spec)
     if block is None or not block[2]:  # no blocks: the whole operand, in parallel
         layout = lowering.kernel.layout_of[a.tensor]
-        heights = {x.axis: x.block for x in spec.levels if x.block > 1 and x.axis != axis}
+        tiles = (x for x in spec.levels if x.block > 1 and x.axis != axis)
+        heights = {x.axis: x.block for x in tiles}
         shape, at = _shape(layout, a.read, {**heights, axis: depth})
         _copies(lowering, a, _rows(shape, at, depth), shape, at, _LINE, (-1, 1), left)
     else:

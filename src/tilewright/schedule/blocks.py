@@ -40,7 +40,9 @@ def summed_block(
     those of the next.
     """
     axis, rows = r.split[0], r.roles("m")
-    if not axis or len(rows) != 1 or r.reduce != (axis,) or any(map(is_symbolic, r.extents.values())):
+    if not axis or len(rows) != 1 or r.reduce != (axis,):
+        return None
+    if any(is_symbolic(n) for n in r.extents.values()):
         return None
     m, k, size = r.extents[rows[0]], r.extents[axis], PIECES * BF16.bytes
     if 2 * size * k * prod(r.extents[a] for a in r.roles("n")) < target.l2_bytes:

@@ -612,10 +612,11 @@ class StageSpace:
 
     @_once_a_lane
     def _summed_block(self, lane: str | None) -> tuple[int, int] | None:
-        """Positions of the summed axis, and rows, of a block of pieces of A (schedule/blocks.py)."""
+        """Positions of the summed axis and rows of a block of A (schedule/blocks.py)."""
         if not self._in_matrices(lane, self._first_sizes(self.first)):
             return None
-        height = [int(self.first.get(f"{self.p}reg.{self.r.names[a]}", 1)) for a in self.r.roles("m")]
+        sizes = self._first_sizes(self.first)
+        height = [sizes[a] for a in self.r.roles("m")]
         return summed_block(self.r, self.target, height[-1], self.threads)
 
     def _packing(self, lane: str | None, first: dict[str, Value]) -> list[Group]:
