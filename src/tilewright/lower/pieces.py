@@ -97,10 +97,10 @@ def split_factors(lowering: _Lowering, k: int, roles: StageRoles, spec: StageSpe
     )
     anchor = replace(d, reduction=replace(d.reduction, axes=over))
     last = {x.axis: i for i, x in enumerate(spec.levels)}
+    reads = (a.read, b.read)
+    whole = {x for x in last if x != axis and _is_whole(x, *reads)}
     levels = tuple(
-        replace(x, tail="counted")
-        if last[x.axis] == i and x.axis != axis and x.block > 1 and _is_whole(x.axis, a.read, b.read)
-        else x
+        replace(x, tail="counted") if last[x.axis] == i and x.block > 1 and x.axis in whole else x
         for i, x in enumerate(spec.levels)
     )
     spec.places.update({n: x for n, x in lowering.places.items() if n in (*left, *right)})
