@@ -13,8 +13,9 @@ registers have it. (Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial I
 For Higher-Precision Computations", 2019.)
 
 What is not finite goes into the last piece, which meets the first piece of the other factor alone;
-its own first piece is one with its sign. An infinity then meets a number with that number's sign,
-a zero as NaN, another infinity as an infinity.
+its other pieces are those of the largest number, with the sign of an infinity. As all pieces of a
+number have its sign, an infinity then meets a number with that number's sign, a zero as NaN,
+another infinity as an infinity.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tilewright.ir.program import Axis, Definition
 __all__ = ["PIECES", "PRODUCTS", "definitions_of_pieces"]
 
 PIECES = 3
+_LARGEST = 2.0**128 - 2.0**104  # that an f32 holds
 # Pieces of the two factors, small products first; neighbours have one piece in common.
 PRODUCTS = ((2, 0), (1, 0), (1, 1), (0, 1), (0, 0), (0, 2))
 
@@ -37,14 +39,14 @@ def definitions_of_pieces(
     names: Sequence[str], axes: Sequence[Axis], value: Expr
 ) -> tuple[Definition, ...]:
     """The pieces of an f32 expression over `axes`, as tensors of these names."""
-    zero, one = E.const(0.0, F32), E.const(1.0, F32)
-    finite = E.compare("lt", E.unary("abs", value), E.const(float("inf"), F32))
-    sign = E.select(E.compare("lt", value, zero), E.const(-1.0, F32), one)
+    high, low = E.const(_LARGEST, F32), E.const(-_LARGEST, F32)
+    # Comparisons that are false for NaN, as the CPU's minimum and maximum have them.
+    below = E.select(E.compare("lt", value, high), value, high)
+    finite = E.select(E.compare("lt", low, below), below, low)
     at = [a.index for a in axes]
     first, second = (E.cast(E.read(n, at, BF16), F32) for n in names[:2])
-    left = E.sub(value, first)
     # What is left of an infinity or NaN is the same again.
-    bodies = (E.select(finite, value, sign), E.select(finite, left, zero), E.sub(left, second))
+    bodies = (finite, E.sub(finite, first), E.sub(E.sub(value, first), second))
     return tuple(
         Definition(n, BF16, tuple(axes), E.unary("upper_half", b))
         for n, b in zip(names, bodies, strict=True)

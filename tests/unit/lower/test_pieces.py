@@ -78,9 +78,19 @@ def test_pieces_add_up_exactly() -> None:
 
 def test_what_is_not_finite_is_the_last_piece() -> None:
     first, second, third = pieces_of(np.float32([np.inf, -np.inf, np.nan]))
-    np.testing.assert_array_equal(first, [1, -1, 1])
-    np.testing.assert_array_equal(second, 0)
+    for p in (first, second):
+        assert np.isfinite(p).all() and p[0] > 0 > p[1]
     np.testing.assert_array_equal(third, [np.inf, -np.inf, np.nan])
+
+
+def test_pieces_have_the_sign_of_their_number() -> None:
+    """So that the products of an infinity with the pieces of a number are all of one sign."""
+    rng = np.random.default_rng(5)
+    x = (rng.standard_normal(4000) * 10.0 ** rng.uniform(-30, 38, 4000)).astype(np.float32)
+    largest = np.finfo(np.float32).max
+    x = np.concatenate([x[np.isfinite(x)], np.float32([largest, -largest, 2.0**-100, -0.0])])
+    for p in pieces_of(x):
+        assert (p * np.sign(x) >= 0).all()
 
 
 def test_products_that_are_left_out_are_the_small_ones() -> None:
@@ -213,6 +223,22 @@ def test_infinities_and_nan_are_where_they_belong(threads: int) -> None:
     np.testing.assert_array_equal(np.sign(got[here]), np.sign(wanted[here]))
     fine = np.isfinite(wanted)
     assert (np.abs(got[fine].astype(np.float64) - wanted[fine]) <= bound[fine]).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_of_special_numbers(threads: int) -> None:
+    """Each with each, infinite, zero and NaN where IEEE 754 has them."""
+    largest = float(np.finfo(np.float32).max)
+    few = [0.0, 0.5, 1.0, 3.0, 2.0**-60, 2.0**70, 3.3895314e38, largest, np.inf]
+    special = np.float32([*few, *(-v for v in few), np.nan])
+    a, b = np.zeros((256, 256), np.float32), np.zeros((256, 256), np.float32)
+    a[:, 17], b[17] = np.resize(special, 256), np.resize(special[::-1], 256)
+    with np.errstate(all="ignore"):
+        wanted = np.outer(a[:, 17], b[17])
+    got = np.asarray(tw.compile(tw.program(MATMUL), [a, b], threads=threads)(a, b))
+    fine = np.isfinite(wanted)
+    np.testing.assert_array_equal(got[~fine], wanted[~fine])
+    np.testing.assert_allclose(got[fine], wanted[fine], rtol=2.0**-22)
 
 
 @pytest.mark.parametrize("positive", [False, True])
