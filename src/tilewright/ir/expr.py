@@ -454,7 +454,9 @@ def _add(a: Expr, b: Expr) -> Expr:
 def sub(a: Expr, b: Expr) -> Expr:
     """a - b (integers wrap)."""
     if a.dtype is I64 and b.dtype is I64:
-        return _add(a, const(-b.attr) if b.op == "const" else _mul(b, const(-1)))
+        if b.op == "const":
+            return _add(a, const(-b.attr)) if b.attr else a
+        return _add(a, _mul(b, const(-1)))
     return binary("sub", a, b)
 
 

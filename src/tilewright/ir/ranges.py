@@ -146,7 +146,7 @@ def divide(p: Polynomial, c: int, ranges: Ranges) -> tuple[Polynomial, Polynomia
     In tiled code nearly every subscript is c times something, and positions inside a tile whose sum
     is less than c: no expression is built to be taken apart again.
     """
-    if isinstance(c, Extent):
+    if type(c) is Extent:
         return _divide_expr(p, c, ranges)
     whole, rest = E.split_multiples(p, c)
     low = high = rest.get((), 0)
@@ -154,7 +154,7 @@ def divide(p: Polynomial, c: int, ranges: Ranges) -> tuple[Polynomial, Polynomia
         if not atoms:
             continue
         bounds = ranges.get(atoms[0].attr) if len(atoms) == 1 and atoms[0].op == "index" else None
-        if bounds is None or isinstance(bounds[0], Extent) or isinstance(bounds[1], Extent):
+        if bounds is None or type(bounds[0]) is Extent or type(bounds[1]) is Extent:
             break
         low += v * bounds[v < 0]
         high += v * bounds[v > 0]

@@ -100,7 +100,7 @@ class Builder:
         if hit is not None and hit.body.is_open:
             return hit
         home = self._home(operands, exprs)
-        tile = values[full] = Tile(self.fresh(), type, home)
+        tile = values[full] = Tile(f"%v{next(self._names)}", type, home)
         home.nodes.append(make(tile.name, type, *rest))
         return tile
 

@@ -42,7 +42,7 @@ class Place:
         """Subscripts relative to the origin."""
         if self.origin is None:
             return tuple(subscripts)
-        return tuple(s - o for s, o in zip(subscripts, self.origin, strict=True))
+        return tuple([s - o for s, o in zip(subscripts, self.origin, strict=True)])
 
 
 _Split = tuple[dict[Expr, int], Expr] | None
@@ -56,8 +56,9 @@ def position_of(axis: str) -> Expr:
 def _leaves(s: Expr, lo: int, hi: int, ranges: Ranges) -> tuple[bool, bool]:
     """May a subscript be below `lo`, and may it be `hi` or above?"""
     low, high = interval(s, ranges)
-    below, above = low is None or low < lo, high is None or is_symbolic(hi) or high >= hi
-    if low is None or high is None or is_symbolic(hi):
+    symbolic = is_symbolic(hi)
+    below, above = low is None or low < lo, high is None or symbolic or high >= hi
+    if low is None or high is None or symbolic:
         below = below and not nonnegative(s - lo, ranges)
         above = above and not nonnegative(E.const(hi) - s - 1, ranges)
     return below, above
@@ -263,8 +264,8 @@ class TileScope:
                     hi = E.minimum(hi, valid)
                 limited[a] = (lo, hi)
         t = self.type(dtype, axes)
-        strides: Strides = tuple((a, E.const(by_axis[a])) for a, _ in t.axes if a in by_axis)
-        bounds: Limits = tuple((a, *limited[a]) for a, _ in t.axes if a in limited)
+        strides = self._strides(t, by_axis)
+        bounds: Limits = tuple([(a, *limited[a]) for a, _ in t.axes if a in limited])
         fill = orelse.attr if orelse is not None else 0
         lane = self._memory_lane(t, by_axis)
         if lane == t.lane:
@@ -272,6 +273,9 @@ class TileScope:
         turned = TileType(t.dtype, t.axes, lane)
         loaded = self.builder.load(turned, place.buffer, base, strides, bounds, fill)
         return self.builder.relayout(t, loaded)
+
+    def _strides(self, t: TileType, by_axis: dict[str, int]) -> Strides:
+        return tuple([(a, E.const(by_axis[a])) for a, _ in t.axes if a in by_axis])
 
     def _memory_lane(self, t: TileType, strides: dict[str, int]) -> str | None:
         """The axis to load along: the lane axis, unless another one is contiguous in memory and
@@ -468,13 +472,14 @@ class TileScope:
             return
         coefficients, base = split
         by_axis = {self._positions[p]: c for p, c in coefficients.items()}
-        wanted = self.type(value.type.dtype, set(by_axis) | set(value.type.names))
-        if wanted.names != value.type.names:
+        wanted, axes = value.type, {a for a, _ in value.type.axes}
+        if not axes.issuperset(by_axis):
+            wanted = self.type(value.type.dtype, axes | set(by_axis))
             value = self._broadcast(value, wanted)
         limits: Limits = tuple(
-            (a, E.const(0), E.const(self.valid[a])) for a, _ in wanted.axes if a in self.valid
+            [(a, E.const(0), E.const(self.valid[a])) for a, _ in wanted.axes if a in self.valid]
         )
-        strides: Strides = tuple((a, E.const(by_axis[a])) for a, _ in wanted.axes if a in by_axis)
+        strides = self._strides(wanted, by_axis)
         lane = self._memory_lane(wanted, by_axis)
         if lane == wanted.lane and abs(by_axis.get(lane or "", 0)) >= FAR:
             lane = _close_axis(wanted, by_axis) or lane
