@@ -6,6 +6,7 @@ import pytest
 
 import tilewright
 from tilewright.errors import TargetError
+from tilewright.group.plan import plan_program
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32
 from tilewright.ir.kernel import parse_kernel
@@ -71,3 +72,27 @@ program k format 1(t0: f32[3, 50]):
     low = lower(kernel, schedule, target)
     assert isinstance(low, Lowered) and "scatter t1" in str(low.nest)
     assert replay(kernel, schedule, target, native=False) is None
+
+
+_SCATTER = """program p(u: f32[31, 70], k: i64[31]):
+  y: f32[{shape}] = scatter sum(r<31, q<70) at ({at}) of u[r, q] base 0.5
+  return y
+"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "at", "lanes"),
+    [("a<40, c<70", "k[r], q", True), ("a<70, c<70", "q, q", False)],
+)
+def test_contributions_are_vectors_where_a_row_goes_straight(
+    shape: str, at: str, lanes: bool
+) -> None:
+    """Not on a diagonal: positions of one axis in two places are no row."""
+    program = parse_program(_SCATTER.format(shape=shape, at=at))
+    report = check(tilewright.compile(program), program, seeds=2)
+    assert report.ok, str(report)
+    target = Target.named("x86-avx512")
+    (kernel,) = plan_program(program, target)[0].kernels
+    low = lower(kernel, space_of(kernel, target).default(), target)
+    assert isinstance(low, Lowered)
+    assert ("scatter add" not in str(low.nest)) is lanes
