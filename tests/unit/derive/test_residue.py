@@ -26,7 +26,8 @@ LINE = """program line(x: f32[{c}, {n}], k: f32[{c}, {o}, {t}]):
 IMAGE = """program image(x: f32[2, 4, 5, 6], k: f32[4, 3, 4, 3], b: f32[6]):
   y: f32[n<2, o<6, h<{h}, w<{w}] = sum(c<2, r<4, s<3) where((h + 1 - r) % 2 == 0 and (w - s*2) % 3 == 0, (x[n, c + o // 3 * 2, (h + 1 - r) // 2, (w - s*2) // 3] else 0.0) * k[c + o // 3 * 2, o % 3, r, s], 0.0)
   z: f32[n<2, o<6, h<{h}, w<{w}] = max(y[n, o, h, w] + b[o], 0.0)
-  return z, y
+  t: f32[n<2, o<6] = max(h<{h}, w<{w}) z[n, o, h, w]
+  return z, y, t
 """
 VOLUME = """program volume(x: f32[3, 3, 4, 2], k: f32[3, 5, 2, 3, 4]):
   y: f32[d<6, h<7, w<4, o<5] = sum(c<3, q<2, r<3, s<4 if (d - q) % 2 == 0 and (h + 1 - r) % 2 == 0) (x[c, (d - q) // 2, (h + 1 - r) // 2, w - s] else 0.0) * k[c, o, q, r, s]
