@@ -20,11 +20,13 @@ NAN = float("nan")
 # What each file gives. One row of a grid lies where ONNX's reference evaluator puts it, at -1 (as
 # the first of several rows does); PyTorch puts it in the middle. Of 1, NaN and 2 the two largest
 # are 2 and 1 where NaN stands last, NaN and 2 where it stands first, but never 1 and NaN. Half of
-# five elements are 2.5: place 1 of two is read at 1 * (5 - 1) / (2.5 - 1) = 8/3.
+# five elements are 2.5: place 1 of two is read at 1 * (5 - 1) / (2.5 - 1) = 8/3. Half of three are
+# 1.5, more than one, so that place 0 is read at (0 + 0.5) / 0.5 - 0.5 = 0.5.
 RIGHT: dict[str, list[Any]] = {
     "affine_grid_of_one": [[[[[-1, -1], [0, -1], [1, -1]]]]],
     "topk_of_nan": [[2, 1], [2, 0]],
     "resize_to_part_of_an_element": [[[0, float(np.float32(8 / 3))]]],
+    "resize_half_pixel_to_one": [[[1.5]]],
 }
 
 
