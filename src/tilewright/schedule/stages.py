@@ -336,6 +336,9 @@ class StageSpace:
                 streams = 0.5 * v + 0.2 * rows
             if lane in r.reduce:
                 streams += 4.0 * live * self._strided(lane)
+                # A factor whose address is not linear in the lanes is gathered for every product.
+                gathered = [x for x in (r.a, r.b) if x and x.strides.get(lane or "", 0) is None]
+                streams += self.lanes * live * len(gathered)
             elif lane is not None:
                 streams += self._turned_cycles(lane, sizes, live)
             cycles = max(live / 2, loads / 2, 4.0) + streams + 1.0 / unroll + 0.02 * unroll * live

@@ -190,6 +190,23 @@ def test_default_tile_of_a_large_matmul() -> None:
         assert most * 0.6 <= live <= most
 
 
+@pytest.mark.parametrize("target", TARGETS[:2], ids=lambda t: t.name)  # of wide vectors
+def test_a_factor_is_not_gathered_for_every_product(target: Target) -> None:
+    # Windows over a mirrored border: no address of x is linear in the summed axis.
+    text = """program p(x: f32[1, 576]):
+  const w: f32[258, 256] @bdc37311eec093878b0798f5d7b07324a0004edd6d903d5aa75060dff54b3785
+  y: f32[a<1, f<258, t<4] = sum(k<256) x[a, min(t*128 + k, t*-128 - k + 1150)] * w[f, k]
+  return y
+"""
+    program = parse_program(text)
+    for kernel in plan_program(program, target)[0].kernels:
+        roles = stage_roles(kernel, 0)
+        default = dict(space_of(kernel, target, 1).default().items)
+        lane = roles.axis_of.get(str(default["s0.lane"]), "")
+        for factor in (roles.a, roles.b):
+            assert factor is None or factor.strides.get(lane, 0) is not None
+
+
 def test_schedule_text() -> None:
     s = Schedule.of({"b": 2, "a": "x", "c": True})
     assert str(s) == '{"format":1,"a":"x","b":2,"c":true}'
