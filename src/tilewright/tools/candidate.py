@@ -38,6 +38,7 @@ def _one(size: tuple[int, int, int]) -> tuple[float, float]:
     from tilewright.ir.program_parser import parse_program
     from tilewright.machine.target import Target
     from tilewright.runtime.build import emit_object
+    from tilewright.runtime.collection import no_collection
     from tilewright.runtime.jit import load_object
     from tilewright.runtime.link import lower_kernel
     from tilewright.schedule.kernel_space import space_of
@@ -48,7 +49,8 @@ def _one(size: tuple[int, int, int]) -> tuple[float, float]:
     kernel = max(plan.kernels, key=lambda kernel: len(str(kernel)))
     schedule = space_of(kernel, target).default()
     started = time.process_time()
-    text = emit_llvm(lower_kernel(kernel, schedule, target).nest, target)
+    with no_collection():  # as compiler and tuner do
+        text = emit_llvm(lower_kernel(kernel, schedule, target).nest, target)
     python = time.process_time()
     load_object(emit_object(text, target))
     return (time.process_time() - started) * 1e3, (python - started) * 1e3

@@ -24,6 +24,7 @@ from tilewright.machine.target import Target
 from tilewright.runtime.build import build_many
 from tilewright.runtime.calibrate import cpu_name
 from tilewright.runtime.candidates import Fill
+from tilewright.runtime.collection import no_collection
 from tilewright.schedule.schedule import Schedule
 from tilewright.schedule.space import SPACE_VERSION, Space
 from tilewright.tune.bench import Built, Job, Timing
@@ -227,6 +228,7 @@ class Task:
         )  # fmt: skip
 
     # -- candidates
+    @no_collection()
     def candidate(self, rows: Rows) -> Candidate | Rejected | None:
         """Lower and emit; None where an equal nest was seen, or the code would be enormous."""
         schedule = self.space.at(rows)
