@@ -17,7 +17,8 @@ import time
 __all__ = ["main", "measure"]
 
 # Prime sizes: every axis has a tail, and both operands are packed.
-_SIZES = ((509, 487, 503), (491, 499, 521), (523, 509, 479), (467, 541, 499), (503, 463, 547))
+_PRIMES = (457, 461, 463, 467, 479, 487, 491, 499, 503, 509, 521, 523, 541, 547, 557)
+_SIZES = tuple(zip(_PRIMES, _PRIMES[5:] + _PRIMES[:5], _PRIMES[10:] + _PRIMES[:10], strict=True))
 _TEXT = """program matmul(a: f32[{m}, {k}], b: f32[{k}, {n}]):
   c: f32[i<{m}, j<{n}] = sum(k<{k}) a[i, k] * b[k, j]
   return c
