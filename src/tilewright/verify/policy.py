@@ -78,8 +78,10 @@ def compare(
     """
     got, ref, naive = np.asarray(got), np.asarray(ref), np.asarray(naive)
     if got.shape != ref.shape:
-        if any(got.shape == np.shape(w) for w in (naive, *wiggle)):  # as many as rounding makes it
-            return Verdict(True, 0.0, 0.0, None, "accepted by witness")
+        alike = [w for w in map(np.asarray, (naive, *wiggle)) if w.shape == got.shape]
+        if alike:  # rounding decides how many elements there are
+            first = alike[0].astype(ref.dtype)
+            return compare(got, first, first, dtype, bilinear, alike[1:], chosen)
         message = f"the shape is {list(got.shape)} instead of {list(ref.shape)}"
         return Verdict(False, np.inf, 0.0, None, message)
     if got.dtype != dtype.np:

@@ -102,5 +102,6 @@ def test_a_number_of_elements_that_rounding_decides() -> None:
     ref, plain = f64(1, 2, 3), f64(1, 3)
     assert compare(f32(1, 3), ref, plain, F32).ok
     assert compare(f32(1, 2, 3), ref, plain, F32).ok
+    assert not compare(f32(1, 4), ref, plain, F32).ok
     assert not compare(f32(1), ref, plain, F32).ok
     assert compare(f32(1), ref, plain, F32, wiggle=[f64(1)]).ok
