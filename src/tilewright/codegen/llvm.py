@@ -293,7 +293,7 @@ class _Function:
             self._loop(n)
         if start is not None:
             self.tiles[initial] = start
-        self.tiles[n.results[0]] = m.end(matrix, n.results[0], rest)
+        self.tiles[n.results[0]] = m.end(matrix, n.results[0], rest, self._loop, self.memory.store)
 
     def _close_loop(
         self, region: Region, inside: str, var: str, first: str, end: str, step: int,

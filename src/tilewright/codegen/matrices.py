@@ -51,6 +51,7 @@ _FEW = 3  # more steps than the least, if all have one depth
 _INNER = 4  # least words of a step inside outer loops
 
 Loop = Callable[[For, Callable[[], None]], None]
+Put = Callable[[Store, Tile], None]
 
 
 @dataclass(frozen=True)
@@ -133,17 +134,23 @@ class Matrices:
                     self._beside(n, self._found[id(n)], body[max(0, i - 1) : i + 2])
 
     def _beside(self, n: For, p: Product, nodes: tuple[Node, ...]) -> None:
-        """Note the load before a sum and the store after it, if they are whole rows of its type."""
+        """Note the load before a sum and the store after it: whole rows of its type are loaded and
+        stored by registers, parts of them are stored in a loop over rows.
+        """
         kind, first, last = p.type, n.carries[0][1], n.results[0]
         for x in nodes:
-            if not isinstance(x, Load | Store) or x.limits or len(p.spans) > 1:
+            if not isinstance(x, Load | Store):
                 continue
-            if dict(x.strides).get(kind.lane or "") != E.const(1) or set(p.columns) != {_ROWS}:
+            if dict(x.strides).get(kind.lane or "") != E.const(1):
                 continue
+            whole = not x.limits and len(p.spans) == 1 and set(p.columns) == {_ROWS}
             if isinstance(x, Store):
-                if x.value == last and self.uses.get(last, 0) == 1 and not x.nontemporal:
+                if x.value != last or self.uses.get(last, 0) != 1 or x.nontemporal:
+                    continue
+                from_zero = all(E.int_value(lo) == 0 for _, lo, _ in x.limits)
+                if whole or (len(row_axes(kind)) == 1 and from_zero):
                     self.stores[last] = x
-            elif x.result == first and self.uses.get(first, 0) == 1 and x.type == kind:
+            elif whole and x.result == first and self.uses.get(first, 0) == 1 and x.type == kind:
                 self.starts[first] = x
 
     def _outer(self, n: For) -> bool:
@@ -407,15 +414,19 @@ class Matrices:
         between = a.value(stride * size) if apart is None else apart * size
         self._call(name, "i8, ptr, i64", f"i8 {register}, ptr {pointer}, i64 {between}")
 
-    def end(self, p: Product, name: str, rest: tuple[Node, ...]) -> Tile:
+    def end(self, p: Product, name: str, rest: tuple[Node, ...], loop: Loop, put: Put) -> Tile:
         """Accumulators as vectors, each loaded before its first use if all uses are in `rest`; or
         stored where the next node wants them.
         """
         self.holds = None
-        if name in self.stores:
-            self._rows_of(p, self.stores[name], "tilestored64")
+        wanted = self.stores.get(name)
+        if wanted is not None and not wanted.limits:
+            self._rows_of(p, wanted, "tilestored64")
             return self.elsewhere(p)
         self._accumulators(p, "tilestored64")
+        if wanted is not None:
+            self._store_rows(p, wanted, loop, put)
+            return self.elsewhere(p)
         w = self.writer
         kind = self.operations.type(p.type.dtype, _ROWS)
         size, op = len(p.columns) * _ROW_BYTES, w.op
@@ -431,6 +442,30 @@ class Matrices:
         if near == self.uses.get(name, 0):
             return Tile(p.type, _ROWS, found)
         return Tile(p.type, _ROWS, [found[r] for r in range(count)])
+
+    def _store_rows(self, p: Product, n: Store, loop: Loop, put: Put) -> None:
+        """Store the rows within the limits one after the other, from memory of the stack."""
+        w, lane, ((axis, count),) = self.writer, p.type.lane or "", row_axes(p.type)
+        limits, strides = {a: hi for a, _, hi in n.limits}, dict(n.strides)
+        last = E.minimum(E.const(count), limits.get(axis, E.const(count)))
+        position = E.index(p.loop.var)
+        base = n.base + strides.get(axis, E.const(0)) * position
+        part = tuple(x for x in n.limits if x[0] == lane)
+        size = len(p.columns) * _ROW_BYTES
+        kind = self.operations.type(p.type.dtype, _ROWS)
+        t = TileType(p.type.dtype, ((lane, p.type.extent(lane)),), lane)
+
+        def row() -> None:
+            first = self.addresses.value(position * size)
+            at = w.op(f"getelementptr i8, ptr {self._memory}, i64 {first}")
+            values = []
+            for c in range(len(p.columns)):
+                place = w.op(f"getelementptr i8, ptr {at}, i64 {c * _ROW_BYTES}") if c else at
+                values.append(w.op(f"load {kind}, ptr {place}, align 64"))
+            store = Store(n.buffer, base, ((lane, E.const(1)),), n.value, part)
+            put(store, Tile(t, _ROWS, [values]))
+
+        loop(For(p.loop.var, E.const(0), last, 1, ()), row)
 
     def finish(self) -> None:
         """Set shapes up once where the function has one set of them, else where they are used; give
