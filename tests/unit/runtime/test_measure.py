@@ -102,7 +102,7 @@ def measurer() -> Iterator[Measurer]:
     one.close()
 
 
-def timing(result: Timing | Rejected) -> Timing:
+def assert_timing(result: Timing | Rejected) -> Timing:
     assert isinstance(result, Timing), result
     return result
 
@@ -114,13 +114,13 @@ def rejected(result: Timing | Rejected) -> Rejected:
 
 def test_good_candidates_are_timed_in_pairs(measurer: Measurer) -> None:
     results = measurer.measure_batch([GOOD, SLOW, GOOD], GOOD, [EXPECTED], Plan(rounds=9))
-    for result in map(timing, results):
+    for result in map(assert_timing, results):
         assert len(result.seconds) == len(result.reference_seconds) == 9
         assert min(result.seconds) > 1e-9 and result.spread >= 0
         assert result.ratio == pytest.approx(
             result.median_s / np.median(result.reference_seconds), rel=0.9
         )
-    assert timing(measurer.measure_batch([GOOD], plan=QUICK)[0]).reference_seconds == ()
+    assert assert_timing(measurer.measure_batch([GOOD], plan=QUICK)[0]).reference_seconds == ()
     assert measurer.measure_batch([]) == []
 
 
@@ -132,7 +132,7 @@ def test_a_crash_costs_only_its_candidate(measurer: Measurer, name: str) -> None
         assert rejected(bad).code == "R020"
         assert name in rejected(bad).detail and "step 0 (k)" in rejected(bad).detail
     for good in (results[0], results[2], results[4]):
-        timing(good)
+        assert_timing(good)
 
 
 def test_a_hang_costs_its_time_limit(measurer: Measurer) -> None:
@@ -141,8 +141,8 @@ def test_a_hang_costs_its_time_limit(measurer: Measurer) -> None:
     results = measurer.measure_batch([GOOD, HANGS, GOOD], GOOD, [EXPECTED], plan)
     assert time.monotonic() - start < 10
     assert rejected(results[1]).code == "R021" and "step 0" in rejected(results[1]).detail
-    timing(results[0])
-    timing(results[2])
+    assert_timing(results[0])
+    assert_timing(results[2])
 
 
 def test_wrong_outputs(measurer: Measurer) -> None:
@@ -153,11 +153,11 @@ def test_wrong_outputs(measurer: Measurer) -> None:
     assert [isinstance(r, Rejected) and r.code for r in results] == ["V001", False, "V001", "V001"]
     assert "element" in rejected(results[0]).detail and "1e-06" in rejected(results[0]).detail
     exact = replace(EXPECTED, bound=None)
-    timing(measurer.measure_batch([GOOD], None, [exact], QUICK)[0])
+    assert_timing(measurer.measure_batch([GOOD], None, [exact], QUICK)[0])
     assert "bytes" in rejected(measurer.measure_batch([wrong], None, [exact], QUICK)[0]).detail
     like_reference = Expected(1, "float32", bound=0.0)
     results = measurer.measure_batch([wrong, GOOD], GOOD, [like_reference], QUICK)
-    assert rejected(results[0]).code == "V001" and timing(results[1])
+    assert rejected(results[0]).code == "V001" and assert_timing(results[1])
     short = replace(EXPECTED, values=(EXPECTED.values or b"")[:-4])
     assert (
         "expected 3996" in rejected(measurer.measure_batch([GOOD], None, [short], QUICK)[0]).detail
@@ -181,17 +181,17 @@ def test_guard_pages_catch_reads_too(measurer: Measurer) -> None:
     guarded = replace(QUICK, guard=True)
     reads = "%far = getelementptr float, ptr %px, i64 1\n  %b = load volatile float, ptr %far\n"
     reads_behind = candidate(code(reads + "  %r = fmul float %a, 3.0"))
-    assert timing(measurer.measure_batch([reads_behind], None, [EXPECTED], QUICK)[0])
+    assert assert_timing(measurer.measure_batch([reads_behind], None, [EXPECTED], QUICK)[0])
     results = measurer.measure_batch([GOOD, reads_behind, GOOD], None, [EXPECTED], guarded)
     assert "SIGSEGV" in rejected(results[1]).detail
-    timing(results[0])
-    timing(results[2])
+    assert_timing(results[0])
+    assert_timing(results[2])
     for size in (4, 60, 64, 4096, 4100, 1 << 21):
         count = size // 4
         step = CandidateStep("k", (0, 1), (count,))
         buffers = (replace(X, size_bytes=size), replace(Z, size_bytes=size, align=64))
         one = candidate(code(), steps=(step,), buffers=buffers)
-        timing(measurer.measure_batch([one], plan=guarded)[0])
+        assert_timing(measurer.measure_batch([one], plan=guarded)[0])
         # Between an aligned buffer's end and the guard page there is only pattern.
         past = candidate(
             code(after="%q = getelementptr float, ptr %z, i64 %end\n  store i8 0, ptr %q"),
@@ -222,10 +222,10 @@ def test_outputs_come_back(measurer: Measurer) -> None:
     step = CandidateStep("k", (0, 1), (1000,), chunks=1000)
     big = candidate(code(), steps=(step,), buffers=(source, large), threads=2)
     results = measurer.measure_batch([GOOD, CRASHES["SIGABRT"], big], None, (), plan)
-    assert timing(results[0]).outputs == {1: EXPECTED.values}
+    assert assert_timing(results[0]).outputs == {1: EXPECTED.values}
     expected = buffer_values(source).view(np.float32) * np.float32(3)
-    assert timing(results[2]).outputs[1] == expected.tobytes()
-    assert timing(results[2]).seconds == ()
+    assert assert_timing(results[2]).outputs[1] == expected.tobytes()
+    assert assert_timing(results[2]).seconds == ()
 
 
 def test_fills() -> None:
@@ -255,38 +255,38 @@ def test_rotations_and_several_steps(measurer: Measurer) -> None:
     one = candidate(code(), steps=steps, buffers=(X, Z, middle), threads=2)
     for rotations in (1, 2, 5, 40):
         plan = Plan(rounds=4, sample_s=1e-5, rotations=rotations)
-        timing(measurer.measure_batch([one], one, [nine], plan)[0])
+        assert_timing(measurer.measure_batch([one], one, [nine], plan)[0])
 
 
 def test_slow_candidates_are_pruned(measurer: Measurer) -> None:
     steps = (CandidateStep("k", (0, 1), (100,), chunks=10),) * 400
     much = candidate(code(), steps=steps)
     results = measurer.measure_batch([GOOD, much], GOOD, (), Plan(rounds=12, prune=8.0))
-    assert len(timing(results[0]).seconds) == 12
-    assert len(timing(results[1]).seconds) == len(timing(results[1]).reference_seconds) == 2
+    assert len(assert_timing(results[0]).seconds) == 12
+    assert len(assert_timing(results[1]).seconds) == len(assert_timing(results[1]).reference_seconds) == 2
 
 
 def test_a_killed_supervisor_is_replaced() -> None:
     one = Measurer()
-    timing(one.measure_batch([GOOD], plan=QUICK)[0])
+    assert_timing(one.measure_batch([GOOD], plan=QUICK)[0])
     assert one._worker is not None
     os.kill(one._worker.pid, signal.SIGKILL)
     assert rejected(one.measure_batch([GOOD], plan=QUICK)[0]).code == "R020"
-    timing(one.measure_batch([GOOD], plan=QUICK)[0])
+    assert_timing(one.measure_batch([GOOD], plan=QUICK)[0])
     one.close()
-    timing(one.measure_batch([GOOD], plan=QUICK)[0])
+    assert_timing(one.measure_batch([GOOD], plan=QUICK)[0])
     one.close()
 
 
 def test_a_supervisor_that_forgot_its_blobs_asks_again(measurer: Measurer) -> None:
-    timing(measurer.measure_batch([GOOD], GOOD, [EXPECTED], QUICK)[0])
+    assert_timing(measurer.measure_batch([GOOD], GOOD, [EXPECTED], QUICK)[0])
     other = candidate(code("%r = fmul float %a, 5.0"))
     measurer._sent.add(hashlib.sha256(other.objects[0]).hexdigest())
-    timing(measurer.measure_batch([other], None, (), QUICK)[0])
+    assert_timing(measurer.measure_batch([other], None, (), QUICK)[0])
 
 
 def test_the_shared_measurer_in_parent_and_child() -> None:
-    timing(measure_batch([GOOD], plan=QUICK)[0])
+    assert_timing(measure_batch([GOOD], plan=QUICK)[0])
     child = os.fork()
     if child == 0:
         from tilewright.runtime import measure
@@ -296,7 +296,7 @@ def test_the_shared_measurer_in_parent_and_child() -> None:
         measure._shared.close()
         os._exit(0 if fine else 1)
     assert os.waitpid(child, 0)[1] == 0
-    timing(measure_batch([GOOD], plan=QUICK)[0])
+    assert_timing(measure_batch([GOOD], plan=QUICK)[0])
 
 
 def test_the_longest_unused_inputs_are_given_up_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,7 @@ def rewritten(path: Path, to: Path, change: Callable[[dict[str, Any]], None]) ->
     return to
 
 
-def refused(path: Path, code: str = "R011") -> Any:
+def assert_refused(path: Path, code: str = "R011") -> Any:
     with pytest.raises((UserError, TargetError)) as caught:
         tw.load(path)
     assert caught.value.code == code, caught.value
@@ -208,7 +208,7 @@ def test_every_flipped_byte_is_noticed(saved: tuple[Path, Any], tmp_path: Path) 
             def flip(bytes_: bytearray, at: int = at) -> None:
                 bytes_[at] ^= 0x10
 
-            refused(damaged(path, flip, tmp_path / "flipped.twa"))
+            assert_refused(damaged(path, flip, tmp_path / "flipped.twa"))
     for at in rng.integers(0, len(data), 40):  # anywhere: noticed, or of no consequence
 
         def flip_any(bytes_: bytearray, at: int = int(at)) -> None:
@@ -233,19 +233,19 @@ def test_headers_of_members_are_checked(saved: tuple[Path, Any], tmp_path: Path)
             def flip(data: bytearray, at: int = at) -> None:
                 data[at] ^= 0x41
 
-            refused(damaged(path, flip, tmp_path / "flipped.twa"))
+            assert_refused(damaged(path, flip, tmp_path / "flipped.twa"))
 
 
 def test_truncated_and_foreign_files(saved: tuple[Path, Any], tmp_path: Path) -> None:
     path = saved[0]
     size = path.stat().st_size
     for keep in (0, 1, 22, 100, size // 2, size - 1):
-        refused(damaged(path, lambda d, keep=keep: d[:keep], tmp_path / "cut.twa"))
+        assert_refused(damaged(path, lambda d, keep=keep: d[:keep], tmp_path / "cut.twa"))
     (tmp_path / "text.twa").write_text("not an artifact at all")
-    refused(tmp_path / "text.twa")
+    assert_refused(tmp_path / "text.twa")
     with zipfile.ZipFile(tmp_path / "zip.twa", "w") as archive:
         archive.writestr("manifest.json", "{}")
-    assert "no artifact" in refused(tmp_path / "zip.twa").message
+    assert "no artifact" in assert_refused(tmp_path / "zip.twa").message
     with pytest.raises(UserError) as caught:
         tw.load(tmp_path / "none.twa")
     assert caught.value.code == "U003" and "none.twa" in caught.value.message
@@ -260,7 +260,7 @@ def test_unknown_versions(saved: tuple[Path, Any], tmp_path: Path) -> None:
         def newer(m: dict[str, Any], key: str = key) -> None:
             m[key] = 99
 
-        error = refused(rewritten(saved[0], tmp_path / "newer.twa", newer))
+        error = assert_refused(rewritten(saved[0], tmp_path / "newer.twa", newer))
         assert "99" in error.message and "save the model anew" in error.hint
 
 
@@ -272,12 +272,12 @@ def test_a_cpu_without_a_feature(saved: tuple[Path, Any], tmp_path: Path) -> Non
     def change(m: dict[str, Any]) -> None:
         m["parts"][0]["target"] = str(other)
 
-    assert "amx-unheard-of" in refused(rewritten(saved[0], tmp_path / "amx.twa", change), "R012").message
+    assert "amx-unheard-of" in assert_refused(rewritten(saved[0], tmp_path / "amx.twa", change), "R012").message
 
     def arm(m: dict[str, Any]) -> None:
         m["parts"][0]["target"] = str(Target.named("aarch64"))
 
-    refused(rewritten(saved[0], tmp_path / "arm.twa", arm), "R012")
+    assert_refused(rewritten(saved[0], tmp_path / "arm.twa", arm), "R012")
 
     def elsewhere(m: dict[str, Any]) -> None:
         m["os"] = "darwin"
@@ -349,7 +349,7 @@ def test_a_file_for_several_cpus_without_this_one(several: Path, tmp_path: Path)
             features = ",".join(sorted({*filter(None, target.features.split(",")), f"+{feature}"}))
             part["target"] = str(replace(target, features=features))
 
-    error = refused(rewritten(several, tmp_path / "beyond.twa", beyond), "R012")
+    error = assert_refused(rewritten(several, tmp_path / "beyond.twa", beyond), "R012")
     assert all(f in error.message for f in ("amx-unheard-of", "amx-unknown", "avx10.2"))
     assert "x86-avx2" in error.where and "x86-sse42" in error.hint
 
@@ -407,7 +407,7 @@ def test_targets_that_cannot_be_saved(tmp_path: Path) -> None:
 def test_a_manifest_that_does_not_fit(
     saved: tuple[Path, Any], tmp_path: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
-    refused(rewritten(saved[0], tmp_path / "odd.twa", change))
+    assert_refused(rewritten(saved[0], tmp_path / "odd.twa", change))
 
 
 # ---- other contents ----------------------------------------------------------------------------

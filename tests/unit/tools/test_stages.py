@@ -70,7 +70,7 @@ def dump(path: Path, stage: str, kernel: str | None = None, **options: Any) -> s
     return models.dump(path, stage, kernel=kernel, **given)
 
 
-def fails(code: str, call: Any, *words: str) -> TilewrightError:
+def assert_fails(code: str, call: Any, *words: str) -> TilewrightError:
     with pytest.raises(TilewrightError) as caught:
         call()
     assert caught.value.code == code and caught.value.hint, caught.value
@@ -122,17 +122,17 @@ def test_one_kernel_by_number_and_name(model: Any, tmp_path: Path) -> None:
     ]
     names = text.splitlines()[0].split(" ", 4)[4].split(", ")
     assert all(model.dump("kernels", kernel=n) == text for n in names)
-    fails("U001", lambda: model.dump("loops", kernel="zz"), "'zz'", "numbered 0 to")
-    fails("U001", lambda: model.dump("loops", kernel="x_return"), "did you mean x_returned?")
-    fails("U001", lambda: model.dump("loops", kernel="99"), "'99'")
+    assert_fails("U001", lambda: model.dump("loops", kernel="zz"), "'zz'", "numbered 0 to")
+    assert_fails("U001", lambda: model.dump("loops", kernel="x_return"), "did you mean x_returned?")
+    assert_fails("U001", lambda: model.dump("loops", kernel="99"), "'99'")
     for stage in ("program", "derived", "plan"):
-        fails("U003", lambda stage=stage: model.dump(stage, kernel="0"), "whole model", "loops")
-    fails("U003", lambda: model.dump("nonsense"), "nonsense", "kernels, plan")
+        assert_fails("U003", lambda stage=stage: model.dump(stage, kernel="0"), "whole model", "loops")
+    assert_fails("U003", lambda: model.dump("nonsense"), "nonsense", "kernels, plan")
 
 
 def test_a_folder_that_cannot_be_written(model: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    fails("U003", lambda: model.dump("plan", folder=tmp_path / "file" / "x"), "cannot be written")
+    assert_fails("U003", lambda: model.dump("plan", folder=tmp_path / "file" / "x"), "cannot be written")
 
 
 def test_constants_of_several_models_share_a_folder(folder: Path, model: Any, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_an_edited_schedule_is_used(model: Any, folder: Path, tmp_path: Path) ->
     assert dump(path, "loops", str(number)) != model.dump("loops", kernel=str(number))
     assert dump(path, "schedule") == path.read_text()
     path.write_text(text.replace(f"--- schedule {number}\n{default}", f'--- schedule {number}\n{{"format":1,"turbo":3}}'))
-    fails("S001", lambda: dump(path, "loops"), "turbo", "dump MODEL --stage schedule")
+    assert_fails("S001", lambda: dump(path, "loops"), "turbo", "dump MODEL --stage schedule")
 
 
 def test_the_target_may_be_another(folder: Path) -> None:
@@ -202,10 +202,10 @@ def test_the_target_may_be_another(folder: Path) -> None:
 
 
 def test_what_a_stage_lacks(folder: Path) -> None:
-    fails("U003", lambda: dump(folder / "plan.txt", "derived"), "derived", "plan")
-    fails("U003", lambda: dump(folder / "kernels.txt", "plan"), "plan", "kernels")
-    fails("U003", lambda: dump(folder / "loops.txt", "schedule"), "schedule", "loops")
-    fails("U003", lambda: dump(folder / "llvm.ll", "loops"), "loops", "llvm")
+    assert_fails("U003", lambda: dump(folder / "plan.txt", "derived"), "derived", "plan")
+    assert_fails("U003", lambda: dump(folder / "kernels.txt", "plan"), "plan", "kernels")
+    assert_fails("U003", lambda: dump(folder / "loops.txt", "schedule"), "schedule", "loops")
+    assert_fails("U003", lambda: dump(folder / "llvm.ll", "loops"), "loops", "llvm")
     for stage in ("loops.txt", "plan.txt"):
         for command in (("explain",), ("check",), ("tune", "--budget", "0")):
             result = CliRunner().invoke(cli, [command[0], str(folder / stage), *command[1:]])
@@ -276,10 +276,10 @@ def test_a_nest_runs_on_flat_buffers(model: Any, folder: Path, tmp_path: Path) -
 
 def test_what_cannot_run(folder: Path) -> None:
     x = {"x": random(3, 2, 8, 12, 12)}
-    fails("U003", lambda: run(folder / "kernels.txt", x), "order", "printed plan")
-    fails("U003", lambda: run(folder / "llvm.0.ll", x), "llvm")
-    fails("R001", lambda: run(folder / "plan.txt", {"X": x["x"]}), "did you mean 'x'?")
-    fails("R003", lambda: run(folder / "plan.txt", {"x": x["x"][:1]}), "'x'")
+    assert_fails("U003", lambda: run(folder / "kernels.txt", x), "order", "printed plan")
+    assert_fails("U003", lambda: run(folder / "llvm.0.ll", x), "llvm")
+    assert_fails("R001", lambda: run(folder / "plan.txt", {"X": x["x"]}), "did you mean 'x'?")
+    assert_fails("R003", lambda: run(folder / "plan.txt", {"x": x["x"][:1]}), "'x'")
 
 
 def test_text_without_its_constants_is_printed_and_not_run(folder: Path, model: Any, tmp_path: Path) -> None:
@@ -288,11 +288,11 @@ def test_text_without_its_constants_is_printed_and_not_run(folder: Path, model: 
         path.write_text((folder / f"{stage}.txt").read_text())
         dims = {"N": 2} if stage == "program" else {}
         assert dump(path, "llvm", dims=dims) == model.dump("llvm")
-    fails("R004", lambda: dump(tmp_path / "program.txt", "plan"), "'N'", "--dim N=")
+    assert_fails("R004", lambda: dump(tmp_path / "program.txt", "plan"), "'N'", "--dim N=")
     assert dump(tmp_path / "program.txt", "program") == model.dump("program")
     x = {"x": random(3, 2, 8, 12, 12)}
     for stage in ("plan", "schedule", "program"):
-        fails("F002", lambda stage=stage: run(tmp_path / f"{stage}.txt", x), "-o FOLDER")
+        assert_fails("F002", lambda stage=stage: run(tmp_path / f"{stage}.txt", x), "-o FOLDER")
     result = CliRunner().invoke(cli, ["check", str(tmp_path / "program.txt")])
     assert result.exit_code == 2 and "without its constants" in result.output
 

@@ -30,11 +30,11 @@ def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def same(want: Any, got: Any, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+def assert_same(want: Any, got: Any, rtol: float = 1e-4, atol: float = 1e-5) -> None:
     if isinstance(want, tuple | list):
         assert len(want) == len(got)
         for x, y in zip(want, got, strict=True):
-            same(x, y, rtol, atol)
+            assert_same(x, y, rtol, atol)
         return
     torch.testing.assert_close(got, want, rtol=rtol, atol=atol)
     for n, s, t in zip(want.shape, want.stride(), got.stride(), strict=True):
@@ -48,7 +48,7 @@ def compiled(f: Callable[..., Any], dynamic: bool | None = False) -> Callable[..
 
 def check(f: Callable[..., Any], *args: Any, handed: tuple[str, ...] = ()) -> None:
     with torch.no_grad():
-        same(f(*args), compiled(f)(*args))
+        assert_same(f(*args), compiled(f)(*args))
     assert {n for r in door.reports() for n in r.handed} == set(handed)
 
 
@@ -99,7 +99,7 @@ def test_one_result_twice_and_an_input() -> None:
 
     x = torch.randn(4)
     got = compiled(f)(x)
-    same(f(x)[:3], got[:3])
+    assert_same(f(x)[:3], got[:3])
     assert got[3] == 3
     assert got[1] is x or got[1].data_ptr() == x.data_ptr()
 
@@ -115,8 +115,8 @@ def test_updates_in_place() -> None:
     two = tuple(t.clone() for t in one)
     before = two[0]._version
     want, got = f(*one), compiled(f)(*two)
-    same(want, got)
-    same(one, two)
+    assert_same(want, got)
+    assert_same(one, two)
     assert two[0]._version > before
 
 
@@ -130,13 +130,13 @@ def test_updates_of_inputs_that_share_memory() -> None:
         base = torch.randn(10)
         twin = base.clone()
         want, got = f(base[first], base[second]), compiled(f)(twin[first], twin[second])
-        same(want, got)
-        same(base, twin)
+        assert_same(want, got)
+        assert_same(base, twin)
     x = torch.randn(5)
     y = x.clone()
     torch._dynamo.reset()
-    same(f(x, x), compiled(f)(y, y))
-    same(x, y)
+    assert_same(f(x, x), compiled(f)(y, y))
+    assert_same(x, y)
 
 
 def test_updates_through_views_and_strides() -> None:
@@ -148,10 +148,10 @@ def test_updates_through_views_and_strides() -> None:
     one = (torch.randn(3, 4), torch.randn(4, 6))
     two = tuple(t.clone() for t in one)
     run = compiled(f)
-    same(f(one[0], one[1][:, ::2]), run(two[0], two[1][:, ::2]))
-    same(one, two)
-    same(f(one[0].t(), one[1].t()), run(two[0].t(), two[1].t()))
-    same(one, two)
+    assert_same(f(one[0], one[1][:, ::2]), run(two[0], two[1][:, ::2]))
+    assert_same(one, two)
+    assert_same(f(one[0].t(), one[1].t()), run(two[0].t(), two[1].t()))
+    assert_same(one, two)
 
 
 def test_views_of_an_input_are_views() -> None:
@@ -171,7 +171,7 @@ def test_views_of_an_input_are_views() -> None:
     out = torch.empty(3, 4)
     first, second = compiled(g)(x, out)
     assert first.data_ptr() == x.data_ptr() and second.data_ptr() == out.data_ptr()
-    same(out, x * 2)
+    assert_same(out, x * 2)
 
 
 def test_tensors_are_read_where_they_lie() -> None:
@@ -180,7 +180,7 @@ def test_tensors_are_read_where_they_lie() -> None:
         torch.randn(4, 6), torch.randn(6, 4).t(), torch.randn(4, 12)[:, ::2], torch.randn(101)[1:],
         torch.randn(1, 6).expand(4, 6), torch._neg_view(torch.randn(4, 6)),
     ):  # fmt: skip
-        same(x * 2, run(x))
+        assert_same(x * 2, run(x))
 
 
 def test_results_are_fresh_at_every_call() -> None:
@@ -189,7 +189,7 @@ def test_results_are_fresh_at_every_call() -> None:
     first = run(x)
     kept = first.clone()
     assert run(x + 1).data_ptr() != first.data_ptr()
-    same(kept, first)
+    assert_same(kept, first)
 
 
 def test_running_statistics() -> None:
@@ -198,8 +198,8 @@ def test_running_statistics() -> None:
         run = compiled(twin)
         for _ in range(3):
             x = torch.randn(7, 5)
-            same(model(x), run(x))
-    same([model.running_mean, model.running_var], [twin.running_mean, twin.running_var])
+            assert_same(model(x), run(x))
+    assert_same([model.running_mean, model.running_var], [twin.running_mean, twin.running_var])
     assert int(twin.num_batches_tracked) == 3
 
 
@@ -220,7 +220,7 @@ def test_random_numbers_are_those_of_pytorch() -> None:
     torch.manual_seed(3)
     want = f(x)
     torch.manual_seed(3)
-    same(want, compiled(f)(x))
+    assert_same(want, compiled(f)(x))
 
 
 def test_one_graph_serves_many_sizes() -> None:
@@ -232,7 +232,7 @@ def test_one_graph_serves_many_sizes() -> None:
     with torch.no_grad():
         for m, n, k in ((3, 4, 5), (7, 2, 5), (9, 9, 33)):
             a, b = torch.randn(m, k), torch.randn(n, k)
-            same(f(a, b), run(a, b))
+            assert_same(f(a, b), run(a, b))
     assert len(door.reports()) == 1
 
 
@@ -264,7 +264,7 @@ def test_one_build_serves_many_sizes(symbolic: str, monkeypatch: pytest.MonkeyPa
     with torch.no_grad():
         for rows, length in ((2, 5), (3, 9), (4, 31), (2, 30), (7, 13)):
             x = torch.randint(0, 60, (rows, length))
-            same(model(x), run(x))
+            assert_same(model(x), run(x))
     assert len(door.reports()) == 1
     (graph,) = made
     ranges = [scope for scope in graph.model.builds if len(scope.dims) == 2]
@@ -283,7 +283,7 @@ def test_dynamic_views() -> None:
     with torch.no_grad():
         for n, m in ((3, 4), (5, 8), (2, 12)):
             x = torch.randn(n, m)
-            same(f(x), run(x))
+            assert_same(f(x), run(x))
 
 
 def test_changed_weights_are_noticed() -> None:
@@ -292,10 +292,10 @@ def test_changed_weights_are_noticed() -> None:
     x = torch.randn(3, 6)
     with torch.no_grad():
         for _ in range(5):
-            same(model(x), run(x))
+            assert_same(model(x), run(x))
             model.weight.mul_(2)
         model.load_state_dict(torch.nn.Linear(6, 4).state_dict())
-        same(model(x), run(x))
+        assert_same(model(x), run(x))
 
 
 def test_gradients() -> None:
@@ -313,7 +313,7 @@ def test_inference_mode_and_autocast() -> None:
     run = compiled(model)
     x = torch.randn(3, 16)
     with torch.inference_mode():
-        same(model(x), run(x))
+        assert_same(model(x), run(x))
         with torch.autocast("cpu", torch.bfloat16):
             want, got = model(x), run(x)
     assert got.dtype == want.dtype == torch.bfloat16
@@ -331,12 +331,12 @@ def test_modes_may_alternate() -> None:
         inferred = run(x)
         made = torch.randn(2, 4)
     assert not plain.requires_grad and tracked.requires_grad and inferred.is_inference()
-    same(plain, inferred.clone())
-    same(plain, tracked.detach())
+    assert_same(plain, inferred.clone())
+    assert_same(plain, tracked.detach())
     tracked.sum().backward()
-    same(x.sum(0).expand(3, 4).clone(), model.weight.grad)
+    assert_same(x.sum(0).expand(3, 4).clone(), model.weight.grad)
     with torch.no_grad():  # a tensor that was made in inference mode
-        same(model(made), run(made))
+        assert_same(model(made), run(made))
 
 
 def test_inference_tensors_are_updated() -> None:
@@ -347,8 +347,8 @@ def test_inference_tensors_are_updated() -> None:
     with torch.inference_mode():
         x = torch.randn(3)
         y = x.clone()
-        same(f(x), compiled(f)(y))
-        same(x, y)
+        assert_same(f(x), compiled(f)(y))
+        assert_same(x, y)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -386,11 +386,11 @@ def test_tied_and_replaced_weights() -> None:
     run = compiled(model)
     x = torch.randn(2, 4)
     with torch.no_grad():
-        same(model(x), run(x))
+        assert_same(model(x), run(x))
         weight.mul_(2)
-        same(model(x), run(x))
+        assert_same(model(x), run(x))
         weight.data = torch.randn(4, 4)
-        same(model(x), run(x))
+        assert_same(model(x), run(x))
 
 
 def test_a_number_from_the_data_breaks_the_graph_only() -> None:
@@ -414,7 +414,7 @@ def test_calls_from_several_threads() -> None:
         run(xs[0])
         with ThreadPoolExecutor(4) as pool:
             for x, got in zip(xs * 5, pool.map(_without_gradients(run), xs * 5), strict=True):
-                same(f(x), got)
+                assert_same(f(x), got)
 
 
 def _without_gradients(f: Callable[..., Any]) -> Callable[..., Any]:
