@@ -274,12 +274,14 @@ def panels(
     width: int,
     inner: Sequence[int],
     group: tuple[int, int] = (-1, 1),
+    block: int = 0,
 ) -> Layout:
     """Panels of `width` along `axis`: address order (other axes, axis // width, inner axes in
     order, axis % width).
 
     The last panel is padded to full width. group: one of the inner axes, of which so many positions
-    lie side by side innermost; it is padded to whole groups.
+    lie side by side innermost; it is padded to whole groups. block: so many positions of the first
+    inner axis, whole groups, in all panels come before the next ones; 0 is all.
     """
     grouped, size = group
     terms = [Term(axis, 1, width, size)]
@@ -288,10 +290,15 @@ def panels(
         terms.append(Term(grouped, 1, size, 1))
     for a in reversed(list(inner)):
         each = size if a == grouped else 1
-        terms.append(Term(a, each, 0, stride))
-        stride *= ceil_div(shape[a], each) if each > 1 else shape[a]
+        part = block if a == inner[0] else 0
+        terms.append(Term(a, each, part // each, stride))
+        most = part or shape[a]
+        stride *= ceil_div(most, each) if each > 1 else most
     terms.append(Term(axis, width, 0, stride))
     stride *= ceil_div(shape[axis], width)
+    if block:
+        terms.append(Term(inner[0], block, 0, stride))
+        stride *= ceil_div(shape[inner[0]], block)
     for a in reversed(range(len(shape))):
         if a != axis and a not in inner:
             terms.append(Term(a, 1, 0, stride))

@@ -56,8 +56,10 @@ def split_factors(lowering: _Lowering, k: int, roles: StageRoles, spec: StageSpe
     names = [x.attr if x.op == "index" else None for x in b.read.args]
     inner = list(dict.fromkeys(names.index(x.axis) for x in spec.reduce if x.axis in names))
     column = names.index(lane)
-    # Whole steps for all rows come one after the other.
-    wide = panels(shape, column, width, inner, (at, word))
+    # Whole steps for all rows come one after the other; where the sum is in blocks, all panels of a
+    # block, which pass again and again.
+    blocks = (x.block for x in spec.levels if x.tail == "sums" and inner == [at])
+    wide = panels(shape, column, width, inner, (at, word), next(blocks, 0))
     right = [f"b{k}.{i}" for i in range(PIECES)]
     _copies(lowering, b, wide, shape, column, width, (at, word), right)
 
