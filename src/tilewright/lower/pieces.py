@@ -106,7 +106,8 @@ def split_factors(lowering: _Lowering, k: int, roles: StageRoles, spec: StageSpe
         for i, x in enumerate(spec.levels)
     )
     spec.places.update({n: x for n, x in lowering.places.items() if n in (*left, *right)})
-    return replace(spec, anchor=anchor, products=products, levels=levels)
+    ahead = tuple(x for x in spec.prefetch if x[0] not in (a.tensor, b.tensor))  # read by copies
+    return replace(spec, anchor=anchor, products=products, levels=levels, prefetch=ahead)
 
 
 def _is_whole(axis: str, *reads: Expr) -> bool:

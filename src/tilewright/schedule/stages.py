@@ -470,7 +470,11 @@ class StageSpace:
             if self._streamed(lane) is not None:  # memory sets the pace, not the multiply-adds
                 v = max(1, int(first.get(f"{p}reg.{r.names[lane]}", 1)) // self.lanes)
                 ahead = max(4, AHEAD_BYTES // (self.target.vector_bits // 8 * v))
-            some = (ahead, 0, ahead // 2, 2 * ahead) if streams else (0, ahead, ahead // 2)
+            some: tuple[int, ...] = (0, ahead, ahead // 2)
+            if streams:
+                some = (ahead, 0, ahead // 2, 2 * ahead)
+            if r.split[0] and self._in_matrices(lane, self._first_sizes(first)):
+                some = (0,)  # pieces that pass at the pace of L3: no request comes before them
             out.append(Group((f"{p}ahead",), ("choice",), tuple((x,) for x in some)))
         if any(all(x.uses(a) for a in r.out) for x in r.follows):
             out.append(Group((f"{p}fetch",), ("flag",), ((1,), (0,))))

@@ -30,7 +30,9 @@ def layouts(draw: Any) -> Layout:
         axis = draw(st.sampled_from(list(axes)))
         others = [a for a in axes if a != axis]
         inner = draw(st.permutations(others))[: draw(st.integers(0, len(others)))]
-        return panels(shape, axis, draw(st.integers(1, 16)), inner)
+        group = draw(st.sampled_from([(-1, 1), *((a, 2) for a in inner)]))
+        block = 2 * draw(st.integers(0, 3)) if inner else 0
+        return panels(shape, axis, draw(st.integers(1, 16)), inner, group, block)
     order = draw(st.permutations(list(axes)))
     if kind == "ordered":
         return ordered(shape, order)
@@ -122,6 +124,14 @@ def test_strides_of_plain_and_blocked_axes() -> None:
     assert dense((1, 7)).stride(0) == 0
     blocked = panels((6, 9), 1, 4, (0,))
     assert blocked.stride(0) == 4 and blocked.stride(1) is None
+
+
+def test_blocks_of_all_panels_come_one_after_the_other() -> None:
+    a = np.arange(8).reshape(4, 2)
+    cut = panels((4, 2), 1, 1, (0,), block=2)
+    np.testing.assert_array_equal(cut.pack(a), [0, 2, 1, 3, 4, 6, 5, 7])
+    paired = panels((4, 2), 1, 2, (0,), (0, 2), 2)
+    np.testing.assert_array_equal(paired.pack(a), [0, 2, 1, 3, 4, 6, 5, 7])
 
 
 def test_panels_in_full() -> None:

@@ -86,6 +86,22 @@ def test_results_are_right_in_matrix_registers(order: str, tall: int, deep: int)
         assert any(b.name == "f0" for b in low.nest.buffers)
 
 
+def test_pieces_of_a_block_lie_together() -> None:
+    values: dict[str, Value] = {**MATRIX, "s0.order": "k0:L2,n0,m0", "s0.tile.k0": 64}
+    low = check(PLAIN.format(m=64, n=48, k=192), values, AMX, native=HERE)
+    loads = [x for x in str(low.nest).splitlines() if "load w0[" in x]
+    # Three panels of 64 x 16 in each of three blocks.
+    assert all("*1024 + " in x for x in loads) and any("3072" in x for x in loads)
+
+
+def test_what_copies_read_is_not_asked_for_by_the_products() -> None:
+    values: dict[str, Value] = {**MATRIX, "s0.order": "n0,m0"}
+    ahead: dict[str, Value] = {**values, "s0.ahead": 2}
+    text = PLAIN.format(m=64, n=48, k=192)
+    plain, asked = (check(text, x, AMX, native=HERE) for x in (values, ahead))
+    assert str(plain.nest) == str(asked.nest)
+
+
 def test_whole_tiles_of_sums_take_no_way_through_vectors() -> None:
     values = {**MATRIX, "s0.order": "m0:L2,k0:L2,n0,m0", "s0.tile.k0": 64, "s0.tile.m0": 64}
     kernel = kernel_of(PLAIN.format(m=64, n=32, k=192))
