@@ -90,7 +90,7 @@ class StageSpace:
         guard = None if folds is None else folds.guard
         self.guarded: frozenset[str] = frozenset() if guard is None else guard.indices()
         self.bits = max([8 * roles.anchor.dtype.bytes, 32]) if roles.anchor.dtype.is_float else 32
-        self.lanes = target.lanes(32)
+        self.lanes = target.lanes(self.bits)
         self.group, self.word = roles.group
         self.registers = target.vector_registers
 

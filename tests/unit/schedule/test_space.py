@@ -27,6 +27,10 @@ TEXTS = {
   y: f32[i<512, j<512] = sum(k<512) x[i, k] * w[k, j]
   return y
 """,
+    "doubles": """program p(x: f64[37, 29], w: f64[29, 45]):
+  y: f64[i<37, j<45] = sum(k<29) x[i, k] * w[k, j]
+  return y
+""",
     "one point": """program p(x: f32[], y: f32[]):
   z: f32[] = x * y
   return z
@@ -152,10 +156,10 @@ def test_a_uniform_sample_reaches_every_row() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
-@pytest.mark.parametrize("name", ["matmul", "large matmul", "convolution", "depthwise"])
+@pytest.mark.parametrize("name", ["matmul", "large matmul", "doubles", "convolution", "depthwise"])
 def test_register_rule(name: str, target: Target) -> None:
     """Accumulators, one row of operand B and a broadcast fit the registers, in every row."""
-    lanes = target.lanes(32)
+    lanes = target.lanes(64 if name == "doubles" else 32)
     for kernel in kernels(TEXTS[name], target):
         for k in range(len(kernel.stages)):
             roles = stage_roles(kernel, k)
@@ -180,13 +184,15 @@ def test_register_rule(name: str, target: Target) -> None:
 
 def test_default_tile_of_a_large_matmul() -> None:
     """Known good register tiles of square matmuls, found without looking anything up."""
-    for target, most in ((TARGETS[0], 32), (TARGETS[1], 16)):
-        (kernel,) = kernels(TEXTS["large matmul"], target)
+    large = TEXTS["large matmul"]
+    cases = product(((TARGETS[0], 32), (TARGETS[1], 16)), ((large, 32), (large.replace("f32", "f64"), 64)))
+    for (target, most), (text, bits) in cases:
+        (kernel,) = kernels(text, target)
         s = space_of(kernel, target).default()
         rows, columns = s.integer("s0.reg.m0"), s.integer("s0.reg.n0")
         assert s.text("s0.lane") == "n0"
-        assert columns % target.lanes(32) == 0
-        live = rows * (columns // target.lanes(32))
+        assert columns % target.lanes(bits) == 0
+        live = rows * (columns // target.lanes(bits))
         assert most * 0.6 <= live <= most
 
 
