@@ -593,7 +593,8 @@ class StageSpace:
         width, depth = (prod(r.extents[a] for a in r.roles(kind)) for kind in "nk")
         if in_matrices and self._summed_block(lane):
             summed = name[r.split[0]]
-            orders.insert(0, [*batch, *blocked, f"{summed}:L2", *columns, *m])
+            around = [*batch, *blocked, f"{summed}:L2"]
+            orders[:0] = [[*around, *columns, *m], [*around, *m, *columns]]
         if in_matrices and at and not r.split[0]:
             # Rows of A stay close, panels of B come one after the other.
             orders.insert(0, [*batch, *m, *columns])
@@ -632,7 +633,7 @@ class StageSpace:
             out.append(self._cache_tile(a, lane))
         summed = self._summed_block(lane)
         if summed is not None:
-            deep = dict.fromkeys([summed[0], 0, summed[0] // 2, 2 * summed[0]])
+            deep = dict.fromkeys([summed[0], 0, summed[0] // 4, summed[0] // 2, 2 * summed[0]])
             name = f"{p}tile.{r.names[r.split[0]]}"
             out.append(Group((name,), ("tile",), tuple((x,) for x in deep)))
         if not r.is_contraction or r.a is None or r.b is None:

@@ -76,7 +76,10 @@ def test_other_sums_are_right(text: str) -> None:
     assert any(b.name == "f0" for b in low.nest.buffers)
 
 
-@pytest.mark.parametrize(("order", "tall"), [("m0:L2,k0:L2,n0,m0", 64), ("n0,k0:L2,m0", 0)])
+@pytest.mark.parametrize(
+    ("order", "tall"),
+    [("m0:L2,k0:L2,n0,m0", 64), ("m0:L2,k0:L2,m0,n0", 64), ("n0,k0:L2,m0", 0)],
+)
 @pytest.mark.parametrize("deep", [32, 64, 160])
 def test_results_are_right_in_matrix_registers(order: str, tall: int, deep: int) -> None:
     for m, n, k in ((70, 45, 200), (64, 32, 321), (33, 16, 192)):
