@@ -272,6 +272,8 @@ class Operations:
             case "isinf":
                 size = self.call("fabs", [a], dtype, lanes)
                 return self.op(f"fcmp oeq {t} {size}, {self.literal(float('inf'), dtype, lanes)}")
+            case "bits":
+                return self.op(f"bitcast {t} {a} to {self.type(I32, lanes)}")
             case "upper_half":
                 i, h = self.type(I32, lanes), self.type(BF16, lanes)
                 bits = self.op(f"bitcast {t} {a} to {i}")

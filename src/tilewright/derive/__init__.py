@@ -66,7 +66,9 @@ def derived(
     """
     from tilewright.derive.bilinear import faster_convolutions
     from tilewright.derive.residue import split_residues
+    from tilewright.derive.selection import select_few
 
+    program, few = select_few(program)
     program, split = split_residues(program, target)
     program, faster = faster_convolutions(program, target, strict)
-    return program, split + faster
+    return program, few + split + faster

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import InternalError
-from tilewright.ir.dtypes import BF16, BOOL, F32, I64, DType
+from tilewright.ir.dtypes import BF16, BOOL, F32, I32, I64, DType
 
 __all__ = [
     "BINARY",
@@ -94,9 +94,10 @@ UNARY: frozenset[str] = TRANSCENDENTAL | frozenset(
         "rsqrt",
         "isnan",
         "isinf",
+        "bits",
         "upper_half",
         "not",
-    ]  # neg abs sign: any; not: bool, ints; upper_half: of the bits of an f32, as bf16
+    ]  # neg abs sign: any; not: bool, ints; bits: those of an f32, as i32; upper_half: as bf16
 )
 BINARY: frozenset[str] = frozenset(
     [
@@ -597,16 +598,19 @@ def _fold(op: str, args: tuple[Expr, ...], dtype: DType) -> Expr | None:
     return const(value.item(), dtype)
 
 
+_RESULTS: dict[str, DType] = {"isnan": BOOL, "isinf": BOOL, "bits": I32, "upper_half": BF16}
+
+
 def unary_dtype(op: str, dtype: DType) -> DType:
     """The dtype of a unary operation on values of a dtype."""
-    return BOOL if op in ("isnan", "isinf") else BF16 if op == "upper_half" else dtype
+    return _RESULTS.get(op, dtype)
 
 
 def unary(op: str, a: Expr) -> Expr:
     """A unary operation of `UNARY`; the result has the dtype of `a`: but bool for isnan and isinf,
-    bf16 for upper_half, which takes f32.
+    i32 for bits and bf16 for upper_half, which take f32.
     """
-    if op == "upper_half":
+    if op in ("bits", "upper_half"):
         a = cast(a, F32)
     dtype = unary_dtype(op, a.dtype)
     if op == "neg" and a.dtype is I64:

@@ -1,8 +1,9 @@
 """NumPy meanings of `extern` functions: algorithms that are no sum over an index.
 
 In: arrays and attributes of an `Extern`. Out: one array, or a tuple of arrays, per result.
-Invariants: no effects; NaN sorts last; among equals the lowest index comes first; sizes of results
-that depend on the data are bound to the dims that the results are declared with.
+Invariants: no effects; NaN sorts last, or first where that is asked; among equals the lowest index
+comes first; sizes of results that depend on the data are bound to the dims that the results are
+declared with.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ def descending_order(x: Array, axis: int) -> Array:
     return np.argsort(-x, axis, kind="stable")
 
 
-def _ranked(x: Array, descending: bool) -> Array | None:
+def _ranked(x: Array, descending: bool, nan_first: bool) -> Array | None:
     """One unsigned number for each element along the last axis: in its upper half what orders the
-    values (NaN last), in its lower half the position. Numbers differ, so no sort must be stable;
-    None where value and position are too wide for 64 bits.
+    values (NaN last, or first), in its lower half the position. Numbers differ, so no sort must be
+    stable; None where value and position are too wide for 64 bits.
     """
     if x.dtype.itemsize > 4 or x.shape[-1] >= 1 << 32:
         return None
@@ -47,27 +48,32 @@ def _ranked(x: Array, descending: bool) -> Array | None:
         key = bits.view(np.uint32) ^ ((bits >> 31).view(np.uint32) | np.uint32(1 << 31))
     key = ~key if descending else key
     if x.dtype.kind not in "biu":
-        key[wide != wide] = 0xFFFFFFFF
+        key[wide != wide] = 0 if nan_first else 0xFFFFFFFF
     return (key.astype(np.uint64) << np.uint64(32)) | np.arange(x.shape[-1], dtype=np.uint64)
 
 
-def _leading(x: Array, k: int, axis: int, descending: bool) -> tuple[Array, Array]:
+def _leading(
+    x: Array, k: int, axis: int, descending: bool, nan_first: bool = False
+) -> tuple[Array, Array]:
     """The first k values along an axis in order, and their positions (i64)."""
     x = np.ascontiguousarray(np.moveaxis(x, axis, -1))
     rows = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(prod(x.shape[:-1]), x.shape[-1])
     order = np.empty((len(rows), k), np.int64)
     step = max(1, _AT_ONCE // max(1, x.shape[-1]))
     for at in range(0, len(rows), step):
-        order[at : at + step] = _positions(rows[at : at + step], k, descending)
+        order[at : at + step] = _positions(rows[at : at + step], k, descending, nan_first)
     values = np.take_along_axis(rows, order, -1)
     shape = (*x.shape[:-1], k)
     return tuple(np.moveaxis(y.reshape(shape), -1, axis) for y in (values, order))  # type: ignore[return-value]
 
 
-def _positions(x: Array, k: int, descending: bool) -> Array:
-    ranked = _ranked(x, descending)
+def _positions(x: Array, k: int, descending: bool, nan_first: bool) -> Array:
+    ranked = _ranked(x, descending, nan_first)
     if ranked is None:
-        order = descending_order(x, -1) if descending else np.argsort(x, -1, kind="stable")
+        if nan_first and x.dtype.kind == "f":
+            order = np.lexsort((-x if descending else x, ~np.isnan(x)), -1)
+        else:
+            order = descending_order(x, -1) if descending else np.argsort(x, -1, kind="stable")
         return order[..., :k]
     if 0 < k < x.shape[-1]:
         ranked = np.partition(ranked, k - 1, -1)
@@ -80,16 +86,22 @@ def sort(x: Array, *, axis: int = -1, descending: bool = False) -> tuple[Array, 
 
 
 def topk(
-    x: Array, count: Array | None = None, *, axis: int = -1, k: int = -1, largest: bool = True
+    x: Array,
+    count: Array | None = None,
+    *,
+    axis: int = -1,
+    k: int = -1,
+    largest: bool = True,
+    nan_first: bool = False,
 ) -> tuple[Array, Array]:
     """The k largest (or smallest) values along an axis, in order, and their positions (i64);
-    `count` overrides k.
+    `count` overrides k. nan_first: NaN comes before all numbers.
     """
     if count is not None:
         k = int(np.asarray(count).reshape(-1)[0])
     if not 0 <= k <= x.shape[axis]:
         raise UserError("R004", f"top-k of {k} of {x.shape[axis]} elements", where="extern topk")
-    return _leading(x, k, axis, largest)
+    return _leading(x, k, axis, largest, nan_first)
 
 
 def unique(

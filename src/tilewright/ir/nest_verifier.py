@@ -340,7 +340,7 @@ class _Verifier:
             self.require(
                 n.type.dtype is result, f"{n.op} of {source} gives {result}, not {n.type.dtype}"
             )
-        fits = n.op != "upper_half" or source is F32
+        fits = n.op not in ("bits", "upper_half") or source is F32
         fits &= not (n.op in _FLOAT_ONLY or n.op == "atan2") or source.is_float
         fits &= not (n.op in _BITS or n.op == "not") or not source.is_float
         fits &= source is not BOOL or n.op not in (

@@ -35,6 +35,10 @@ def _upper_half(x: Array) -> Array:
     return np.asarray(bits.astype(np.uint16).view(BF16.np))
 
 
+def _bits(x: Array) -> Array:
+    return np.asarray(x, np.float32).view(np.int32)
+
+
 def _erf(x: Array) -> Array:
     x = np.asarray(x)
     if x.size < 256:
@@ -190,6 +194,7 @@ SCALAR: dict[str, Callable[..., Array]] = {
     "sigmoid": _sigmoid,
     "isnan": np.isnan,
     "isinf": np.isinf,
+    "bits": _bits,
     "upper_half": _upper_half,
     "not": np.invert,
     "add": np.add,

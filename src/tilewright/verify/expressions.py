@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL, F32, DType
+from tilewright.ir.dtypes import BOOL, F32, I32, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import Axis, Tensor
 
@@ -122,6 +122,10 @@ class Expressions:
             return self.limited(x)
         if style < 0.62:  # whole numbers, which the upper half holds
             return E.cast(E.unary("upper_half", E.unary("sign", x)), dtype)
+        if style < 0.625:  # of 0 or 1, so that no rounding is seen
+            some = E.select(E.unary("isnan", x), E.const(1, dtype), E.unary("sign", x))
+            bits = E.unary("bits", E.unary("abs", some))
+            return E.cast(E.floordiv(bits, E.const(1 << 20, I32)), dtype)
         if style < 0.63:
             test = E.unary(rng.choice(("isnan", "isinf")), x)
             return E.select(test, E.const(1, dtype), x)

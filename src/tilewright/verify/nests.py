@@ -222,7 +222,7 @@ class Generator:
         )
         op = r.choice(ops)
         if d is F32 and r.random() < 0.05:
-            op = "upper_half"
+            op = r.choice(("bits", "upper_half"))
         if op == "mul" and d.is_float:
             op = "add"
         out = E.unary_dtype(op, d)

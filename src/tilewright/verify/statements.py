@@ -390,9 +390,10 @@ def _extern(m: Maker) -> None:
         attributes.append(("descending", m.rng.random() < 0.5))
     else:
         function = "topk"
-        k = m.rng.randint(1, min(8, m.value(shape[axis])))
+        k = m.rng.randint(1, min(20, m.value(shape[axis])))
         shape[axis] = E.const(k)
         attributes += [("k", k), ("largest", m.rng.random() < 0.7)]
+        attributes += [("nan_first", True)] * (m.rng.random() < 0.2)
     results = (
         Tensor(m.fresh("t"), t.dtype, tuple(shape)),
         Tensor(m.fresh("t"), I64, tuple(shape)),

@@ -21,7 +21,7 @@ import pytest
 import tilewright as tw
 from tilewright.errors import TargetError, UserError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import F32, I64
+from tilewright.ir.dtypes import F64, I64
 from tilewright.ir.program import Extern, Program, Tensor, array_key
 from tilewright.machine.target import Target
 from tilewright.runtime.package import ARTIFACT_FORMAT, LoadedModel
@@ -414,13 +414,13 @@ def test_a_manifest_that_does_not_fit(
 
 
 def test_externs_are_saved_by_name(tmp_path: Path) -> None:
-    x = Tensor("x", F32, (E.const(6), E.const(9)))
-    results = tuple(Tensor(n, t, (E.const(6), E.const(3))) for n, t in (("v", F32), ("i", I64)))
+    x = Tensor("x", F64, (E.const(6), E.const(9)))
+    results = tuple(Tensor(n, t, (E.const(6), E.const(3))) for n, t in (("v", F64), ("i", I64)))
     top = Extern(results, "topk", ("x",), (("axis", -1), ("k", 3), ("largest", True)))
     model = tw.compile(Program("top", (x,), (top,), ("v", "i")))
     model.save(tmp_path / "top.twa")
     loaded = tw.load(tmp_path / "top.twa")
-    a = random(5, 6, 9)
+    a = random(5, 6, 9).astype(np.float64)
     values, places = loaded(a)
     np.testing.assert_array_equal(values, -np.sort(-a, -1)[:, :3])
     np.testing.assert_array_equal(places, np.argsort(-a, -1, kind="stable")[:, :3])

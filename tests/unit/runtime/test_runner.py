@@ -12,7 +12,7 @@ import pytest
 
 import tilewright as tw
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import F32, I64
+from tilewright.ir.dtypes import F64, I64
 from tilewright.ir.program import Extern, Program, Tensor
 from tilewright.machine.target import Target
 
@@ -68,13 +68,13 @@ def models() -> dict[str, tuple[tw.CompiledModel, dict[str, np.ndarray]]]:
     rng = np.random.default_rng(0)
     text = "x: f32[300, 200]; w: f32[200, 400]; y[i, j] = tanh(sum(k) x[i, k] * w[k, j])"
     x, w = (rng.standard_normal(s, np.float32) for s in ((300, 200), (200, 400)))
-    t = Tensor("x", F32, (E.const(6), E.const(9)))
-    results = tuple(Tensor(n, d, (E.const(6), E.const(3))) for n, d in (("v", F32), ("i", I64)))
+    t = Tensor("x", F64, (E.const(6), E.const(9)))
+    results = tuple(Tensor(n, d, (E.const(6), E.const(3))) for n, d in (("v", F64), ("i", I64)))
     top = Extern(results, "topk", ("x",), (("axis", -1), ("k", 3), ("largest", True)))
     return {
         "layers": (tw.compile(text), {"x": x, "w": w}),
         "loop": (tw.compile(LOOP), {"x": x[0, :64].copy(), "g": np.linspace(1, -1, 9, dtype="f4")}),
-        "top": (tw.compile(Program("top", (t,), (top,), ("v", "i"))), {"x": x[:6, :9].copy()}),
+        "top": (tw.compile(Program("top", (t,), (top,), ("v", "i"))), {"x": x[:6, :9].astype("f8")}),
     }  # fmt: skip
 
 

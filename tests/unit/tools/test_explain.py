@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import tilewright as tw
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import F32, I64
+from tilewright.ir.dtypes import F64, I64
 from tilewright.ir.layout import Layout, Term, dense, ordered, panels
 from tilewright.ir.program import Extern, Program, Tensor
 from tilewright.ir.program_parser import parse_program
@@ -107,8 +107,8 @@ def test_measured_times(model: Any) -> None:
 
 
 def test_externs_are_steps_of_their_own() -> None:
-    x = Tensor("x", F32, (E.const(4), E.const(9)))
-    results = tuple(Tensor(n, t, (E.const(4), E.const(3))) for n, t in (("v", F32), ("i", I64)))
+    x = Tensor("x", F64, (E.const(4), E.const(9)))
+    results = tuple(Tensor(n, t, (E.const(4), E.const(3))) for n, t in (("v", F64), ("i", I64)))
     top = Extern(results, "topk", ("x",), (("axis", -1), ("k", 3), ("largest", True)))
     made = tw.compile(Program("top", (x,), (top,), ("v", "i")))
     text = made.explain(measure=True)

@@ -78,7 +78,13 @@ def topk(n: Call) -> list[Value | None]:
     if not x.rank:
         return [x, n.define((), lambda: E.const(0), suffix="at")]
     axis = n.normal_axis(int(n.get("dim", -1)), x.rank)
-    return _sorted(n, x, axis, bool(n.get("largest", True)), n.whole("k"))
+    count, largest = n.whole("k"), bool(n.get("largest", True))
+    k = E.int_value(count)
+    if k is None or x.dtype is BOOL:
+        return _sorted(n, x, axis, largest, count)
+    shape = [count if j == axis else s for j, s in enumerate(x.shape)]
+    results = [("", x.dtype, shape), ("at", I64, shape)]
+    return list(n.extern("topk", [x], results, axis=axis, k=k, largest=largest, nan_first=largest))
 
 
 def _ranked(
