@@ -6,6 +6,7 @@ and the sizes of caches alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import ceil, prod
 
 from tilewright.ir.dtypes import BF16
@@ -14,10 +15,11 @@ from tilewright.ir.pieces import PIECES
 from tilewright.machine.target import Target
 from tilewright.schedule.roles import StageRoles
 
-__all__ = ["equal_blocks", "summed_block"]
+__all__ = ["SummedBlock", "equal_blocks", "summed_block"]
 
 _DEEP = 32  # positions of the summed axis that a block is a multiple of: a cache line of pieces
 _MOST_BLOCKS = 16
+_FEW = 4  # register tiles: fewer rows than these for a block of B are not worth its way to L2
 _SUM_BYTES = 4
 _GAIN = 0.95  # more blocks are more code
 
@@ -30,14 +32,24 @@ def equal_blocks(n: int, guess: int, height: int, threads: int) -> int:
     return min(n, ceil(ceil(n / blocks) / height) * height)
 
 
+@dataclass(frozen=True)
+class SummedBlock:
+    """`deep` positions of the summed axis and `tall` rows of operand A, taken by register tiles.
+
+    by_rows: a row of register tiles after the other, so that their rows of A stay in L1 and a block
+    of B passes from L2; else all rows for each panel of B.
+    """
+
+    deep: int
+    tall: int
+    by_rows: bool
+
+
 def summed_block(
     r: StageRoles, target: Target, height: int, threads: int
-) -> tuple[int, int] | None:
-    """Positions of the summed axis, and rows of operand A, of a block of pieces that stays in L2
-    while B passes; None where one block of all positions moves hardly more.
-
-    Tall blocks let B pass less often. They are less deep, and sums of a block wait in scratch for
-    those of the next.
+) -> SummedBlock | None:
+    """The block of pieces that is worth its sums, which wait in scratch for those of the next; None
+    where one block of all positions moves hardly more.
     """
     axis, rows = r.split[0], r.roles("m")
     if not axis or len(rows) != 1 or r.reduce != (axis,):
@@ -45,17 +57,26 @@ def summed_block(
     if any(is_symbolic(n) for n in r.extents.values()):
         return None
     m, k, size = r.extents[rows[0]], r.extents[axis], PIECES * BF16.bytes
-    if 2 * size * k * prod(r.extents[a] for a in r.roles("n")) < target.l2_bytes:
+    n = prod(r.extents[a] for a in r.roles("n"))
+    if 2 * size * k * n < target.l2_bytes:
         return None
+    # A row of tiles has half of L1. The block of B, the sums and rows of A that meet it have
+    # half of L2: another thread of the core takes the rest.
+    deep = target.l1_bytes // 2 // (size * height) // _DEEP * _DEEP
+    if 0 < deep < k:
+        room = (target.l2_bytes // 2 - size * deep * n) // (_SUM_BYTES * n + size * deep)
+        if room >= min(m, _FEW * height):
+            tall = equal_blocks(m, max(height, room // height * height), height, threads)
+            return SummedBlock(deep, tall, True)
     least, found = 0.0, None
     for blocks in range(1, _MOST_BLOCKS + 1):
         deep = ceil(ceil(k / blocks) / _DEEP) * _DEEP
         tall = max(height, 2 * target.l2_bytes // 5 // (size * deep))
         tall = equal_blocks(m, tall, height, threads)
-        # For each column of B and of the sums.
+        # For each column of B and of the sums: tall blocks let B pass less often.
         moved = size * k * ceil(m / tall) + 2 * _SUM_BYTES * m * (ceil(k / deep) - 1)
         if blocks == 1:
             least = moved
         elif moved < _GAIN * least:
-            least, found = moved, (deep, tall)
+            least, found = moved, SummedBlock(deep, tall, False)
     return found

@@ -19,7 +19,7 @@ from tilewright.ir.extent import is_symbolic
 from tilewright.ir.pieces import PIECES
 from tilewright.ir.words import wide_name
 from tilewright.machine.target import Target
-from tilewright.schedule.blocks import equal_blocks, summed_block
+from tilewright.schedule.blocks import SummedBlock, equal_blocks, summed_block
 from tilewright.schedule.matrices import in_matrices, matrix_cycles, matrix_tiles, takes_matrices
 from tilewright.schedule.roles import Access, StageRoles
 from tilewright.schedule.schedule import Value
@@ -591,10 +591,11 @@ class StageSpace:
             [*batch, *[f"{x}:L2" for x in columns[-1:]], *blocked, *columns, *m],
         ]
         width, depth = (prod(r.extents[a] for a in r.roles(kind)) for kind in "nk")
-        if in_matrices and self._summed_block(lane):
-            summed = name[r.split[0]]
-            around = [*batch, *blocked, f"{summed}:L2"]
-            orders[:0] = [[*around, *columns, *m], [*around, *m, *columns]]
+        summed = self._summed_block(lane) if in_matrices else None
+        if summed is not None:
+            around = [*batch, *blocked, f"{name[r.split[0]]}:L2"]
+            some = [[*around, *columns, *m], [*around, *m, *columns]]
+            orders[:0] = some[::-1] if summed.by_rows else some
         if in_matrices and at and not r.split[0]:
             # Rows of A stay close, panels of B come one after the other.
             orders.insert(0, [*batch, *m, *columns])
@@ -619,8 +620,8 @@ class StageSpace:
         )
 
     @_once_a_lane
-    def _summed_block(self, lane: str | None) -> tuple[int, int] | None:
-        """Positions of the summed axis and rows of a block of A (schedule/blocks.py)."""
+    def _summed_block(self, lane: str | None) -> SummedBlock | None:
+        """Blocks of the summed axis and of rows (schedule/blocks.py)."""
         if not self._in_matrices(lane, self._first_sizes(self.first)):
             return None
         sizes = self._first_sizes(self.first)
@@ -633,7 +634,8 @@ class StageSpace:
             out.append(self._cache_tile(a, lane))
         summed = self._summed_block(lane)
         if summed is not None:
-            deep = dict.fromkeys([summed[0], 0, summed[0] // 4, summed[0] // 2, 2 * summed[0]])
+            best = summed.deep
+            deep = dict.fromkeys([best, 0, best // 4, best // 2, 2 * best, 4 * best])
             name = f"{p}tile.{r.names[r.split[0]]}"
             out.append(Group((name,), ("tile",), tuple((x,) for x in deep)))
         if not r.is_contraction or r.a is None or r.b is None:
@@ -732,7 +734,7 @@ class StageSpace:
                 guess = min(guess, 4 * height)
             guess = equal_blocks(n, guess, height, self.threads)
             summed = self._summed_block(lane)
-            guess = guess if summed is None else summed[1]
+            guess = guess if summed is None else summed.tall
         rows = list(dict.fromkeys([guess, *sizes]))
         return Group((name,), ("tile",), tuple((x,) for x in rows))
 

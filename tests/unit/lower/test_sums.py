@@ -143,3 +143,21 @@ def test_blocks_are_equal_and_whole() -> None:
     assert equal_blocks(2048, 273, 32, 1) == 256
     assert equal_blocks(100, 64, 32, 2) == 64
     assert equal_blocks(20, 64, 32, 1) == 20
+
+
+def test_a_block_leaves_half_of_the_caches() -> None:
+    """Where the block of B fits, rows of tiles come one after the other; else it passes from L3."""
+    size = 6  # of the pieces of a factor
+    for n in (512, 2048):
+        kernel = kernel_of(PLAIN.format(m=n, n=n, k=n))
+        s = space_of(kernel, AMX).default()
+        deep, tall, height = (s.integer(f"s0.{x}") for x in ("tile.k0", "tile.m0", "reg.m0"))
+        assert deep % 32 == 0 and tall % height == 0
+        if s.text("s0.order") == "m0:L2,k0:L2,m0,n0":
+            assert 2 * size * height * deep <= AMX.l1_bytes
+            held = size * deep * n + 4 * min(tall, n) * n + size * deep * min(tall, n)
+            assert 2 * held <= AMX.l2_bytes
+        else:
+            assert s.text("s0.order") == "m0:L2,k0:L2,n0,m0"
+            assert 2 * size * 128 * n > AMX.l2_bytes
+            assert size * deep * tall <= AMX.l2_bytes // 2
