@@ -104,7 +104,8 @@ class Programs(Kind):
         statements = ("definition", "recurrence", "scatter", "extern", "size", "if", "while")
         out |= {f"statement {s}" for s in statements}
         out |= {f"kind {k}" for k in (*STATEMENTS, *BLOCK_KINDS)}
-        out |= {"rule bilinear", "rule residue", "rule stream", "constant", "symbolic sizes"}
+        out |= {f"rule {r}" for r in ("bilinear", "residue", "selection", "stream")}
+        out |= {"constant", "symbolic sizes"}
         out |= _INPUTS
         return out | {"else", "gather", "guard", "ragged", "read", "extern sort", "extern topk"}
 
