@@ -594,8 +594,11 @@ class StageSpace:
         summed = self._summed_block(lane) if in_matrices else None
         if summed is not None:
             around = [*batch, *blocked, f"{name[r.split[0]]}:L2"]
-            some = [[*around, *columns, *m], [*around, *m, *columns]]
-            orders[:0] = some[::-1] if summed.by_rows else some
+            by_panels, by_rows = [*around, *columns, *m], [*around, *m, *columns]
+            # Some 5 % by rows, for twice the code: the tuner's choice.
+            orders[:1] = (
+                [orders[0], by_rows] if summed.by_rows else [by_panels, by_rows, orders[0]]
+            )
         if in_matrices and at and not r.split[0]:
             # Rows of A stay close, panels of B come one after the other.
             orders.insert(0, [*batch, *m, *columns])
@@ -734,7 +737,9 @@ class StageSpace:
                 guess = min(guess, 4 * height)
             guess = equal_blocks(n, guess, height, self.threads)
             summed = self._summed_block(lane)
-            guess = guess if summed is None else summed.tall
+            if summed is not None:
+                sizes = [summed.tall, *sizes]
+                guess = guess if summed.by_rows else summed.tall
         rows = list(dict.fromkeys([guess, *sizes]))
         return Group((name,), ("tile",), tuple((x,) for x in rows))
 

@@ -7,8 +7,9 @@ from tests.unit.codegen.test_matrices import AMX, HERE, emitted, kernel_of
 
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
-from tilewright.schedule.blocks import equal_blocks
+from tilewright.schedule.blocks import equal_blocks, summed_block
 from tilewright.schedule.kernel_space import space_of
+from tilewright.schedule.roles import stage_roles
 from tilewright.schedule.schedule import Schedule, Value
 from tilewright.verify.schedules import replay
 
@@ -146,18 +147,29 @@ def test_blocks_are_equal_and_whole() -> None:
 
 
 def test_a_block_leaves_half_of_the_caches() -> None:
-    """Where the block of B fits, rows of tiles come one after the other; else it passes from L3."""
-    size = 6  # of the pieces of a factor
+    """Where the block of B fits, rows of tiles may come one after the other; else it passes from L3."""
+    size, height = 6, 32  # bytes of the pieces of a factor, rows of a register tile
     for n in (512, 2048):
         kernel = kernel_of(PLAIN.format(m=n, n=n, k=n))
-        s = space_of(kernel, AMX).default()
-        deep, tall, height = (s.integer(f"s0.{x}") for x in ("tile.k0", "tile.m0", "reg.m0"))
-        assert deep % 32 == 0 and tall % height == 0
-        if s.text("s0.order") == "m0:L2,k0:L2,m0,n0":
-            assert 2 * size * height * deep <= AMX.l1_bytes
-            held = size * deep * n + 4 * min(tall, n) * n + size * deep * min(tall, n)
+        found = summed_block(stage_roles(kernel, 0), AMX, height, 1)
+        assert found is not None and found.deep % 32 == 0 and found.tall % height == 0
+        fits = 2 * size * 128 * n < AMX.l2_bytes
+        assert found.by_rows == fits
+        order = "m0:L2,n0,m0" if fits else "m0:L2,k0:L2,n0,m0"
+        assert space_of(kernel, AMX).default().text("s0.order") == order
+        if fits:
+            assert 2 * size * height * found.deep <= AMX.l1_bytes
+            held = size * found.deep * n + (4 * n + size * found.deep) * min(found.tall, n)
             assert 2 * held <= AMX.l2_bytes
         else:
-            assert s.text("s0.order") == "m0:L2,k0:L2,n0,m0"
-            assert 2 * size * 128 * n > AMX.l2_bytes
-            assert size * deep * tall <= AMX.l2_bytes // 2
+            assert 2 * size * found.deep * found.tall <= AMX.l2_bytes
+
+
+def test_blocks_are_offered_where_they_are_not_the_default() -> None:
+    kernel = kernel_of(PLAIN.format(m=512, n=512, k=512))
+    space = space_of(kernel, AMX)
+    values = dict(space.default().items)
+    values |= {"s0.order": "m0:L2,k0:L2,m0,n0", "s0.tile.k0": 128, "s0.tile.m0": 224}
+    tall = summed_block(stage_roles(kernel, 0), AMX, 32, 1)
+    assert tall is not None
+    assert space.contains(Schedule.of({**values, "s0.tile.m0": tall.tall}))
