@@ -69,9 +69,16 @@ def _tidy_definition(d: Definition, shapes: dict[str, tuple[int, ...]]) -> Defin
         r = Reduction(r.monoid, r.axes, guard)
     if r is not None and not r.axes and r.guard is None and r.monoid not in ("argmax", "argmin"):
         r = None
+    if r is not None and r.guard is None and r.monoid.startswith("arg") and _is_one(r.axes):
+        return replace(d, body=E.const(0, d.dtype), reduction=None)
     body = tidy(d.body, ranges, shapes)
     whole = r is not None and r.guard is not None
     return replace(d, body=_protect(body, whole, ranges, shapes), reduction=r)
+
+
+def _is_one(axes: Iterable[Axis]) -> bool:
+    """Is there one position in all?"""
+    return all(int_extent(a.extent) == 1 for a in axes)
 
 
 def _protect(e: Expr, whole: bool, ranges: Ranges, shapes: dict[str, tuple[int, ...]]) -> Expr:
