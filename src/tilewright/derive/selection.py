@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from tilewright.derive import Derivation, Names, rewritten
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import F32, I64, DType
+from tilewright.ir.dtypes import F32, I64
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import Axis, Definition, Extern, Program, Reduction, Statement, Tensor
 
@@ -48,8 +48,7 @@ def _fits(s: Statement, tensors: dict[str, Tensor]) -> bool:
     if type(k) is not int or type(axis) is not int or not x.shape:
         return False
     n = E.int_value(x.shape[axis])
-    narrow: DType = x.dtype
-    return 0 < k <= MOST and n is not None and k <= n < _SIGN and narrow.bytes <= 4
+    return 0 < k <= MOST and n is not None and k <= n < _SIGN and x.dtype.bytes <= 4
 
 
 def _written(s: Extern, tensors: dict[str, Tensor], names: Names) -> list[Statement]:

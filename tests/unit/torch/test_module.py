@@ -28,7 +28,7 @@ class Block(torch.nn.Module):
         return {"h": h * scale, "mean": h.mean(), "views": [h.transpose(0, 1)]}
 
 
-def close(want: Any, got: Any) -> None:
+def assert_close(want: Any, got: Any) -> None:
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -41,9 +41,9 @@ def test_results_have_the_structure_of_the_module() -> None:
         want = model(x)
     got = fast(x)
     assert set(got) == set(want)
-    close(want["h"], got["h"])
-    close(want["mean"], got["mean"])
-    close(want["views"][0], got["views"][0])
+    assert_close(want["h"], got["h"])
+    assert_close(want["mean"], got["mean"])
+    assert_close(want["views"][0], got["views"][0])
     assert got["views"][0].stride() == want["views"][0].stride()
     assert not got["h"].requires_grad
     assert not fast.report.handed
@@ -57,7 +57,7 @@ def test_other_shapes_types_and_arguments_get_their_own_graph() -> None:
         (torch.randint(0, 50, (3, 7)), {"scale": 2.0}),
     ):
         with torch.no_grad():
-            close(model(x, **named)["h"], fast(x, **named)["h"])
+            assert_close(model(x, **named)["h"], fast(x, **named)["h"])
 
 
 def test_dynamic_sizes_are_one_graph() -> None:
@@ -67,7 +67,7 @@ def test_dynamic_sizes_are_one_graph() -> None:
     for count in (2, 9, 50):
         x = torch.randn(count, 8)
         with torch.no_grad():
-            close(model(x), fast(x))
+            assert_close(model(x), fast(x))
     assert len(fast.entries) == 1
 
 
@@ -76,7 +76,7 @@ def test_functions() -> None:
         return torch.einsum("ij,kj->ik", a, b).tanh()
 
     a, b = torch.randn(3, 5), torch.randn(4, 5)
-    close(f(a, b), tw.compile(f, (a, b))(a, b))
+    assert_close(f(a, b), tw.compile(f, (a, b))(a, b))
 
 
 def test_updated_buffers() -> None:
@@ -91,8 +91,8 @@ def test_updated_buffers() -> None:
 
     model = Counter()
     fast = tw.compile(model, (torch.ones(3),))
-    close(torch.full((3,), 4.0), fast(torch.ones(3)))
-    close(torch.full((3,), 2.0), model.seen)
+    assert_close(torch.full((3,), 4.0), fast(torch.ones(3)))
+    assert_close(torch.full((3,), 2.0), model.seen)
 
 
 def test_updates_of_arguments_that_share_memory(caplog: pytest.LogCaptureFixture) -> None:
@@ -105,16 +105,16 @@ def test_updates_of_arguments_that_share_memory(caplog: pytest.LogCaptureFixture
         base = torch.randn(10)
         twin = base.clone()
         want, got = f(base[first], base[second]), fast(twin[first], twin[second])
-        close(want, got)
-        close(base, twin)
+        assert_close(want, got)
+        assert_close(base, twin)
     same, twin = torch.ones(6), torch.ones(6)
-    close(f(same, same), fast(twin, twin))
-    close(same, twin)
+    assert_close(f(same, same), fast(twin, twin))
+    assert_close(same, twin)
     assert "shares its memory" in caplog.text
     caplog.clear()
     apart, twin = torch.ones(6), torch.ones(6)
-    close(f(apart, same), fast(twin, same))
-    close(apart, twin)
+    assert_close(f(apart, same), fast(twin, same))
+    assert_close(apart, twin)
     assert not caplog.text
 
 
@@ -131,7 +131,7 @@ def test_an_argument_that_is_a_buffer_which_the_module_updates() -> None:
     plain, model = Counter(), Counter()
     fast = tw.compile(model, (torch.ones(3),))
     model.seen.zero_()
-    close(plain(plain.seen), fast(model.seen))
+    assert_close(plain(plain.seen), fast(model.seen))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -142,14 +142,14 @@ def test_modes_of_pytorch(mode: Any) -> None:
         with mode():
             got = fast(x)
             with torch.no_grad():
-                close(model(x), got)
+                assert_close(model(x), got)
             assert not got.requires_grad and got.is_inference() == (mode is torch.inference_mode)
             with torch.autocast("cpu", torch.bfloat16):
                 half = fast(x)
                 want = model(x)
             assert half.dtype == want.dtype
             torch.testing.assert_close(half.float(), want.float(), rtol=3e-2, atol=3e-2)
-            close(got, fast(x))
+            assert_close(got, fast(x))
 
 
 def test_weights_are_shared_and_changes_noticed() -> None:
@@ -162,7 +162,7 @@ def test_weights_are_shared_and_changes_noticed() -> None:
     with torch.no_grad():
         model.inner.weight.mul_(-1)
         model.table.weight.add_(1)
-        close(model(x)["h"], fast(x)["h"])
+        assert_close(model(x)["h"], fast(x)["h"])
 
 
 def test_training_mode_is_a_graph_of_its_own() -> None:
@@ -170,7 +170,7 @@ def test_training_mode_is_a_graph_of_its_own() -> None:
     x = torch.randn(6, 4)
     fast = tw.compile(model.eval(), (x,))
     with torch.no_grad():
-        close(model(x), fast(x))
+        assert_close(model(x), fast(x))
 
 
 def test_what_cannot_be_captured_is_a_typed_error() -> None:
