@@ -1,8 +1,8 @@
 """Selection: the few largest elements of an axis, one reduction after the other.
 
-In: a bound Program. Out: the Program with each `extern topk` of few elements as definitions, and
-what was done. Invariants: the order is that of the extern, exactly: NaN where it belongs, of equal
-elements the first; results are elements of the operand, bit for bit.
+In: a bound Program. Out: the Program with each extern that selects few elements (`SELECTIONS`) as
+definitions, and what was done. Invariants: the order is that of the extern, exactly: NaN where it
+belongs, of equal elements the first; results are elements of the operand, bit for bit.
 
 The rule. Every element gets an i64 of its own: what orders the values in the upper half, the
 distance from the axis' end in the lower one. The largest number is the first result, the largest
@@ -16,6 +16,7 @@ from tilewright.derive import Derivation, Names, rewritten
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32, I64
 from tilewright.ir.expr import Expr
+from tilewright.ir.externs import SELECTIONS
 from tilewright.ir.program import Axis, Definition, Extern, Program, Reduction, Statement, Tensor
 
 __all__ = ["select_few"]
@@ -41,7 +42,7 @@ def _rank(x: Expr, largest: bool, nan_first: bool) -> Expr:
 
 def _fits(s: Statement, tensors: dict[str, Tensor]) -> bool:
     """Is it a selection of few elements of known number along an axis of known size?"""
-    if not isinstance(s, Extern) or s.function != "topk" or len(s.args) != 1:
+    if not isinstance(s, Extern) or s.function not in SELECTIONS or len(s.args) != 1:
         return False
     x, given = tensors[s.args[0]], dict(s.attributes)
     k, axis = given.get("k", -1), given.get("axis", -1)

@@ -17,7 +17,7 @@ import numpy as np
 from tilewright.errors import UserError
 from tilewright.ir.dtypes import DTYPES
 
-__all__ = ["EXTERNS", "descending_order"]
+__all__ = ["EXTERNS", "SELECTIONS", "descending_order"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _AT_ONCE = 1 << 15  # elements whose numbers stay in a cache while they are sorted
@@ -257,3 +257,7 @@ EXTERNS: dict[str, Callable[..., Any]] = {
     "bitcast": bitcast,
     "trimmed": trimmed,
 }
+
+# Externs whose results are the first `k` elements of an `axis`, in order, and their positions;
+# their attributes are those of `topk`.
+SELECTIONS = frozenset({"topk"})
