@@ -34,6 +34,7 @@ __all__ = ["RECORD_FORMAT", "SCHEMA_VERSION", "Database", "Record", "TaskSummary
 log = logging.getLogger("tilewright.tune.database")
 
 RECORD_FORMAT = "tilewright-records"
+WAIT_S = 30  # for other processes that write
 APPLICATION_ID = 0x544C5752  # "TLWR": tells our files from other programs' SQLite files
 
 # Schema version n is reached by running the first n entries in order; an entry never changes.
@@ -159,7 +160,7 @@ class Database:
         with ExitStack() as undo:
             undo.callback(connection.close)
             version = self._version(connection)  # before anything is changed in the file
-            connection.execute("PRAGMA journal_mode=WAL")
+            _use_log(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
             if version < SCHEMA_VERSION:
                 self._migrate(connection)
@@ -172,9 +173,9 @@ class Database:
     @staticmethod
     def _raw(uri: str) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False
+            uri, uri=True, timeout=WAIT_S, isolation_level=None, check_same_thread=False
         )
-        connection.execute("PRAGMA busy_timeout=30000")
+        connection.execute(f"PRAGMA busy_timeout={1000 * WAIT_S}")
         return connection
 
     def _version(self, connection: sqlite3.Connection) -> int:
@@ -572,6 +573,24 @@ def _checked(row: tuple[object, ...]) -> Record | None:
 
 class _Damaged(Exception):
     """quick_check found a problem."""
+
+
+def _use_log(connection: sqlite3.Connection) -> None:
+    """Turn on write-ahead logging: readers and a writer do not wait for each other.
+
+    That changes a new file, for which SQLite wants it alone and does not wait by itself: several
+    processes may open it at once.
+    """
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > deadline:
+                raise
+        time.sleep(0.005)
 
 
 def _unwritable(path: Path, reason: str) -> TargetError:

@@ -156,7 +156,11 @@ def test_what_is_left_alone(change: tuple[str, str], monkeypatch: pytest.MonkeyP
     "program",
     [image(1, 96, 64, 28, 30), image(2, 64, 128, 27, 29), apart(1, 64, 96, 29, 26, 2, 2)],
 )
-def test_native_code_obeys_the_policy_of_bilinear_forms(program: Program) -> None:
+def test_native_code_obeys_the_policy_of_bilinear_forms(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whether the form is faster depends on the caches; the largest one rounds most.
+    monkeypatch.setattr(bilinear, "_gain", lambda c, size, target: 1.0 + size)
     try:
         Target.native().require_runnable()
     except TargetError:

@@ -355,6 +355,20 @@ def test_many_processes_write_at_once(tmp_path: Path) -> None:
         assert database.quarantined is None
 
 
+def test_a_new_file_that_another_process_reads_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "t.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM sqlite_master").fetchone()  # the lock of a reader
+    left = threading.Event()
+    timer = threading.Timer(0.3, lambda: (left.set(), other.close()))
+    timer.start()
+    with Database(path) as db:
+        assert left.is_set()
+        assert db.add(record()) is True
+    timer.join()
+
+
 def test_kill_9_keeps_what_was_committed(tmp_path: Path) -> None:
     path = tmp_path / "t.sqlite"
     for attempt in range(3):
