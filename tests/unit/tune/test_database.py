@@ -355,11 +355,10 @@ def test_many_processes_write_at_once(tmp_path: Path) -> None:
         assert database.quarantined is None
 
 
-def test_a_new_file_that_another_process_reads_is_waited_for(tmp_path: Path) -> None:
+def test_a_new_file_that_another_process_writes_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "t.sqlite"
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN")
-    other.execute("SELECT count(*) FROM sqlite_master").fetchone()  # the lock of a reader
+    other.execute("BEGIN IMMEDIATE")  # as while it turns on write-ahead logging
     left = threading.Event()
     timer = threading.Timer(0.3, lambda: (left.set(), other.close()))
     timer.start()
