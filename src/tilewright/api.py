@@ -283,7 +283,7 @@ class _Build:
         program = program if scope.dims else bounded(program)
         self.program = own_results(program)
         strict = config.current().numerics == "strict"
-        target = model.target.without("amx-bf16") if strict else model.target
+        target = model.target.without_bf16() if strict else model.target
         # The same, with other algorithms where those are faster; what the plan is made of. They
         # need fixed sizes.
         self.derived = self.program

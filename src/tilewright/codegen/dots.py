@@ -6,8 +6,8 @@ instructions for them. Invariants: a product is exact, and so is the sum of inte
 
 A contraction over an axis g whose positions lie side by side in both factors needs no widened copy
 of either: x86 has an instruction for unsigned times signed bytes (VNNI), and every x86 has one for
-pairs of 16-bit integers, which even and odd bytes are made into. A word of two bf16 is two f32 by
-a shift and a mask.
+pairs of 16-bit integers, which even and odd bytes are made into. A word of two bf16 has one on some
+CPUs; else it is two f32 by a shift and a mask.
 """
 
 from __future__ import annotations
@@ -179,6 +179,8 @@ def _splat(value: int, lanes: int, bits: int = 32) -> str:
 def dot(ops: Operations, a: str, b: str, acc: str, kinds: tuple[DType, DType], lanes: int) -> str:
     """acc + the sum of the products of the elements of words a and b, in each lane."""
     if kinds[0] is BF16:
+        if 32 * lanes in (128, 256, 512) and ops.target.has_feature("avx512bf16"):
+            return _dpbf16(ops, a, b, acc, lanes)
         multiply_add = ops.multiply_add(F32, lanes)
         for low in (True, False):
             acc = multiply_add(_half(ops, a, lanes, low), _half(ops, b, lanes, low), acc)
@@ -199,6 +201,17 @@ def dot(ops: Operations, a: str, b: str, acc: str, kinds: tuple[DType, DType], l
         product = ops.op(f"mul {t} {p}, {q}")
         acc = ops.op(f"add {t} {acc}, {product}")
     return acc
+
+
+def _dpbf16(ops: Operations, a: str, b: str, acc: str, lanes: int) -> str:
+    """Both products of a word of bf16 and their sum in one instruction, which takes denormal
+    numbers as 0.
+    """
+    t, halves, w = ops.type(F32, lanes), f"<{2 * lanes} x bfloat>", ops.writer
+    name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}"
+    w.module.declare(f"{t} @{name}({t}, {halves}, {halves})")
+    p, q = (w.once(f"bitcast {ops.type(I32, lanes)} {x} to {halves}") for x in (a, b))
+    return ops.op(f"call {t} @{name}({t} {acc}, {halves} {p}, {halves} {q})")
 
 
 def _half(ops: Operations, word: str, lanes: int, low: bool) -> str:

@@ -170,7 +170,10 @@ class _Lowering:
             inner = sorted(spec.reduce, key=lambda x: x.axis == roles.words[0])
             spec = replace(spec, reduce=tuple(inner), in_words=bool(roles.pairs[0]))
         else:
-            spec = self.strips(k, roles, spec)
+            axis, word = roles.pairs
+            whole = any(x.axis == axis and x.block % word == 0 for x in spec.reduce)
+            dots = whole and roles.dots(self.target, spec.lane)
+            spec = self.strips(k, roles, replace(spec, in_words=dots))
         return sums.with_blocks(self, k, roles, spec), roles
 
     def in_matrices(self, roles: StageRoles, spec: StageSpec) -> bool:
@@ -426,7 +429,7 @@ class _Lowering:
         deep = ceil_div(self.depth(spec, kk, roles.extents[kk], position), self.lanes) * self.lanes
         group, size = self._group(roles, spec, [kk])
         across = row if size == 1 else column  # groups are copied as they are
-        wide = wide_name(spec.anchor, read)
+        wide = name if spec.in_words else wide_name(spec.anchor, read)
         dtype = source.dtype if wide == name else F32
         members = (spec.anchor, *spec.before, *spec.after)
         others = {r for d in members for e in d.expressions() for r in e.reads()} - {read}

@@ -191,16 +191,23 @@ class Target:
         feature = {16: "amx-bf16", 8: "amx-int8"}.get(dtype_bits, "")
         return bool(feature) and self.has_feature("amx-tile") and self.has_feature(feature)
 
+    @property
+    def dots_halves(self) -> bool:
+        """Whether vectors multiply bf16 in pairs, where no matrix registers do so faster."""
+        return self.has_bf16_dot and not self.multiplies_matrices(16)
+
     def exceeds_vectors(self, rows: int, vectors: int) -> bool:
         """Whether a tile of accumulators, `rows` times `vectors` registers, and the factors of one
         product do not fit the vector registers, so that they must be matrix registers.
         """
         return rows * vectors + vectors + 1 > self.vector_registers
 
-    def without(self, feature: str) -> Target:
-        """The target whose code does not use an LLVM feature that it lists."""
-        kept = [f for f in self.features.split(",") if f != f"+{feature}"]
-        return replace(self, features=",".join(kept))
+    def without_bf16(self) -> Target:
+        """The target whose code has no instructions that multiply bf16: they take denormal numbers
+        as 0.
+        """
+        kept = [f for f in self.features.split(",") if f not in ("+amx-bf16", "+avx512bf16")]
+        return replace(self, features=",".join(kept), has_bf16_dot=False)
 
     def with_machine_of(self, other: Target) -> Target:
         """This instruction set with the caches and cores of `other`."""

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from math import ceil, prod
 
-from tilewright.ir import expr as E
 from tilewright.ir.extent import is_symbolic
 from tilewright.ir.pieces import PIECES, PRODUCTS
 from tilewright.ir.words import WORD_BYTES
 from tilewright.machine.target import Target
-from tilewright.schedule.roles import Access, StageRoles
+from tilewright.schedule.roles import StageRoles
 
 __all__ = ["ROWS", "in_matrices", "matrix_cycles", "matrix_tiles", "takes_matrices"]
 
@@ -57,16 +56,7 @@ def takes_matrices(roles: StageRoles, target: Target, lane: str | None) -> bool:
         return False
     if not r.names[lane].startswith("n") or any(is_symbolic(n) for n in r.extents.values()):
         return False
-    return r.extents[axis] >= 2 * word and _packs(r, r.b)
-
-
-def _packs(r: StageRoles, b: Access) -> bool:
-    """Whether a copy of B in panels can be made: it is read by plain axes, each once."""
-    if b.read is None or b.read.attr[1]:
-        return False
-    axes = [x.attr for x in b.read.args if x.op == "index"]
-    others = [x for x in b.read.args if x.op != "index"]
-    return len(axes) == len(set(axes)) and all(E.int_value(x) == 0 for x in others)
+    return r.extents[axis] >= 2 * word and r.b.packs
 
 
 def matrix_tiles(

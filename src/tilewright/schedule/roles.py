@@ -24,6 +24,7 @@ from tilewright.ir.layout import Layout
 from tilewright.ir.program import Definition
 from tilewright.ir.ranges import coefficient, simplify
 from tilewright.ir.words import WORD_BYTES, half_factors, narrow_factors, single_factors
+from tilewright.machine.target import Target
 
 __all__ = ["Access", "StageRoles", "stage_roles"]
 
@@ -42,6 +43,15 @@ class Access:
 
     def uses(self, axis: str) -> bool:
         return self.strides.get(axis, 0) != 0
+
+    @property
+    def packs(self) -> bool:
+        """Whether a copy in panels can be made: it is read by plain axes, each once."""
+        if self.read is None or self.read.attr[1]:
+            return False
+        axes = [x.attr for x in self.read.args if x.op == "index"]
+        others = [x for x in self.read.args if x.op != "index"]
+        return len(axes) == len(set(axes)) and all(E.int_value(x) == 0 for x in others)
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,9 @@ class StageRoles:
 
     @cached_property
     def pairs(self) -> tuple[str, int]:
-        """The same for factors of bf16, which only matrix registers take two at a time."""
+        """The same for factors of bf16, which matrix registers take two at a time, and dot products
+        of some CPUs.
+        """
         if not self.is_contraction or half_factors(self.anchor) is None:
             return "", 1
         return self._words()
@@ -102,6 +114,17 @@ class StageRoles:
     def words(self) -> tuple[str, int]:
         """The axis that matrix registers take in words, and positions of a word, or ("", 1)."""
         return next((x for x in (self.group, self.pairs, self.split) if x[0]), ("", 1))
+
+    def dotted(self, target: Target) -> tuple[str, int]:
+        """The axis that dot products of vectors take in words, and positions of a word."""
+        halves = target.dots_halves and self.b is not None and self.b.packs
+        return self.pairs if halves and self.pairs[0] else self.group
+
+    def dots(self, target: Target, lane: str | None) -> bool:
+        """Whether the stage, with these lanes, takes its reduction a word of factors at a time."""
+        if not self.dotted(target)[0] or self.a is None or self.b is None:
+            return False
+        return lane in self.out and self.b.uses(lane) and not self.a.uses(lane)
 
     def _words(self) -> tuple[str, int]:
         assert self.a is not None and self.b is not None

@@ -91,7 +91,7 @@ class StageSpace:
         self.guarded: frozenset[str] = frozenset() if guard is None else guard.indices()
         self.bits = max([8 * roles.anchor.dtype.bytes, 32]) if roles.anchor.dtype.is_float else 32
         self.lanes = target.lanes(self.bits)
-        self.group, self.word = roles.group
+        self.group, self.word = roles.dotted(target)
         self.registers = target.vector_registers
 
     # -- lane candidates
@@ -165,7 +165,7 @@ class StageSpace:
                     need = live + (v + 1 if rows > 1 or v > 1 else 1)
                     if self._own_vectors(lane):
                         need += 2  # loads on their way
-                    if self._grouped(lane) and not self.target.has_vnni:
+                    if self._grouped(lane) and self.word > 2 and not self.target.has_vnni:
                         need += v + 2  # even and odd bytes of both factors
                 else:
                     need = live * (2 if reduction else 1)
@@ -205,10 +205,7 @@ class StageSpace:
     @_once_a_lane
     def _grouped(self, lane: str | None) -> bool:
         """Whether the stage takes its reduction a word of narrow factors at a time."""
-        r = self.r
-        if not self.group or r.a is None or r.b is None or lane is None or lane in r.reduce:
-            return False
-        return r.b.uses(lane) and not r.a.uses(lane)
+        return self.r.dots(self.target, lane)
 
     @_once_a_lane
     def _own_vectors(self, lane: str | None) -> bool:

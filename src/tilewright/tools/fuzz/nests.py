@@ -52,6 +52,9 @@ _WORDS = _PLAIN.features + ",+avx512vnni"
 # Machines that have instructions for products of narrow elements; emitted where they do not run.
 _NARROW = {
     "x86-avx512-vnni": replace(_PLAIN, features=_WORDS, has_vnni=True),
+    "x86-avx512-bf16": replace(
+        _PLAIN, features=_PLAIN.features + ",+avx512bf16", has_bf16_dot=True
+    ),
     "x86-avx512-amx": replace(
         _PLAIN, features=_WORDS + ",+amx-bf16,+amx-int8,+amx-tile", has_vnni=True
     ),
