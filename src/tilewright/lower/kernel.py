@@ -26,6 +26,7 @@ from tilewright.ir.program import Axis, Definition, Reduction
 from tilewright.ir.words import wide_name, widened
 from tilewright.lower import pieces, sums
 from tilewright.lower.builder import Builder
+from tilewright.lower.cuts import cuts_of
 from tilewright.lower.loops import emit_levels
 from tilewright.lower.reductions import working_type
 from tilewright.lower.region import Block, Level, Region, StageSpec, least, trips
@@ -39,6 +40,9 @@ from tilewright.schedule.roles import Access, StageRoles, stage_roles
 from tilewright.schedule.schedule import Schedule
 
 __all__ = ["Lowered", "lower"]
+
+_CUT_POINTS = 1 << 14  # points below which conditions cost less than code
+_MOST_PARTS = 16
 
 
 @dataclass(frozen=True)
@@ -573,10 +577,44 @@ class _Lowering:
         grain: int,
     ) -> None:
         """Stages inside loops over `shared`, `depth` outer loops of which are one parallel loop."""
-        b = self.b
-        b.enter(is_root=True)
         extents = {a: n for _, e in stages for a, n in e.items()}
         region = Region({a: E.const(0) for a in extents}, dict(extents), {}, {})
+        regions = [region] if shared else self._parts(*stages[0], region, depth)
+        for part in regions:
+            self._phase(stages, shared, part, depth, grain)
+
+    def _parts(
+        self, spec: StageSpec, extents: dict[str, int], region: Region, depth: int
+    ) -> list[Region]:
+        """The regions of a stage that have loops of their own, as its conditions are others there.
+
+        One for every part of the axes of the parallel loop; other axes are taken apart inside it.
+        """
+        points = prod(extents.values())
+        plain = spec.anchor.reduction is None and spec.anchor.scan is None and not spec.staging
+        if not plain or is_symbolic(points) or points < _CUT_POINTS:
+            return [region]
+        # A halo holds what a read outside gives.
+        shapes = {n: x.shape for n, x in self.kernel.layout_of.items() if not x.halo}
+        cuts = cuts_of((*spec.before, spec.anchor, *spec.after), shapes, extents)
+        if prod(len(x) + 1 for x in cuts.values()) > _MOST_PARTS:
+            return [region]
+        regions = [replace(region, cuts=cuts)]
+        for level in spec.levels[:depth]:
+            if level.axis in regions[0].cuts:
+                regions = [part for r in regions for part in r.parts(level.axis)]
+        return regions
+
+    def _phase(
+        self,
+        stages: list[tuple[StageSpec, dict[str, int]]],
+        shared: tuple[Level, ...],
+        region: Region,
+        depth: int,
+        grain: int,
+    ) -> None:
+        b = self.b
+        b.enter(is_root=True)
         scanned = stages[0][0].anchor.scan
         outer = (
             shared
@@ -595,7 +633,7 @@ class _Lowering:
             if level.tail == "sums":
                 break  # its blocks come one after the other
             seen.add(level.axis)
-            loops.append(trips(level, extents[level.axis]))
+            loops.append(trips(level, region.lengths[level.axis]))
         total = prod(loops)
 
         def inner(r: Region, given: list[Expr]) -> None:

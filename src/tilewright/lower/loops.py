@@ -42,6 +42,10 @@ def emit_levels(
         return
     level, rest_levels = levels[0], levels[1:]
     counter = given[0] if given else None
+    if level.axis in region.cuts:
+        for part in region.parts(level.axis):
+            emit_levels(b, levels, part, lanes, given, inner, staging, opened)
+        return
     start, length = region.starts[level.axis], region.lengths[level.axis]
 
     def descend(r: Region) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import DType
@@ -135,7 +136,8 @@ class Region:
     """Per axis where it starts, how many positions it has in the code, and how many of them are
     valid; lengths of loops and what is valid may be known at run time only (ir/extent.py).
     `ragged`: axes of which the region is one of many blocks: the number of the block, how many
-    blocks are whole, and the length of the one after them.
+    blocks are whole, and the length of the one after them. `cuts`: axes whose loops are taken apart
+    at some positions (lower/cuts.py).
     """
 
     starts: dict[str, Expr]
@@ -143,6 +145,7 @@ class Region:
     valid: dict[str, int]
     ranges: dict[str, tuple[int, int]]
     ragged: dict[str, tuple[Expr, int, int]] = field(default_factory=dict)
+    cuts: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def narrowed(self, axis: str, start: Expr, length: int, valid: int | None = None) -> Region:
         v = dict(self.valid)
@@ -151,9 +154,15 @@ class Region:
             v[axis] = valid
         ragged = dict(self.ragged)
         ragged.pop(axis, None)
-        return Region(
-            {**self.starts, axis: start}, {**self.lengths, axis: length}, v, self.ranges, ragged
-        )
+        starts, lengths = {**self.starts, axis: start}, {**self.lengths, axis: length}
+        return Region(starts, lengths, v, self.ranges, ragged, self.cuts)
+
+    def parts(self, axis: str) -> list[Region]:
+        """The regions between the cuts of an axis, which has its whole extent."""
+        rest = {a: cuts for a, cuts in self.cuts.items() if a != axis}
+        whole = replace(self, cuts=rest)
+        edges = (0, *self.cuts.get(axis, ()), self.lengths[axis])
+        return [whole.narrowed(axis, E.const(lo), hi - lo) for lo, hi in pairwise(edges)]
 
     def counted(self, axis: str, i: Expr, block: int, left: Expr) -> Region:
         """Block `i` of an axis of which `left` positions count: fewer in the last block."""
@@ -172,7 +181,7 @@ class Region:
         last = hi - 1
         last = last if is_symbolic(last) else max(0, last)
         ranges = {**self.ranges, var: (0, last)}
-        return Region(self.starts, self.lengths, self.valid, ranges, self.ragged)
+        return Region(self.starts, self.lengths, self.valid, ranges, self.ragged, self.cuts)
 
 
 def trips(level: Level, length: int) -> int:

@@ -223,6 +223,8 @@ class TileScope:
         place = self.places[name]
         local = place.local(subscripts)
         orelse = e.args[-1] if has_else else None
+        if orelse is not None and self._is_outside(place, local):
+            return self._value(orelse)
         if orelse is not None and orelse.op != "const":
             return self._read_or(e, place, local, orelse)
         flat = local
@@ -241,6 +243,16 @@ class TileScope:
         if limits and not axes:
             return self._gather(place, local, orelse, e.dtype)
         return self._strided(place, e.dtype, coefficients, base, axes, limits, orelse)
+
+    def _is_outside(self, place: Place, subscripts: Sequence[Expr]) -> bool:
+        """Whether no position of the tile is inside the tensor."""
+        for s, n in zip(subscripts, place.layout.shape, strict=True):
+            low, high = interval(s, self._ranges)
+            if (high is not None and high < 0) or (
+                low is not None and not is_symbolic(n) and low >= n
+            ):
+                return True
+        return False
 
     def _strided(
         self,

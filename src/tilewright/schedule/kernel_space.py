@@ -19,6 +19,8 @@ from tilewright.schedule.stages import stage_groups
 
 __all__ = ["space_of"]
 
+_ENOUGH = 32  # blocks a thread, so that they are shared out evenly
+
 
 def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
     """All schedules of a kernel; its default is good without tuning."""
@@ -55,7 +57,10 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
         outer = len(roles.out)
         # Work below a few microseconds does not pay for waking a second thread.
         serial = points < 16_384
-        depths: list[int] = [x for x in (2, 1, 3) if x <= max(1, outer)]
+        # Loops of a fused counter divide for each block, so one axis does where it is long enough.
+        first = roles.extents[roles.out[0]] if outer > 1 else 0
+        alone = not roles.is_contraction and first >= _ENOUGH * threads
+        depths: list[int] = [x for x in ((1, 2, 3) if alone else (2, 1, 3)) if x <= max(1, outer)]
         if outer > 2 and roles.is_contraction:
             depths = [x for x in (3, 2, 1) if x <= outer]
         rows: list[tuple[Value, ...]] = [(x,) for x in depths]
