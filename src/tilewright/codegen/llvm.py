@@ -19,6 +19,7 @@ from tilewright.codegen.memory import Memory
 from tilewright.codegen.operations import Operations
 from tilewright.codegen.shuffles import Shuffles
 from tilewright.codegen.survey import Survey
+from tilewright.codegen.tables import constant_tiles, in_rows
 from tilewright.codegen.tiles import (
     LazyRows,
     Tile,
@@ -134,6 +135,7 @@ class _Function:
         self.survey = Survey(phase.body)
         self.uses = self.survey.uses
         self.dots = dots.find(self.survey)
+        self.constant_tiles = constant_tiles(self.survey)
         self.matrices = Matrices(
             self.writer, self.operations, self.addresses, self.dots, self.widths, self.uses,
             phase.body if self.dots.contracts else (),
@@ -467,7 +469,13 @@ class _Function:
                 return self.shuffles.relayout(n, self.tiles[n.value], width)
             case Gather():
                 mask = self.tiles[n.mask] if n.mask else None
-                return self.memory.gather(n, width, self.tiles[n.offset], mask)
+                offset, known = self.tiles[n.offset], self.constant_tiles
+                table = keep = None
+                if width and n.offset in known and (mask is None or n.mask in known):
+                    table = in_rows(known[n.offset], offset.type, n.type)
+                    if mask is not None:
+                        keep = in_rows(known[n.mask or ""], mask.type, n.type)
+                return self.memory.gather(n, width, offset, mask, table, keep)
         raise InternalError("X001", f"no code for {type(n).__name__}")
 
     def _load(self, n: Load, width: int, lazy: bool = False) -> Tile:

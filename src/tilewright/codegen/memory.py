@@ -16,6 +16,7 @@ from tilewright.codegen.access import Access
 from tilewright.codegen.address import Addresses, Pointer
 from tilewright.codegen.operations import Operations
 from tilewright.codegen.spans import Spans, masked_call, masked_load, type_suffix
+from tilewright.codegen.tables import Array, gather_table
 from tilewright.codegen.tiles import LazyRows, Tile, row_axes, row_count, row_index
 from tilewright.codegen.writer import Writer
 from tilewright.errors import InternalError
@@ -494,11 +495,25 @@ class Memory:
     def _base(self, buffer: str, base: Expr) -> str:
         return self.addresses.at(self.addresses.pointer(buffer, polynomial(base)))
 
-    def gather(self, n: Gather, width: int, offset: Tile, mask: Tile | None) -> Tile:
+    def gather(
+        self,
+        n: Gather,
+        width: int,
+        offset: Tile,
+        mask: Tile | None,
+        table: Array | None = None,
+        reads: Array | None = None,
+    ) -> Tile:
+        """table, reads: the values of `offset` and `mask`, by row, where they are known."""
         w, ops, t = self.writer, self.operations, n.type
         e = ops.memory_type(t.dtype, 0)
         base = self._base(n.buffer, n.base)
         tile = Tile(t, width, [])
+        if table is not None:
+            known = gather_table(w, ops, base, tile, table, reads, n.orelse)
+            if known is not None:
+                tile.values = known
+                return tile
         values: list[list[str]] = []
         axes = row_axes(t)
         masks = row_index(mask.type, axes) if mask else []

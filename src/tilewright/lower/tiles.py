@@ -414,7 +414,8 @@ class TileScope:
     ) -> Tile:
         """The general read: an offset computed per position, masked where it may be outside."""
         b = self.builder
-        offset = self._value(place.layout.address(subscripts, self._ranges))
+        base, varying = self._parted(place.layout.address(subscripts, self._ranges))
+        offset = self._value(varying)
         mask: Tile | None = None
         condition = self._inside(place, subscripts) if orelse is not None else None
         if condition is not None:
@@ -423,7 +424,17 @@ class TileScope:
         mask = self._within_valid(axes, mask)
         axes |= set(mask.type.names) if mask is not None else set()
         fill = orelse.attr if orelse is not None else 0
-        return b.gather(self.type(dtype, axes), place.buffer, E.const(0), offset, mask, fill)
+        return b.gather(self.type(dtype, axes), place.buffer, base, offset, mask, fill)
+
+    def _parted(self, address: Expr) -> tuple[Expr, Expr]:
+        """An address as what is one number for the whole tile, and what is not."""
+        names = {p.attr for p in self._positions}
+        uniform: E.Polynomial = {}
+        varying: E.Polynomial = {}
+        for atoms, v in E.polynomial(address).items():
+            moves = any(a.has_reads or not names.isdisjoint(a.indices()) for a in atoms)
+            (varying if moves else uniform)[atoms] = v
+        return E.from_polynomial(uniform), E.from_polynomial(varying)
 
     def _read_or(self, e: Expr, place: Place, subscripts: Sequence[Expr], orelse: Expr) -> Tile:
         """A read whose `else` is itself computed: read with 0, then select."""
