@@ -35,6 +35,7 @@ MOST_THIN = 64  # rows for which an operand that comes from memory sets the pace
 AHEAD_BYTES = 8192  # how far ahead of its use memory is asked for what is read once
 TURNED_CYCLES = 40.0  # a vector of results that is turned and stored in pieces
 MEMORY_CYCLES = 0.17  # of a byte that comes from memory
+_EXTREME_CYCLES = 10.0  # until a maximum that lets NaN through is known
 HEAVY_BODY = 24  # a body of more operations than this is not worth interleaving widely
 
 
@@ -355,11 +356,23 @@ class StageSpace:
             cycles = max(live / 2, 4.0 if lane not in r.reduce or live < 4 else live / 2)
             if lane not in r.reduce:
                 cycles *= 1 + 1 / v  # narrow strips of rows that lie far apart come slowly
+            elif r.anchor.reduction.monoid in ("max", "min") and self._from_memory():
+                # NaN makes three operations of one, each of which waits for the one before; several
+                # rows are as many streams.
+                cycles = max(1.5 * live, _EXTREME_CYCLES) * (1 + 0.01 * rows)
             return (cycles + 4.0 * live * self._strided(lane)) / (live * width) * waste
         turned = self._unrolled_axes(lane, [a for a in r.out if a != lane])
         missing = bool(turned) and sizes.get(turned[0], 1) == 1
         best = 2 if not turned else 1
         return (1 + 0.2 * abs(v - best) + 4.0 * missing) / width * waste
+
+    def _from_memory(self) -> bool:
+        """Whether what is read does not fit a cache."""
+        sizes = (
+            x.dtype_bytes * prod(n for a, n in self.r.extents.items() if x.uses(a))
+            for x in self.r.accesses
+        )
+        return sum(sizes) > self.target.l3_bytes
 
     def _turned_cycles(self, lane: str, sizes: dict[str, int], live: int) -> float:
         """What it costs a step of the reduction that results or an operand lie across the lanes:
