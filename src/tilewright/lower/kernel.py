@@ -565,7 +565,8 @@ class _Lowering:
             places.update(zip(block.copies, targets.values(), strict=True))
 
         # Blocks of the copy start at whole tiles, so the last tile cannot be moved back.
-        levels = tuple(replace(x, tail="peel") if x.axis == m else x for x in spec.levels)
+        tail = "sized" if is_symbolic(spec.extents[m]) else "peel"
+        levels = tuple(replace(x, tail=tail) if x.axis == m else x for x in spec.levels)
         return replace(spec, levels=levels, places=places, staging={position: stage})
 
     # -- phases

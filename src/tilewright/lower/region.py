@@ -41,9 +41,10 @@ __all__ = [
 @dataclass(frozen=True)
 class Level:
     """One loop: `axis` in blocks of `block` positions. tail: peel, mask (lane axis) or overlap; or
-    counted: one code for all blocks, whose valid positions are counted at run time; or block: what
-    is inside counts the positions of the last block itself. A reduced axis may have a level of
-    "sums": what is inside absorbs a block of it, and sums wait in scratch from block to block.
+    counted: one code for all blocks, whose valid positions are counted at run time; or sized: where
+    the length is known at run time only, one tile of what is left; or block: what is inside counts
+    the positions of the last block itself. A reduced axis may have a level of "sums": what is
+    inside absorbs a block of it, and sums wait in scratch from block to block.
     """
 
     axis: str

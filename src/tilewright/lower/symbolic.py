@@ -7,7 +7,8 @@ extent included.
 
 A lane axis ends in whole vectors and one masked tile. Another axis ends in a tile that is moved
 back where the schedule says so and the axis is long enough, else in tiles of halved size, of which
-the bits of the remainder choose; a short axis has equal tiles, of a size chosen at run time.
+the bits of the remainder choose, or in one tile of its size; a short axis has equal tiles, of a
+size chosen at run time.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def emit_level(
         at = start + whole * n
         if level.tail == "mask":
             _vectors(b, level, region, lanes, at, rest, descend)
+        elif level.tail == "sized" and n <= _MOST_BODIES:
+            _sized(b, level, region, at, rest, descend)
         else:
             _halves(b, level, region, at, rest, descend)
 
@@ -224,6 +227,23 @@ def _halves(
         body = region.narrowed(level.axis, start, size)
         _when(b, odd, lambda body=body: descend(body))  # type: ignore[misc]
         size //= 2
+
+
+def _sized(
+    b: Builder,
+    level: Level,
+    region: Region,
+    at: Expr,
+    rest: int,
+    descend: Callable[[Region], None],
+) -> None:
+    """The same as one tile, whose size has code of its own: operand B passes once more, not once
+    for each bit.
+    """
+    for n in range(1, level.block):
+        body = region.narrowed(level.axis, at, n)
+        there = E.compare("eq", E.const(rest), E.const(n))
+        _when(b, there, lambda body=body: descend(body))  # type: ignore[misc]
 
 
 def emit_rest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tilewright.machine.target import Target
 from tilewright.runtime.model import places_of
 from tilewright.runtime.package import load
 from tilewright.schedule.kernel_space import space_of
+from tilewright.schedule.symbolic import for_range
 from tilewright.verify.oracle import check
 
 PROGRAMS = {
@@ -177,6 +179,39 @@ def test_sizes(name: str, target: str) -> None:
         check(made, p, 1, sizes=sizes).raise_if_wrong()
     ranges = [b for b in made._builds if len(b.scope.dims) == len(p.dims)]
     assert len(ranges) == 2  # up to 31, and above
+
+
+DEEP = """
+program deep(x: f32[M, 1024], w: f32[1024, 64]):
+  dim M in 0 .. inf
+  y: f32[i<M, j<64] = sum(k<1024) x[i, k] * w[k, j]
+  return y
+"""
+
+
+def test_rows_that_are_left_of_a_copied_operand_are_one_tile() -> None:
+    """Each size has code of its own, so that the other operand passes once."""
+    target = Target.named("x86-avx512")
+    p = parse_program(DEEP)
+    scope = scope_of_sizes(p, {"M": 28}, {"M"})
+    (kernel,) = plan_program(scope.program(p), target)[0].kernels
+    schedule = for_range(kernel, space_of(kernel.bind({"M": 28}), target).default())
+    made = lower(kernel, schedule, target)
+    assert isinstance(made, Lowered)
+    tile = int(dict(schedule.items)["s0.reg.m0"])
+    assert dict(schedule.items)["s0.pack.a"] == "block" and tile > 8
+    tiles = re.findall(r"f32\[(?:a0:(\d+), )?a1:32\*\] = contract", str(made.nest))
+    assert sorted(int(n or 1) for n in tiles) == list(range(1, tile + 1))
+
+
+def test_every_number_of_rows_of_a_copied_operand() -> None:
+    try:
+        Target.named("x86-avx512").require_runnable()
+    except TargetError as e:
+        pytest.skip(str(e))
+    p, made = model(DEEP, "x86-avx512")
+    for rows in (17, *range(16), 27, 28, 29, 31, 45):
+        check(made, p, 1, sizes={"M": rows}).raise_if_wrong()
 
 
 def test_another_size_compiles_nothing() -> None:
