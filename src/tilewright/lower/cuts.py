@@ -70,7 +70,7 @@ def _slope(e: Expr) -> int:
     """1 or -1 where an expression over one axis never falls or never rises along it, else 0."""
     if e.op == "index":
         return 1
-    if e.op == "add":
+    if e.op in ("add", "min", "max"):
         signs = {_slope(x) for x in e.args if x.indices()}
         return signs.pop() if len(signs) == 1 else 0
     if e.op == "mul" and e.args[1].op == "const":

@@ -1,0 +1,101 @@
+"""Loops taken apart where conditions change: what is emitted, and that results are right."""
+
+from __future__ import annotations
+
+import pytest
+
+from tilewright.group.plan import plan_program
+from tilewright.ir.kernel import Kernel
+from tilewright.ir.program import Definition
+from tilewright.ir.program_parser import parse_program
+from tilewright.lower.cuts import cuts_of
+from tilewright.lower.kernel import Lowered, lower
+from tilewright.machine.target import Target
+from tilewright.schedule.kernel_space import space_of
+from tilewright.verify.schedules import replay
+
+TARGET = Target.named("x86-avx512")
+JOINED = """program k(a: f32[{m}, 70], b: f32[{m}, 58], c: f32[{m}, 33]):
+  y: f32[i<{m}, j<161] = where(j < 70, (a[i, j] else 0.0), where(j <= 127, (b[i, j - 70] else 0.0), (c[i, j - 128] else 0.0)))
+  return y
+"""
+STACKED = """program k(a: f32[100, 90], b: f32[101, 90]):
+  y: f32[i<201, j<90] = where(i < 100, (a[i, j] else 0.0), (b[i - 100, j] else 0.0))
+  return y
+"""
+PADDED = """program k(x: f32[{m}, 130]):
+  y: f32[i<({m} + 3), j<135] = (x[i - 1, j - 2] else 1.5)
+  return y
+"""
+CLAMPED = """program k(x: f32[130, 140]):
+  y: f32[i<130, j<140] = x[i, min(max(j - 3, 0), 120)] + x[max(i - 1, 0), j]
+  return y
+"""
+TURNED = """program k(x: f32[{m}, 128]):
+  y: f32[i<{m}, j<150] = (x[i, 140 - j] else 0.0)
+  return y
+"""
+BOTH = """program k(x: f32[130, 140]):
+  y: f32[i<130, j<140] = where(i + j < 140, x[i, j], 0.0)
+  return y
+"""
+
+
+def kernel_of(text: str) -> Kernel:
+    (kernel,) = plan_program(parse_program(text), TARGET)[0].kernels
+    return kernel
+
+
+def nest_of(kernel: Kernel) -> str:
+    low = lower(kernel, space_of(kernel, TARGET).default(), TARGET)
+    assert isinstance(low, Lowered)
+    return str(low.nest)
+
+
+def cuts(text: str) -> dict[str, tuple[int, ...]]:
+    p = parse_program(text)
+    (d,) = (s for s in p.body if isinstance(s, Definition))
+    shapes = {t.name: tuple(int(str(n)) for n in t.shape) for t in p.inputs}
+    return cuts_of((d,), shapes, {a.name: int(a.extent.attr) for a in d.axes})
+
+
+def test_where_conditions_change() -> None:
+    assert cuts(JOINED.format(m=9)) == {"j": (70, 128)}
+    assert cuts(STACKED) == {"i": (100,)}
+    assert cuts(PADDED.format(m=40)) == {"i": (1, 41), "j": (2, 132)}
+    assert cuts(CLAMPED) == {"i": (1,), "j": (3, 123)}
+    assert cuts(TURNED.format(m=9)) == {"j": (13, 141)}
+    assert cuts(BOTH) == {}  # two axes at once
+
+
+WHOLE = """program k(a: f32[150, 64], b: f32[150, 96]):
+  y: f32[i<150, j<160] = where(j < 64, (a[i, j] else 0.0), (b[i, j - 64] else 0.0))
+  return y
+"""
+
+
+def test_no_condition_is_left() -> None:
+    nest = nest_of(kernel_of(WHOLE))
+    assert "else" not in nest and "gather" not in nest and " lt " not in nest
+    rows = nest_of(kernel_of(STACKED))
+    assert " lt " not in rows and rows.count("parallel for") == 2
+
+
+def test_small_kernels_keep_their_conditions() -> None:
+    assert "else 0.0" in nest_of(kernel_of(JOINED.format(m=9)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(JOINED.format(m=m) for m in (1, 150)), STACKED, *(PADDED.format(m=m) for m in (1, 150)),
+        CLAMPED, *(TURNED.format(m=m) for m in (1, 150)), BOTH,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_results(text: str, depth: int) -> None:
+    kernel = kernel_of(text)
+    default = space_of(kernel, TARGET).default()
+    schedule = type(default).of({**dict(default.items), "par": depth})
+    found = replay(kernel, schedule, TARGET, interpret=True)
+    assert found is None, str(found)
