@@ -356,7 +356,9 @@ class StageSpace:
             cycles = max(live / 2, 4.0 if lane not in r.reduce or live < 4 else live / 2)
             if lane not in r.reduce:
                 cycles *= 1 + 1 / v  # narrow strips of rows that lie far apart come slowly
-            elif r.anchor.reduction.monoid in ("max", "min") and self._from_memory():
+            elif r.anchor.reduction.monoid in ("max", "min") and (
+                self.shared or self._from_memory()
+            ):
                 # NaN makes three operations of one, each of which waits for the one before; several
                 # rows are as many streams.
                 cycles = max(1.5 * live, _EXTREME_CYCLES) * (1 + 0.01 * rows)
