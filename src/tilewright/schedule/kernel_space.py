@@ -57,9 +57,9 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
         outer = len(roles.out)
         # Work below a few microseconds does not pay for waking a second thread.
         serial = points < 16_384
-        # Loops of a fused counter divide for each block, so one axis does where it is long enough.
-        first = roles.extents[roles.out[0]] if outer > 1 else 0
-        alone = not roles.is_contraction and first >= _ENOUGH * threads
+        # Loops of a fused counter divide for each block, so one does where it is long enough.
+        long = outer > 1 and _outer_trips(roles, groups) >= _ENOUGH * threads
+        alone = long and not roles.is_contraction
         depths: list[int] = [x for x in ((1, 2, 3) if alone else (2, 1, 3)) if x <= max(1, outer)]
         if outer > 2 and roles.is_contraction:
             depths = [x for x in (3, 2, 1) if x <= outer]
@@ -69,6 +69,16 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
         groups.append(Group(("chunk",), ("choice",), ((1,), (2,), (4,), (8,), (16,))))
         groups += _parts(roles, threads)
     return Space(tuple(groups))
+
+
+def _outer_trips(roles: StageRoles, groups: list[Group]) -> int:
+    """Trips of the outermost loop of the first stage's default."""
+    guess = {n: v for g in groups for n, v in zip(g.names, g.rows[0], strict=True)}
+    name, _, is_block = str(guess.get("s0.order", "")).partition(",")[0].partition(":")
+    if name not in roles.axis_of:
+        return 0
+    size = guess.get(f"s0.{'tile' if is_block else 'reg'}.{name}", 1)
+    return ceil(roles.extents[roles.axis_of[name]] / max(1, int(size)))
 
 
 def _fetching_stage(kernel: Kernel) -> int:
