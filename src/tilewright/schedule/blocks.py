@@ -22,14 +22,27 @@ _MOST_BLOCKS = 16
 _FEW = 4  # register tiles: fewer rows than these for a block of B are not worth its way to L2
 _SUM_BYTES = 4
 _GAIN = 0.95  # more blocks are more code
+_SMALLER = 0.02  # of the time, to halve a block
 
 
 def equal_blocks(n: int, guess: int, height: int, threads: int) -> int:
-    """The size of equal blocks of about `guess` of n rows: whole tiles of `height`, and as many
-    blocks for each thread.
+    """The size of equal blocks of about `guess` of n rows: whole tiles of `height`, and as much
+    work for each thread.
     """
     blocks = max(1, ceil(ceil(n / guess) / threads) * threads)
-    return min(n, ceil(ceil(n / blocks) / height) * height)
+    most = ceil(ceil(n / blocks) / height)
+    if threads > 1 and n:  # a smaller block reads the other operand more often
+        some = range(most, most // 2, -1)
+        most = max(some, key=lambda k: _balance(n, k * height, threads) + _SMALLER * k / most)
+    return min(n, most * height)
+
+
+def _balance(n: int, block: int, threads: int) -> float:
+    """The share of threads that are busy while blocks are taken one by one."""
+    busy = [0] * threads
+    for at in range(0, n, block):
+        busy[busy.index(min(busy))] += min(block, n - at)
+    return n / threads / max(busy)
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,8 @@ def test_blocks_are_equal_and_whole() -> None:
     assert equal_blocks(2048, 273, 32, 1) == 256
     assert equal_blocks(100, 64, 32, 2) == 64
     assert equal_blocks(20, 64, 32, 1) == 20
+    assert equal_blocks(512, 56, 14, 2) == 42  # five blocks of 56 rows, and four and a bit
+    assert equal_blocks(0, 56, 14, 2) == 0
 
 
 def test_a_block_leaves_half_of_the_caches() -> None:
