@@ -26,6 +26,8 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         lambda x, w: torch.histogram(x, 10, range=(-1.0, 1.0), weight=w, density=True), (X, W),
     ),
     "histogram_edges": (torch.histogram, (X, EDGES)),
+    "histogram_of_nothing": (lambda x: torch.histogram(x, 2), (torch.empty(0),)),
+    "histogramdd_of_nothing": (lambda x: torch.histogramdd(x, [2, 3]), (torch.empty(5, 0, 2),)),
     "histogram_on_the_edges": (torch.histogram, (EDGES, EDGES)),
     "histogramdd": (lambda p: torch.histogramdd(p, [4, 5]), (P,)),
     "histogramdd_dense": (

@@ -33,7 +33,7 @@ def _limits(
 ) -> tuple[Value, Value]:
     """The outermost edges: given ones, or those of the data; moved apart where they are one."""
     if given is None and E.int_value(count) == 0:
-        given = (0.0, 0.0)
+        given = (0.0, 1.0)
     if given is not None:
         low, high = (n.scalar(float(v), x.dtype) for v in given)
         ends = n.define((), lambda: low, suffix="low"), n.define((), lambda: high, suffix="high")
