@@ -33,10 +33,11 @@ from tilewright.machine.target import Target
 from tilewright.runtime.build import build_shared, shared_key
 from tilewright.runtime.call_text import call_text
 from tilewright.runtime.context import ArrayType, Binding, CallContext
-from tilewright.runtime.exchange import array_of
+from tilewright.runtime.exchange import array_of, dlpack_code, memory_of
 from tilewright.runtime.jit import LoadedObject, load_object
 from tilewright.runtime.pool import listen, num_threads, walker_address
 from tilewright.runtime.pool_text import pool_text
+from tilewright.runtime.tensor_layout import tensor_layout
 
 __all__ = ["Bind", "ModelCall", "shared_objects"]
 
@@ -55,6 +56,8 @@ class _NativeKind(ctypes.Structure):
         ("dtype", ctypes.c_uint64),
         ("ndim", ctypes.c_int64),
         ("flags", ctypes.c_int64),
+        ("code", ctypes.c_uint32),
+        ("bytes", ctypes.c_uint32),
     ]
 
 
@@ -69,14 +72,25 @@ class _NativeEntry(ctypes.Structure):
         ("contexts", ctypes.c_uint64),
         ("count", ctypes.c_int64),
         ("release", ctypes.c_int64),
-        ("python", ctypes.c_uint64),
+        ("false", ctypes.c_uint64),
         ("out", ctypes.c_uint64),
         ("walk", ctypes.c_uint64),
         ("refill", ctypes.c_uint64),
         ("reuse", ctypes.c_int64),
         ("none", ctypes.c_uint64),
         ("tuple_type", ctypes.c_uint64),
+        ("tensor_type", ctypes.c_uint64),
+        ("read_tensor", ctypes.c_uint64),
+        ("requires_grad", ctypes.c_uint64),
+        ("tensor_at", ctypes.c_int64),
+        ("keys_at", ctypes.c_int64),
+        ("gradients_at", ctypes.c_int64),
+        ("plain_keys", ctypes.c_uint64 * 2),
     ]
+
+
+class _NativeCapsule(ctypes.Structure):
+    _fields_ = [("entry", ctypes.c_uint64), ("python", ctypes.c_uint64)]
 
 
 class _MethodDef(ctypes.Structure):
@@ -181,55 +195,85 @@ class ModelCall:
         kinds = [(a, _C_CONTIGUOUS | _ALIGNED) for a in self.inputs]
         kinds += [(a, _C_CONTIGUOUS | _ALIGNED | _WRITEABLE) for a in self.outputs]
         self._kinds = (_NativeKind * (1 + len(kinds)))(
-            *(_NativeKind(id(a.dtype), len(a.shape), flags) for a, flags in kinds)
+            *(
+                _NativeKind(
+                    id(a.dtype), len(a.shape), flags, dlpack_code(a.dtype), a.dtype.itemsize
+                )
+                for a, flags in kinds
+            )
         )
-        out_name = sys.intern("out")
+        names = [sys.intern(name) for name in ("out", "requires_grad")]
         # Weak, or entry -> method -> self -> entry would be a cycle that no collector sees.
         me = weakref.ref(self)
-
-        def call(*arrays: Any, **names: Any) -> Any:
-            model = me()
-            assert model is not None  # the builtin holds it
-            return model._call(*arrays, **names)
 
         def refill(context: int, output: int) -> NDArray[Any]:
             model = me()
             assert model is not None
             return model._alive[context].new_result(output)
 
-        self._kept = (call, refill, out_name)
+        self._kept: list[Any] = [refill, names]
         self._entry = _NativeEntry(
             inputs=len(self.inputs),
             outputs=len(self.outputs),
             array_type=id(np.ndarray),
             kinds=ctypes.addressof(self._kinds),
             release=int(self._release_gil is not False),
-            python=id(call),
-            out=id(out_name),
+            false=id(False),
+            out=id(names[0]),
             walk=walker_address(),
             refill=id(refill),
             reuse=int(self.reuse_outputs),
             none=id(None),
             tuple_type=id(tuple),
+            requires_grad=id(names[1]),
         )
+
+        def call(*arrays: Any, **names: Any) -> Any:
+            model = me()
+            assert model is not None  # the builtin holds it
+            return model._call(*arrays, **names)
+
+        return self.function_before(call)
+
+    def function_before(self, python: Callable[..., Any]) -> Callable[..., Any]:
+        """A builtin that runs the model where it takes the arrays as they are, and otherwise
+        returns what `python` does with the same arguments. It keeps this object alive."""
+        if not hasattr(self, "_entry"):
+            return python
+        held = _NativeCapsule(ctypes.addressof(self._entry), id(python))
+        self._kept += [held, python]
         new_capsule = ctypes.PYFUNCTYPE(
             ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
         )(("PyCapsule_New", _python))
         new_function = ctypes.PYFUNCTYPE(
             ctypes.py_object, ctypes.POINTER(_MethodDef), ctypes.py_object, ctypes.py_object
         )(("PyCFunction_NewEx", _python))
-        capsule = new_capsule(ctypes.addressof(self._entry), None, None)
+        capsule = new_capsule(ctypes.addressof(held), None, None)
         function: Callable[..., Any] = new_function(ctypes.byref(_method()[0]), capsule, self)
         return function
+
+    def _meet(self, value: Any) -> None:
+        """Take tensors of this value's type as they are from now on, where `out=` is given."""
+        if hasattr(self, "_entry") and not self._entry.tensor_type:
+            layout = tensor_layout(value)
+            if layout is not None:
+                self._entry.read_tensor = layout.read
+                self._entry.tensor_at = layout.tensor
+                self._entry.keys_at = layout.keys
+                self._entry.gradients_at = layout.gradients
+                self._entry.plain_keys[:] = layout.plain
+                self._entry.tensor_type = layout.type  # last, as calls look at it first
 
     # ------------------------------------------------------------------ everything unusual
 
     def _call(self, *arrays: Any, out: Any = None) -> Any:
         """The call for whatever `tw_call` does not recognize. Errors: UserError R001 to R006."""
+        for array in arrays[:1]:
+            self._meet(array)
         given = self._read_inputs(arrays)
         context = self._take(given)
         try:
-            results = self._read_outputs(context, out)
+            results = self._read_outputs(context, None if out is None else memory_of(out))
             for position, array in enumerate(given):
                 if out is not None and any(np.may_share_memory(array, r) for r in results):
                     array = given[position] = array.copy()

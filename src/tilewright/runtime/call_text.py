@@ -1,17 +1,26 @@
 """The native half of a model call as LLVM text.
 
 In: a Target. Out: text of a module that exports `tw_call`, a CPython METH_FASTCALL|METH_KEYWORDS
-function that serves every model; its `self` is a capsule that holds the model's entry.
+function that serves every model; its `self` is a capsule that holds the model's entry and the
+Python function behind it.
 Invariant: it runs the model only after every array passed every check; whatever it does not
-recognize goes unchanged to the entry's Python function, which converts or raises.
+recognize goes unchanged to that Python function, which converts or raises.
 
-Arrays are read through NumPy's public struct layout, which `runtime.call` verifies at load.
+NumPy's arrays are read through their public struct layout, which `runtime.call` verifies at load;
+PyTorch's tensors as `runtime.tensor_layout` finds it out.
 
-  entry:  0 inputs   8 outputs   16 ndarray type   24 ptr kinds (24 bytes: dtype, ndim, flags)
-          32 ptr contexts   40 contexts   48 release GIL   56 Python function   64 "out"
-          72 tw_run   80 Python function that adds a result   88 reuse   96 None   104 tuple type
+  capsule:  0 entry   8 Python function
+  entry:  0 inputs   8 outputs   16 ndarray type   24 ptr kinds (32 bytes: dtype, ndim, flags,
+          i32 DLPack dtype, i32 bytes of an element)   32 ptr contexts   40 contexts
+          48 release GIL   56 False   64 "out"   72 tw_run
+          80 Python function that adds a result   88 reuse   96 None   104 tuple type
+          112 tensor type, or null   120 its DLTensor function   128 "requires_grad"
+          136 offset of a tensor in its object   144, 152 offsets of keys and gradients in it
+          160, 168 keys of plain tensors
   array:  0 references   8 type   16 data   24 i32 ndim   32 ptr dims   56 dtype   64 i32 flags
           72 weak references
+  DLTensor:  0 data   8 i32 device type   16 i32 ndim   20 i32 dtype   24 ptr sizes
+          32 ptr strides, or null   40 offset in bytes
   The context and its tables are the structures of `runtime.context`.
 """
 
@@ -41,6 +50,8 @@ declare ptr @PyLong_FromLong(i64)
 declare ptr @PyObject_Vectorcall(ptr, ptr, i64, ptr)
 declare ptr @PyEval_SaveThread()
 declare void @PyEval_RestoreThread(ptr)
+declare ptr @PyObject_GetAttr(ptr, ptr)
+declare void @PyErr_Clear()
 declare void @Py_IncRef(ptr)
 declare void @Py_DecRef(ptr)
 
@@ -55,10 +66,9 @@ define internal ptr @field(ptr %p, i64 %offset) alwaysinline #A {
   ret ptr %v
 }
 
-; Whether an array has the sizes %dims.
-define internal i1 @same_dims(ptr %array, ptr %dims, i64 %ndim) #A {
+; Whether the sizes %have are %dims.
+define internal i1 @same_dims(ptr %have, ptr %dims, i64 %ndim) #A {
 entry:
-  %have = call ptr @field(ptr %array, i64 32)
   br label %loop
 loop:
   %k = phi i64 [0, %entry], [%k1, %next]
@@ -78,11 +88,35 @@ no:
   ret i1 false
 }
 
-; Whether an object is exactly an ndarray of this kind and size.
-define internal i1 @fits(ptr %object, ptr %type, ptr %kind, ptr %dims) #A {
-  %t = call ptr @field(ptr %object, i64 8)
-  %c1 = icmp eq ptr %t, %type
-  br i1 %c1, label %typed, label %no
+; Whether %strides, in elements, are those of a C-contiguous array; of an axis of 1 they may be any.
+define internal i1 @contiguous(ptr %strides, ptr %dims, i64 %ndim) #A {
+entry:
+  %any = icmp eq ptr %strides, null
+  br i1 %any, label %yes, label %loop
+loop:
+  %k = phi i64 [%ndim, %entry], [%k1, %next]
+  %wanted = phi i64 [1, %entry], [%wanted1, %next]
+  %more = icmp sgt i64 %k, 0
+  br i1 %more, label %next, label %yes
+next:
+  %k1 = sub i64 %k, 1
+  %p = getelementptr i64, ptr %strides, i64 %k1
+  %stride = load i64, ptr %p
+  %q = getelementptr i64, ptr %dims, i64 %k1
+  %size = load i64, ptr %q
+  %wanted1 = mul i64 %wanted, %size
+  %same = icmp eq i64 %stride, %wanted
+  %one = icmp eq i64 %size, 1
+  %fits = or i1 %same, %one
+  br i1 %fits, label %loop, label %no
+yes:
+  ret i1 true
+no:
+  ret i1 false
+}
+
+; Where the elements of an object lie that is exactly an ndarray of this kind and size; else 0.
+define internal i64 @array_address(ptr %object, ptr %kind, ptr %dims) #A {
 typed:
   %d = call ptr @field(ptr %object, i64 56)
   %wanted = load ptr, ptr %kind
@@ -102,16 +136,120 @@ typed:
   %c = and i1 %c23, %c4
   br i1 %c, label %sized, label %no
 sized:
-  %r = call i1 @same_dims(ptr %object, ptr %dims, i64 %ndim)
-  ret i1 %r
+  %have = call ptr @field(ptr %object, i64 32)
+  %r = call i1 @same_dims(ptr %have, ptr %dims, i64 %ndim)
+  %data = call i64 @word(ptr %object, i64 16)
+  %address = select i1 %r, i64 %data, i64 0
+  ret i64 %address
 no:
-  ret i1 false
+  ret i64 0
+}
+
+; The same for a plain tensor that no gradients belong to.
+define internal i64 @tensor_address(ptr %entry_, ptr %object, ptr %kind, ptr %dims) #A {
+entry:
+  %t = alloca [48 x i8], align 8
+  %tensor_at = call i64 @word(ptr %entry_, i64 136)
+  %tensor = call ptr @field(ptr %object, i64 %tensor_at)
+  %keys_at = call i64 @word(ptr %entry_, i64 144)
+  %keys = call i64 @word(ptr %tensor, i64 %keys_at)
+  %plain1 = call i64 @word(ptr %entry_, i64 160)
+  %plain2 = call i64 @word(ptr %entry_, i64 168)
+  %is1 = icmp eq i64 %keys, %plain1
+  %is2 = icmp eq i64 %keys, %plain2
+  %plain = or i1 %is1, %is2
+  br i1 %plain, label %gradients, label %no
+gradients:
+  %gradients_at = call i64 @word(ptr %entry_, i64 152)
+  %gradients_ = call ptr @field(ptr %tensor, i64 %gradients_at)
+  %none = icmp eq ptr %gradients_, null
+  br i1 %none, label %ask, label %look
+look:
+  %name = call ptr @field(ptr %entry_, i64 128)
+  %grad = call ptr @PyObject_GetAttr(ptr %object, ptr %name)
+  %unknown = icmp eq ptr %grad, null
+  br i1 %unknown, label %clear, label %looked
+looked:
+  call void @Py_DecRef(ptr %grad)
+  %false_ = call ptr @field(ptr %entry_, i64 56)
+  %free = icmp eq ptr %grad, %false_
+  br i1 %free, label %ask, label %no
+ask:
+  %read = call ptr @field(ptr %entry_, i64 120)
+  %failed = call i32 %read(ptr %object, ptr %t)
+  %c0 = icmp eq i32 %failed, 0
+  br i1 %c0, label %told, label %clear
+clear:
+  call void @PyErr_Clear()
+  br label %no
+told:
+  %pdevice = getelementptr i8, ptr %t, i64 8
+  %device = load i32, ptr %pdevice
+  %c1 = icmp eq i32 %device, 1
+  %pd = getelementptr i8, ptr %t, i64 20
+  %d = load i32, ptr %pd
+  %pw = getelementptr i8, ptr %kind, i64 24
+  %wanted = load i32, ptr %pw
+  %c2 = icmp eq i32 %d, %wanted
+  %pn = getelementptr i8, ptr %t, i64 16
+  %n32 = load i32, ptr %pn
+  %n = sext i32 %n32 to i64
+  %ndim = call i64 @word(ptr %kind, i64 8)
+  %c3 = icmp eq i64 %n, %ndim
+  %data = call i64 @word(ptr %t, i64 0)
+  %offset = call i64 @word(ptr %t, i64 40)
+  %address = add i64 %data, %offset
+  %pb = getelementptr i8, ptr %kind, i64 28
+  %bytes = load i32, ptr %pb
+  %low = sub i32 %bytes, 1
+  %mask = zext i32 %low to i64
+  %over = and i64 %address, %mask
+  %c4 = icmp eq i64 %over, 0
+  %c12 = and i1 %c1, %c2
+  %c34 = and i1 %c3, %c4
+  %c = and i1 %c12, %c34
+  br i1 %c, label %sized, label %no
+sized:
+  %have = call ptr @field(ptr %t, i64 24)
+  %r = call i1 @same_dims(ptr %have, ptr %dims, i64 %ndim)
+  br i1 %r, label %laid, label %no
+laid:
+  %strides = call ptr @field(ptr %t, i64 32)
+  %s = call i1 @contiguous(ptr %strides, ptr %dims, i64 %ndim)
+  %found = select i1 %s, i64 %address, i64 0
+  ret i64 %found
+no:
+  ret i64 0
+}
+
+; Where the elements of an object lie that can be taken as it is, else 0; tensors if %tensors.
+define internal i64 @address(
+    ptr %entry_, ptr %object, ptr %kind, ptr %dims, i1 %tensors) #A {
+  %t = call ptr @field(ptr %object, i64 8)
+  %type = call ptr @field(ptr %entry_, i64 16)
+  %c1 = icmp eq ptr %t, %type
+  br i1 %c1, label %array, label %other
+array:
+  %a = call i64 @array_address(ptr %object, ptr %kind, ptr %dims)
+  ret i64 %a
+other:
+  %tensor_type = call ptr @field(ptr %entry_, i64 112)
+  %c2 = icmp eq ptr %t, %tensor_type
+  %c = and i1 %c2, %tensors
+  br i1 %c, label %tensor, label %no
+tensor:
+  %b = call i64 @tensor_address(ptr %entry_, ptr %object, ptr %kind, ptr %dims)
+  ret i64 %b
+no:
+  ret i64 0
 }
 
 ; Write the address of an array's data where the context's args want array %number.
-define internal void @place(ptr %ctx, i64 %number, ptr %object) #A {
+define internal void @place(ptr %ctx, i64 %number, i64 %data) #A {
 entry:
-  %data = call ptr @field(ptr %object, i64 16)
+  %addresses = call ptr @field(ptr %ctx, i64 88)
+  %pa = getelementptr i64, ptr %addresses, i64 %number
+  store i64 %data, ptr %pa
   %table = call ptr @field(ptr %ctx, i64 72)
   %o = shl i64 %number, 4
   %row = getelementptr i8, ptr %table, i64 %o
@@ -125,34 +263,30 @@ loop:
 next:
   %p = getelementptr ptr, ptr %list, i64 %k
   %to = load ptr, ptr %p
-  store ptr %data, ptr %to
+  store i64 %data, ptr %to
   %k1 = add i64 %k, 1
   br label %loop
 out:
   ret void
 }
 
-; Whether output %number at %object shares a byte with one of the first %count arrays of %list;
-; the number of the first is %base.
-define internal i1 @shares(
-    ptr %ctx, i64 %number, ptr %object, ptr %list, i64 %count, i64 %base) #A {
+; Whether output %number at %a shares a byte with one of the arrays placed before it.
+define internal i1 @shares(ptr %ctx, i64 %number, i64 %a) #A {
 entry:
   %bytes = call ptr @field(ptr %ctx, i64 64)
-  %a = call i64 @word(ptr %object, i64 16)
+  %addresses = call ptr @field(ptr %ctx, i64 88)
   %pa = getelementptr i64, ptr %bytes, i64 %number
   %na = load i64, ptr %pa
   %aend = add i64 %a, %na
   br label %loop
 loop:
   %k = phi i64 [0, %entry], [%k1, %next]
-  %more = icmp slt i64 %k, %count
+  %more = icmp slt i64 %k, %number
   br i1 %more, label %next, label %no
 next:
-  %po = getelementptr ptr, ptr %list, i64 %k
-  %other = load ptr, ptr %po
-  %b = call i64 @word(ptr %other, i64 16)
-  %m = add i64 %base, %k
-  %pb = getelementptr i64, ptr %bytes, i64 %m
+  %po = getelementptr i64, ptr %addresses, i64 %k
+  %b = load i64, ptr %po
+  %pb = getelementptr i64, ptr %bytes, i64 %k
   %nb = load i64, ptr %pb
   %bend = add i64 %b, %nb
   %x = icmp ult i64 %a, %bend
@@ -171,9 +305,9 @@ define internal i1 @accept(ptr %entry_, ptr %ctx, ptr %args, ptr %outs) #A {
 entry:
   %inputs = load i64, ptr %entry_
   %outputs = call i64 @word(ptr %entry_, i64 8)
-  %type = call ptr @field(ptr %entry_, i64 16)
   %kinds = call ptr @field(ptr %entry_, i64 24)
   %dims = call ptr @field(ptr %ctx, i64 56)
+  %given = icmp ne ptr %outs, null
   br label %loop
 loop:
   %k = phi i64 [0, %entry], [%k1, %put]
@@ -184,17 +318,17 @@ loop:
 next:
   %p = getelementptr ptr, ptr %args, i64 %k
   %object = load ptr, ptr %p
-  %ok = call i1 @fits(ptr %object, ptr %type, ptr %kind, ptr %dim)
+  %address = call i64 @address(ptr %entry_, ptr %object, ptr %kind, ptr %dim, i1 %given)
+  %ok = icmp ne i64 %address, 0
   br i1 %ok, label %put, label %no
 put:
-  call void @place(ptr %ctx, i64 %k, ptr %object)
+  call void @place(ptr %ctx, i64 %k, i64 %address)
   %ndim = call i64 @word(ptr %kind, i64 8)
   %dim1 = getelementptr i64, ptr %dim, i64 %ndim
-  %kind1 = getelementptr i8, ptr %kind, i64 24
+  %kind1 = getelementptr i8, ptr %kind, i64 32
   %k1 = add i64 %k, 1
   br label %loop
 results:
-  %given = icmp ne ptr %outs, null
   br i1 %given, label %rloop, label %yes
 rloop:
   %j = phi i64 [0, %results], [%j1, %rput]
@@ -205,20 +339,18 @@ rloop:
 rnext:
   %q = getelementptr ptr, ptr %outs, i64 %j
   %out = load ptr, ptr %q
-  %rok = call i1 @fits(ptr %out, ptr %type, ptr %rkind, ptr %rdim)
-  br i1 %rok, label %apart1, label %no
-apart1:
+  %to = call i64 @address(ptr %entry_, ptr %out, ptr %rkind, ptr %rdim, i1 true)
+  %rok = icmp ne i64 %to, 0
+  br i1 %rok, label %apart, label %no
+apart:
   %number = add i64 %inputs, %j
-  %s1 = call i1 @shares(ptr %ctx, i64 %number, ptr %out, ptr %args, i64 %inputs, i64 0)
-  br i1 %s1, label %no, label %apart2
-apart2:
-  %s2 = call i1 @shares(ptr %ctx, i64 %number, ptr %out, ptr %outs, i64 %j, i64 %inputs)
-  br i1 %s2, label %no, label %rput
+  %s = call i1 @shares(ptr %ctx, i64 %number, i64 %to)
+  br i1 %s, label %no, label %rput
 rput:
-  call void @place(ptr %ctx, i64 %number, ptr %out)
+  call void @place(ptr %ctx, i64 %number, i64 %to)
   %rndim = call i64 @word(ptr %rkind, i64 8)
   %rdim1 = getelementptr i64, ptr %rdim, i64 %rndim
-  %rkind1 = getelementptr i8, ptr %rkind, i64 24
+  %rkind1 = getelementptr i8, ptr %rkind, i64 32
   %j1 = add i64 %j, 1
   br label %rloop
 yes:
@@ -277,7 +409,8 @@ free:
   %c = and i1 %c12, %c345
   br i1 %c, label %sized, label %loop
 sized:
-  %same = call i1 @same_dims(ptr %object, ptr %dims, i64 %ndim)
+  %have = call ptr @field(ptr %object, i64 32)
+  %same = call i1 @same_dims(ptr %have, ptr %dims, i64 %ndim)
   br i1 %same, label %yes, label %none
 yes:
   ret ptr %object
@@ -328,7 +461,7 @@ skip:
 skipped:
   %n0 = call i64 @word(ptr %kind0, i64 8)
   %dim01 = getelementptr i64, ptr %dim0, i64 %n0
-  %kind01 = getelementptr i8, ptr %kind0, i64 24
+  %kind01 = getelementptr i8, ptr %kind0, i64 32
   %i1 = add i64 %i, 1
   br label %skip
 begin:
@@ -339,7 +472,8 @@ one:
   %bad = icmp eq ptr %r, null
   br i1 %bad, label %fail, label %put
 put:
-  call void @place(ptr %ctx, i64 %inputs, ptr %r)
+  %at = call i64 @word(ptr %r, i64 16)
+  call void @place(ptr %ctx, i64 %inputs, i64 %at)
   ret ptr %r
 several:
   %tuple = call ptr @PyTuple_New(i64 %outputs)
@@ -357,11 +491,12 @@ next:
   br i1 %bad2, label %drop, label %add
 add:
   %number = add i64 %inputs, %j
-  call void @place(ptr %ctx, i64 %number, ptr %rj)
+  %atj = call i64 @word(ptr %rj, i64 16)
+  call void @place(ptr %ctx, i64 %number, i64 %atj)
   %e = call i32 @PyTuple_SetItem(ptr %tuple, i64 %j, ptr %rj)
   %n = call i64 @word(ptr %kind, i64 8)
   %dim1 = getelementptr i64, ptr %dim, i64 %n
-  %kind1 = getelementptr i8, ptr %kind, i64 24
+  %kind1 = getelementptr i8, ptr %kind, i64 32
   %j1 = add i64 %j, 1
   br label %loop
 drop:
@@ -376,7 +511,8 @@ fail:
 define ptr @tw_call(ptr %self, ptr %args, i64 %nargs, ptr %names) #A {
 entry:
   %list = alloca [MAX_OUTPUTS x ptr]
-  %e = call ptr @PyCapsule_GetPointer(ptr %self, ptr null)
+  %held = call ptr @PyCapsule_GetPointer(ptr %self, ptr null)
+  %e = load ptr, ptr %held
   %inputs = load i64, ptr %e
   %right = icmp eq i64 %nargs, %inputs
   br i1 %right, label %counted, label %slow
@@ -480,7 +616,7 @@ fail:
   store atomic i64 0, ptr %pb release, align 8
   ret ptr null
 slow:
-  %python = call ptr @field(ptr %e, i64 56)
+  %python = call ptr @field(ptr %held, i64 8)
   %answer = call ptr @PyObject_Vectorcall(ptr %python, ptr %args, i64 %nargs, ptr %names)
   ret ptr %answer
 }

@@ -128,6 +128,7 @@ class NativeContext(Context):
         ("bytes", ctypes.c_uint64),  # of each input, then output
         ("places", ctypes.c_uint64),  # NativePlaces of each input, then output
         ("ring", ctypes.c_uint64),  # RING results of each output
+        ("addresses", ctypes.c_uint64),  # room for the address of each input, then output
     ]
 
 
@@ -166,6 +167,7 @@ class CallContext:
             *(int(size or 0) for array in arrays for size in array.shape)
         )
         self._bytes = (ctypes.c_int64 * (1 + len(arrays)))(*map(_array_bytes, arrays))
+        self._addresses = (ctypes.c_uint64 * (1 + len(arrays)))()
         self._place_lists = [(ctypes.c_uint64 * len(place))(*place) for place in self.places]
         self._places = (NativePlaces * (1 + len(arrays)))(
             *(NativePlaces(len(place), ctypes.addressof(place)) for place in self._place_lists)
@@ -187,6 +189,7 @@ class CallContext:
             bytes=ctypes.addressof(self._bytes),
             places=ctypes.addressof(self._places),
             ring=ctypes.addressof(self._native_ring),
+            addresses=ctypes.addressof(self._addresses),
         )
         self.address = ctypes.addressof(self.native)
 

@@ -16,12 +16,13 @@ import numpy as np
 
 from tilewright.errors import UserError
 
-__all__ = ["array_of", "as_kind", "memory_of"]
+__all__ = ["array_of", "as_kind", "dlpack_code", "memory_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _NUMPY = (np.ndarray, np.generic, memoryview, bytes, bytearray)
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}  # of DLPack, by NumPy's kind; bfloat16 is 4
 _HINT = "pass a NumPy array, or an object with a buffer or __dlpack__"
 
 
@@ -39,7 +40,8 @@ def array_of(name: str, value: Any) -> Array:
         raise UserError("R005", f"{name} is {kind}", hint=_HINT)
     try:
         if _is_torch(value):
-            value, is_bfloat16 = _without_gradients(value.resolve_neg())
+            value = value.clone() if value._is_zerotensor() else value.resolve_neg()
+            value, is_bfloat16 = _without_gradients(value)
             found = np.from_dlpack(value)
             return found.view(_BFLOAT16) if is_bfloat16 else found
         if str(getattr(value, "dtype", "")) == "bfloat16":  # NumPy takes no such memory by DLPack
@@ -66,8 +68,8 @@ def memory_of(out: Any) -> Any:
         if not _is_torch(out):
             return np.from_dlpack(out)
         # NumPy takes what DLPack gives for read-only.
-        if out.is_neg():
-            raise BufferError("it stands for the negative of its memory")
+        if out.is_neg() or out._is_zerotensor():
+            raise BufferError("it stands for the negative of its memory, or for zeros")
         value, is_bfloat16 = _without_gradients(out)
         return value.numpy().view(_BFLOAT16) if is_bfloat16 else value.numpy()
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
@@ -94,6 +96,13 @@ def as_kind(first: Any, array: Array) -> Any:
         return array
     library = namespace()
     return library.asarray(array) if array.dtype == _BFLOAT16 else library.from_dlpack(array)
+
+
+def dlpack_code(dtype: np.dtype[Any]) -> int:
+    """A dtype as the four bytes of a DLDataType (kind, bits, lanes); where DLPack has none, bytes
+    that no tensor has."""
+    code = 4 if dtype == _BFLOAT16 else _CODES.get(dtype.kind, 0xFF)
+    return code | 8 * dtype.itemsize << 8 | 1 << 16
 
 
 def _is_torch(value: Any) -> bool:

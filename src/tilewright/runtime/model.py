@@ -8,6 +8,8 @@ and runs the same native entry.
 from __future__ import annotations
 
 import difflib
+import inspect
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -70,11 +72,32 @@ class CallableModel:
             self._bound, inputs, results, threads=threads, reuse_outputs=reuse_outputs
         )
         self._function = self._call.function
+        if self._is_plain and len(self.order) == 1:
+            self._call_natively()
+
+    def _call_natively(self) -> None:
+        """Make the builtin the call of this object, in a class of its own: a call in Python costs
+        several times what a small kernel does."""
+        me = weakref.ref(self)
+
+        def call(*arrays: Any, **names: Any) -> Any:
+            model = me()
+            assert model is not None  # it is being called
+            return CallableModel.__call__(model, *arrays, **names)
+
+        kind = type(self)
+        namespace = {
+            "__slots__": (), "__doc__": kind.__doc__, "__module__": kind.__module__,
+            "__qualname__": kind.__qualname__, "__signature__": _SIGNATURE,
+            "__call__": self._call.function_before(call),
+        }  # fmt: skip
+        self.__class__ = type(kind.__name__, (kind,), namespace)
 
     def _bound(self, symbols: Mapping[str, int]) -> Binding:
         binding = self._bind(symbols)
         if binding.failures is not None and all(binding.failures is not f for f in self._failures):
             self._failures.append(binding.failures)
+            self.__class__ = next(c for c in type(self).__mro__ if "__slots__" not in vars(c))
         return binding
 
     def _bind(self, symbols: Mapping[str, int]) -> Binding:
@@ -89,8 +112,8 @@ class CallableModel:
         """
         if named:
             arrays = self._by_name(self._joined(arrays, named))
-        foreign = bool(arrays) and type(arrays[0]) is not np.ndarray
         if out is None:
+            foreign = bool(arrays) and type(arrays[0]) is not np.ndarray
             got = self._function(*arrays)
             if self.shapes or self._failures:
                 got = self._finished(got)
@@ -98,13 +121,11 @@ class CallableModel:
                 return as_kind(arrays[0], got) if foreign else got
             many = self._in_order(got)
             return [as_kind(arrays[0], x) for x in many] if foreign else many
-        if type(out) is not np.ndarray and (held := memory_of(out)) is not out:
-            self(*arrays, out=held)
-            return out
         if self._is_plain:
             got = self._function(*arrays, out=out)
             return self._finished(got) if self._failures else got
-        return self._into(arrays, out)
+        self._into(arrays, memory_of(out))
+        return out
 
     def run(self, inputs: Mapping[str, Any]) -> list[Array]:
         """Outputs in order, for inputs by name. Errors: R001 to R006."""
@@ -215,6 +236,9 @@ class CallableModel:
     def sizes(self, symbols: Mapping[str, int]) -> dict[str, int]:
         """A size for every dim, in order, checked against its range. Errors: R004."""
         return check_sizes(self.dims, self.input_specs, symbols)
+
+
+_SIGNATURE = inspect.signature(CallableModel.__call__.__get__(object()))
 
 
 def check_sizes(

@@ -127,6 +127,57 @@ def test_gradients_are_not_lost_in_silence(doubled: Any) -> None:
             assert doubled(x, out=out) is out and out.tolist() == (x * 2).tolist()
 
 
+def test_tensors_are_taken_without_python(doubled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    x, out = torch.from_numpy(A), torch.zeros(3, 4)
+    doubled(x, out=out)
+    with torch.inference_mode():
+        made_there = torch.ones(3, 4)
+    detached = torch.ones(3, 4, requires_grad=True).detach()
+
+    def refuse(*arrays: Any, **names: Any) -> None:
+        raise AssertionError("a call through Python")
+
+    monkeypatch.setattr(doubled._call, "_call", refuse)
+    for given in (x, A, made_there, detached, torch.ones(2, 3, 4)[1], x.t().contiguous().t().clone(
+        memory_format=torch.contiguous_format
+    )):  # fmt: skip
+        assert doubled(given, out=out) is out
+        np.testing.assert_array_equal(out.numpy(), 2 * np.asarray(given))
+    held = np.zeros((3, 4), np.float32)
+    assert doubled(x, out=held) is held
+    np.testing.assert_array_equal(held, 2 * A)
+
+
+def test_tensors_that_are_no_plain_memory_go_through_python(doubled: Any) -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(A)
+    doubled(x, out=torch.zeros(3, 4))  # from now on tensors are read natively
+    raw = torch.zeros(49, dtype=torch.uint8)
+    for given in (
+        torch._neg_view(x), x.t().contiguous().t(), x[:1].expand(3, 4), torch.nn.Parameter(x, False),
+        torch._efficientzerotensor((3, 4)), torch.complex(x, x).conj().imag,
+        raw[1:].numpy().view(np.float32).reshape(3, 4),
+    ):  # fmt: skip
+        out = torch.zeros(3, 4)
+        assert doubled(given, out=out) is out
+        wanted = given if isinstance(given, np.ndarray) else given.clone().numpy()
+        np.testing.assert_array_equal(out.numpy(), 2 * wanted)
+    for out in (torch._neg_view(x), x.reshape(4, 3).t(), torch._efficientzerotensor((3, 4))):
+        with pytest.raises(UserError) as caught:
+            doubled(x, out=out)
+        assert caught.value.code == "R006"
+    for wrong in (x.double(), x[:2], x[0], x.bfloat16()):
+        with pytest.raises(UserError) as caught:
+            doubled(wrong, out=torch.zeros(3, 4))
+        assert caught.value.code in ("R002", "R003")
+        with pytest.raises(UserError) as caught:
+            doubled(x, out=torch.zeros_like(wrong))
+        assert caught.value.code == "R006"
+    mapped = torch.func.vmap(lambda a: a)(x)
+    np.testing.assert_array_equal(doubled(mapped, out=np.zeros((3, 4), np.float32)), 2 * A)
+
+
 def test_tensors_elsewhere_and_of_other_kinds_are_typed_errors(doubled: Any) -> None:
     torch = pytest.importorskip("torch")
     for x in (torch.ones(3, 4, device="meta"), torch.ones(3, 4).to_sparse()):
