@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, prod
 
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
@@ -35,6 +35,7 @@ from tilewright.ir.ranges import simplify
 __all__ = ["StreamPlan", "StreamStage", "Streamed", "find_stream", "scaled_terms", "stream_plan"]
 
 _DTYPES = ("f32", "f64")
+_REUSE = 4  # a turned copy pays where each of its elements is read at least so many times
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,15 @@ class StreamStage:
 @dataclass(frozen=True)
 class Streamed:
     """What takes the place of the definitions `replaced`: stages in order, the axis that is cut
-    into blocks, and the axes that all stages share.
+    into blocks, and the axes that all stages share. `copies` are computed before, each stored in
+    the order of its axes.
     """
 
     axis: str
     shared: tuple[str, ...]
     stages: tuple[StreamStage, ...]
     replaced: frozenset[str]
+    copies: tuple[Definition, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ class _Finder:
         if 0 in self.extents.values():
             raise _Failure("nothing to compute")
         self.members: dict[str, _Member] = {}
+        self.copies: dict[Expr, Definition] = {}
         self.body = E.substitute(d.body, _ones(d.all_axes))
         # What a guard omits is a score of -inf to the maximum and to what follows from it.
         self.guard = None if r.guard is None else E.substitute(r.guard, _ones(d.all_axes))
@@ -413,10 +417,16 @@ class _Finder:
                 anchor = m.name
                 body, copies = self._staged(body, lane, m.reduction)
                 out += copies
+            else:
+                body = self._turned(body, lane)
             anchor = anchor or m.name
             members.append(define(m.name, block, body, m.reduction))
             made(m.name, block, m.read)
         peak = top.body
+        if peak is x and x.op != "read":  # computed once, beside the sum that it comes from
+            scored = self.fresh(f"{self.name}_score")
+            members.append(define(scored, block, self._turned(x, lane)))
+            peak = x = made(scored, block)
         if self.guard is not None:
             none = E.const(-inf, dtype)
             kept = self.fresh(f"{self.name}_kept")
@@ -472,7 +482,8 @@ class _Finder:
         last = replace(self.last, body=E.substitute(result, swap), reduction=None)
         out.append(StreamStage(self.name, (last,)))
         replaced = frozenset({*self.members, self.name})
-        return Streamed(self.j, tuple(rows), tuple(out), replaced)
+        turned = tuple(self.copies.values())
+        return Streamed(self.j, tuple(rows), tuple(out), replaced, turned)
 
     def _lane(self, scores: list[_Member], others: list[Expr]) -> str:
         """The row axis along which what is read along j is reused; "" where there is none."""
@@ -509,6 +520,28 @@ class _Finder:
             here = [E.index(a) for a in (*mine, *fresh, lane)]
             swap[r] = E.read(name, here, r.dtype)
         return E.substitute(body, swap), copies
+
+
+    def _turned(self, body: Expr, lane: str) -> Expr:
+        """The body of a score that reads copies with the lane axis last of what several rows share
+        and what lies along j: a block of it would be turned in registers for each of them."""
+        swap: dict[Expr, Expr] = {}
+        for r in body.reads():
+            names = {x for s in r.args for x in s.names("index")}
+            mine = [a for a in self.rows if a in names and a != lane]
+            if not lane or r.attr[0] in self.members or r.attr[1] or not {lane, self.j} <= names:
+                continue
+            if not names <= {*self.rows, self.j} or r.args[-1] is not E.index(self.j):
+                continue
+            if prod(self.extents[a] for a in self.rows if a not in names) < _REUSE:
+                continue
+            d = self.copies.get(r)
+            if d is None:
+                axes = tuple(Axis(a, E.const(self.extents[a])) for a in (*mine, self.j, lane))
+                d = Definition(self.fresh(f"{self.name}_{r.attr[0]}"), r.dtype, axes, r)
+                self.copies[r] = d
+            swap[r] = E.read(d.name, [a.index for a in d.axes], r.dtype)
+        return E.substitute(body, swap)
 
 
 def _is_const(e: Expr, value: float) -> bool:

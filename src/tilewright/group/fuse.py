@@ -69,6 +69,13 @@ def _find_streams(st: Grouping) -> None:
         before = sum(id(x) in gone for x in st.groups[:at])
         st.groups = [x for x in st.groups if id(x) not in gone]
         st.groups.insert(at - before, g)
+        for d in found.copies:
+            copy = Group([StageGroup(d.name, [d.name])], stored=True)
+            st.groups.insert(at - before, copy)
+            st.definitions[d.name], st.group_of[d.name] = d, copy
+            st.shapes[d.name] = tuple(extents_of(d).values())
+            st.note(d.body.attr[0], d.name, False, "turned once, as many rows read it along lanes")
+        st.program = replace(st.program, body=(*found.copies, *st.program.body))
         for n in found.replaced:
             del st.definitions[n], st.group_of[n]
         for s in found.stages:
@@ -110,7 +117,7 @@ def _absorb_epilogues(st: Grouping, onto_reductions: bool) -> None:
     for name in list(st.definitions):
         d = st.definitions[name]
         home = st.group_of[name]
-        if not is_pointwise(d) or home.names() != [name]:
+        if not is_pointwise(d) or home.names() != [name] or home.stored:
             continue
         sources = [r.attr[0] for r in d.reads()]
         best: tuple[int, Group, dict[str, str]] | None = None
@@ -202,7 +209,7 @@ def _inline_prologues(st: Grouping) -> None:
     for name in reversed(list(st.definitions)):
         d = st.definitions[name]
         g = st.group_of[name]
-        if not is_pointwise(d) or g.names() != [name] or st.other_readers(name):
+        if not is_pointwise(d) or g.names() != [name] or g.stored or st.other_readers(name):
             continue
         readers = st.readers(name)
         weight = cost(d.body)
@@ -290,8 +297,9 @@ def _sort(st: Grouping) -> None:
 
 def group_program(
     p: Program, target: Target
-) -> tuple[list[Group], dict[str, Definition], list[Decision]]:
-    """Groups in order, the (rewritten) definitions they name, and the decisions."""
+) -> tuple[Program, list[Group], dict[str, Definition], list[Decision]]:
+    """The Program with copies that were added, groups in order, the (rewritten) definitions they
+    name, and the decisions."""
     definitions = {s.name: s for s in p.body if isinstance(s, Definition)}
     shapes = {t.name: tuple(int_extent(n) for n in t.shape) for t in p.tensors.values()}
     st = Grouping(p, target, definitions, shapes)
@@ -313,4 +321,4 @@ def group_program(
         if not g.stream:
             feed_reductions(st, g)
     _sort(st)
-    return st.groups, st.definitions, st.decisions
+    return st.program, st.groups, st.definitions, st.decisions

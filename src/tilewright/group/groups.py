@@ -45,13 +45,14 @@ class StageGroup:
 @dataclass
 class Group:
     """Stages over `shared` axes (names of the first stage's axes), or one statement that stands
-    alone.
+    alone. `stored`: what it computes lies in memory as its axes do, in panels, whatever it reads.
     """
 
     stages: list[StageGroup]
     shared: tuple[str, ...] = ()
     statement: Statement | None = None
     stream: str = ""
+    stored: bool = False
 
     def names(self) -> list[str]:
         if self.statement is not None:

@@ -24,7 +24,7 @@ from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import is_symbolic
 from tilewright.ir.kernel import int_extent
-from tilewright.ir.layout import Layout, Term, dense, ordered
+from tilewright.ir.layout import Layout, Term, dense, ordered, panels
 from tilewright.ir.program import Definition, Extern, If, Program, While
 from tilewright.ir.ranges import interval, is_inside
 from tilewright.ir.scalar import evaluate
@@ -63,6 +63,9 @@ def choose_layouts(
         for n in g.names():
             if n in layouts or n not in border:
                 continue
+            if g.stored:
+                layouts[n] = _in_panels(shapes[n], definitions[n].dtype.bytes)
+                continue
             orders[n] = _order(definitions[n], g, definitions, constants, layouts, shapes)
             inner = _words(n, readers[n], definitions)
             if inner is None and _is_copy(definitions[n]):
@@ -77,6 +80,13 @@ def choose_layouts(
             if halo is not None:
                 layouts[n] = ordered(shapes[n], order, *halo)
     return layouts, alias
+
+
+def _in_panels(shape: tuple[int, ...], element_bytes: int) -> Layout:
+    """Row-major, but cut along the last axis, so that a tile's rows lie side by side: apart, each
+    of them is on a page of its own, in one set of the first level of cache."""
+    last, width = len(shape) - 1, 2 * LINE // element_bytes
+    return panels(shape, last, width, [last - 1]) if shape[last] > width else dense(shape)
 
 
 def _readers(groups: Sequence[Group], definitions: dict[str, Definition]) -> dict[str, list[Group]]:

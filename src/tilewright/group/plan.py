@@ -62,7 +62,7 @@ def plan_program(program: Program, target: Target) -> tuple[Plan, list[Decision]
 
 def _planned(program: Program, target: Target) -> tuple[Plan, list[Decision]]:
     p = prepare(program, target)
-    groups, definitions, decisions = group_program(p, target)
+    p, groups, definitions, decisions = group_program(p, target)
     layouts, alias = choose_layouts(p, groups, definitions)
     groups = [
         g

@@ -109,6 +109,14 @@ class Layout:
             else None
         )
 
+    def within_panels(self) -> Layout:
+        """The same with each panel as long as its axis: strides as they are inside of a panel."""
+        cut = {t.axis for t in self.terms if t.divisor == 1 and t.modulus}
+        if not cut:
+            return self
+        terms = [t for t in self.terms if t.axis not in cut or t.divisor == 1]
+        return replace(self, terms=tuple(replace(t, modulus=0) for t in terms))
+
     @cached_property
     def is_row_major(self) -> bool:
         """Is it the dense layout that NumPy calls C order?"""

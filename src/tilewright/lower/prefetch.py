@@ -46,7 +46,10 @@ def fetch_tile(b: Builder, scope: TileScope, after: tuple[Definition, ...]) -> N
     for m in after:
         writes = [E.read(m.name, (a.index for a in m.axes), m.dtype)]
         for access in dict.fromkeys([*m.reads(), *(writes if m is after[-1] else [])]):
-            if access.attr[0] in scope.places and access.attr[0] not in scope.registers:
+            place = scope.places.get(access.attr[0])
+            if place is None or place.origin is not None:  # a block of it is in cache
+                continue
+            if access.attr[0] not in scope.registers:
                 _ask(b, scope, access, every_row=True)
 
 

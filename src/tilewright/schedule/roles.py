@@ -177,7 +177,7 @@ def _strides(
     if layout is None:  # a tensor inside the kernel: row-major over its own axes
         return {a: 1 if subs and subs[-1] is E.index(a) else None for a in used}
     ranges = {a: (0, max(0, n - 1)) for a, n in extents.items()}
-    address = simplify(layout.address(subs), ranges)
+    address = simplify(layout.within_panels().address(subs), ranges)
     return {a: coefficient(address, E.index(a)) for a in used}
 
 

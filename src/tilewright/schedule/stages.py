@@ -469,9 +469,9 @@ class StageSpace:
         """Prefetch in a contraction: of B along the reduced axis, and of the rows that follow."""
         r, p = self.r, self.p
         out: list[Group] = []
-        if not r.is_contraction or r.b is None or self.shared or lane not in r.out:
+        if not r.is_contraction or r.b is None or lane not in r.out:
             return out
-        if lane is not None and r.names[lane].startswith("n"):
+        if lane is not None and r.names[lane].startswith("n") and not self.shared:
             # A step takes half a cycle an accumulator; memory answers in some 400 cycles.
             live = prod(
                 ceil(n / self.lanes) if a == lane else n
@@ -488,7 +488,8 @@ class StageSpace:
             if r.split[0] and self._in_matrices(lane, self._first_sizes(first)):
                 some = (0,)  # pieces that pass at the pace of L3: no request comes before them
             out.append(Group((f"{p}ahead",), ("choice",), tuple((x,) for x in some)))
-        if any(all(x.uses(a) for a in r.out) for x in r.follows):
+        single = {a for a in self.shared if first.get(f"{p}reg.{r.names[a]}", 1) == 1}
+        if any(all(x.uses(a) for a in r.out if a not in single) for x in r.follows):
             out.append(Group((f"{p}fetch",), ("flag",), ((1,), (0,))))
         return out
 

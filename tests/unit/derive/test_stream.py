@@ -162,3 +162,53 @@ def test_a_part_of_the_scores_that_is_needed_elsewhere() -> None:
 """
     plan, _ = plan_program(parse_program(text), Target.named("x86-avx2"))
     assert [bool(kernel.stream) for kernel in plan.kernels] == [False, True]
+
+
+SHARED = """program p(q: f32[{h}, {n}, 8], k: f32[{h}, 70, 8], v: f32[{h}, 70, 6], z: {dtype}[{n}, 70]):
+  s: f32[h<{h}, i<{n}, j<70] = sum(e<8) q[h, i, e] * k[h, j, e]
+  m: f32[h<{h}, i<{n}] = max(j<70) {score}
+  p: f32[h<{h}, i<{n}, j<70] = exp({score} - m[h, i])
+  l: f32[h<{h}, i<{n}] = sum(j<70) p[h, i, j]
+  w: f32[h<{h}, i<{n}, j<70] = p[h, i, j] / l[h, i]
+  o: f32[h<{h}, i<{n}, e<6] = sum(j<70) w[h, i, j] * v[h, j, e]
+  return o
+"""
+ADDED, CHOSEN = "(s[h, i, j] * 0.5 + z[i, j])", "where(z[i, j], s[h, i, j], -inf)"
+
+
+@pytest.mark.parametrize(("score", "dtype"), [(ADDED, "f32"), (CHOSEN, "bool")])
+@pytest.mark.parametrize("n", [1, 16, 33, 71, 131])
+def test_what_heads_share_is_turned_once(score: str, dtype: str, n: int) -> None:
+    program = parse_program(SHARED.format(h=5, n=n, score=score, dtype=dtype))
+    rng = np.random.default_rng(n)
+    arrays = [
+        rng.standard_normal(s).astype(np.float32) for s in ((5, n, 8), (5, 70, 8), (5, 70, 6))
+    ]
+    z = rng.standard_normal((n, 70))
+    arrays.append(z.astype(np.float32) if dtype == "f32" else z > 0)
+    got = tw.compile(program, threads=1)(*arrays)
+    (want,) = run_program(program, dict(zip("qkvz", arrays, strict=True)))
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+    if n > 1:
+        buffers = {b.name: b.layout for b in plan_program(program, TARGET)[0].buffers}
+        (turned,) = [layout for layout in buffers.values() if layout.shape == (70, n)]
+        at = turned.addresses()
+        assert (np.diff(at[:, : min(n, 16)], axis=1) == 1).all()
+        assert at[1, 0] - at[0, 0] == min(n, 32 if dtype == "f32" else 128)
+
+
+def test_a_copy_is_not_made_for_few_heads() -> None:
+    plan, _ = plan_program(
+        parse_program(SHARED.format(h=3, n=33, score=ADDED, dtype="f32")), TARGET
+    )
+    assert not any(b.layout.shape == (70, 33) for b in plan.buffers)
+
+
+def test_a_scaled_score_is_computed_once() -> None:
+    (kernel,) = [
+        k
+        for k in kernels(SHARED.format(h=3, n=33, score="(s[h, i, j] * 0.5)", dtype="f32"))
+        if k.stream
+    ]
+    halves = [d for d in kernel.definitions.values() if "0.5" in str(d.body)]
+    assert len(halves) == 1
