@@ -714,12 +714,13 @@ class StageSpace:
         return prod(r.extents[x] for x in r.names if r.b.uses(x)) * r.b.dtype_bytes
 
     def _copied_b(self, lane: str | None) -> bool:
-        """Whether B does better in panels: it fills half of L2, or its rows are not whole cache
-        lines, so that every vector would straddle two.
+        """Whether B does better in panels: one matrix of it fills half of L2, or its rows are not
+        whole cache lines, so that every vector would straddle two.
         """
         r, size = self.r, self._b_bytes()
         if r.b is None or not size:
             return False
+        size //= prod(r.extents[a] for a in r.roles("b") if r.b.uses(a))
         strides = [s or 0 for a, s in r.b.strides.items() if a != lane]
         straddles = any(s * r.b.dtype_bytes % 64 for s in strides)
         return 2 * size >= self.target.l2_bytes or (straddles and size > self.target.l1_bytes)
