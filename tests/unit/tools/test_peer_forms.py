@@ -85,3 +85,33 @@ def test_forms(peer: str, category: str) -> None:
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-1500:]
     assert ended.stdout.strip() == ""
+
+
+PRECISION = """
+import numpy as np
+from tilewright.tools import suite
+from tilewright.tools.peers import load
+row = next(r for r in suite.load_suite("kernels").rows if r.name == "matmul_1024_f16")
+row = suite.replace(row, dims={n: 256 for n in row.dims})
+given = suite.make_inputs(row, suite.input_specs(row), 2)
+(way, *_) = load("openvino").prepare(row, 1, 1)
+call = way.calls[0]
+for name, buffer in call.inputs.items():
+    buffer[...] = given[name]
+call.refresh()
+call.call()
+exact = given["a"].astype(np.float64) @ given["b"].astype(np.float64)
+got = np.asarray(call.outputs()[0]).astype(np.float64)
+print(np.abs(got - exact).max() / np.abs(exact.astype(np.float16) - exact).max())
+"""
+
+
+def test_openvino_is_held_to_half_precision() -> None:
+    """Asked for f16 on a CPU without such products, it would round factors to bf16."""
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("openvino is not installed")
+    ended = subprocess.run(
+        [sys.executable, "-c", PRECISION], capture_output=True, text=True, timeout=250, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-1500:]
+    assert float(ended.stdout) < 2.5

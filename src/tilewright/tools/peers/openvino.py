@@ -41,7 +41,10 @@ class Adapter:
             raise Unavailable("openvino computes f64 in f32")
         if self._core is None:
             self._core = ov.Core()
-        precision = {"bf16": "bf16", "f16": "f16"}.get(workload.dtype, "f32")
+        # Asked for f16 where the CPU multiplies none, it rounds to bf16: a tenth of the precision.
+        can = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        wanted = {"bf16": ("BF16", "bf16"), "f16": ("FP16", "f16")}.get(workload.dtype)
+        precision = wanted[1] if wanted is not None and wanted[0] in can else "f32"
         config = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
