@@ -354,11 +354,14 @@ class StageSpace:
             unroll = sizes.get(r.reduce[-1], 1) if r.reduce and lane not in r.reduce else 1
             live *= unroll
             cycles = max(live / 2, 4.0 if lane not in r.reduce or live < 4 else live / 2)
+            extreme = r.anchor.reduction.monoid in ("max", "min")
             if lane not in r.reduce:
-                cycles *= 1 + 1 / v  # narrow strips of rows that lie far apart come slowly
-            elif r.anchor.reduction.monoid in ("max", "min") and (
-                self.shared or self._from_memory()
-            ):
+                if extreme and self._from_memory():
+                    # Its operations fill the CPU's window: rows that come at once are in one step.
+                    cycles *= (1 + 1 / unroll) * (1 + 0.05 * abs(v - 2))
+                else:
+                    cycles *= 1 + 1 / v  # narrow strips of rows that lie far apart come slowly
+            elif extreme and (self.shared or self._from_memory()):
                 # NaN makes three operations of one, each of which waits for the one before; several
                 # rows are as many streams.
                 cycles = max(1.5 * live, _EXTREME_CYCLES) * (1 + 0.01 * rows)
