@@ -524,9 +524,11 @@ class StageSpace:
         worth = across and max([0, *sizes]) > self.target.l2_bytes and n >= 8 * self.lanes
         if r.is_contraction and len(r.out) > 1:
             worth = worth and self._streamed(lane) is not None
-        heights = (1,) if scanned else (16, 8, 32) if r.is_contraction else (8, 16, 4)
-        if r.is_contraction and self._single(lane):
-            heights = (4, 16, 8, 32)  # rows in one step: each is a stream from memory
+        heights: tuple[int, ...] = (8, 16, 4)
+        if scanned:
+            heights = (1,)
+        elif r.is_contraction:  # rows of one step are as many streams from memory
+            heights = (4, 16, 8, 32) if self._single(lane) else (16, 8, 32)
         some = [(h, w) for w in dict.fromkeys([wide, max(self.lanes, wide // 2)]) for h in heights]
         rows = [*some, (0, 0)] if worth else [(0, 0), *some]
         return [Group((f"{p}rows", f"{p}strip"), ("tile", "tile"), tuple(rows))]

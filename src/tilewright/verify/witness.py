@@ -9,7 +9,7 @@ computed once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,7 +75,7 @@ def references(
     exact = Runner(gather_arrays(program, inputs, values, ORACLE), dict(sizes), ORACLE)
     naive = Runner(gather_arrays(program, inputs, values, NAIVE), dict(sizes), NAIVE)
     moved = [_Moved(exact, np.random.default_rng([seed, k]), k) for k in range(moves)]
-    sure = set(exact.arrays)  # tensors without rounding error
+    sure = _Sure(exact.arrays)
     last = last_uses(program, list(program.results))
     keys: dict[str, Order | Choice] = {}
     with np.errstate(all="ignore"):
@@ -97,10 +97,12 @@ def references(
 
 
 def _ordered(
-    s: Statement, exact: Runner, naive: Runner, sure: set[str], factor: float
+    s: Statement, exact: Runner, naive: Runner, sure: _Sure, factor: float
 ) -> dict[str, Order]:
     """The `keys` of a statement that orders inexact values."""
-    if not isinstance(s, Extern) or s.function not in ("sort", "topk") or s.args[0] in sure:
+    if not isinstance(s, Extern) or s.function not in ("sort", "topk"):
+        return {}
+    if s.args[0] in sure - sure.stepped:
         return {}
     x, rough = exact.arrays[s.args[0]], naive.arrays[s.args[0]]
     if x.dtype.kind != "f" or rough.shape != x.shape:
@@ -156,7 +158,7 @@ def _step(
     exact: Runner,
     naive: Runner,
     moved: list[_Moved],
-    sure: set[str],
+    sure: _Sure,
     factor: float,
 ) -> dict[str, Choice]:
     """Run the statement everywhere; the `keys` of one that chooses among inexact values."""
@@ -176,7 +178,8 @@ def _step(
 
     def measure(e: Expr, k: int, frame: Frame, x: Array) -> Array:
         operand = e.args[k] if k >= 0 else e
-        if not _is_sure(operand, sure):
+        known = _is_sure(operand, sure) if k >= 0 else _is_untouched(operand, sure)
+        if not known:
             rough = seen.get((e, k, frame))
             if rough is None or rough.shape != x.shape:
                 rough = x
@@ -195,6 +198,8 @@ def _step(
     for d in definitions:
         if not d.dtype.is_float or _exact_statement(d, sure):
             sure.add(d.name)
+            if d.dtype.is_float and not all(_is_untouched(e, sure) for e in _parts(d)):
+                sure.stepped.add(d.name)
     return _chosen(s, exact, moved, deltas) if isinstance(s, Definition) else {}
 
 
@@ -220,7 +225,7 @@ def _extern_step(
     exact: Runner,
     naive: Runner,
     moved: list[_Moved],
-    sure: set[str],
+    sure: _Sure,
     factor: float,
 ) -> None:
     """An extern may choose by comparing its arguments, so the inexact ones are moved."""
@@ -247,7 +252,7 @@ def _extern_step(
 
 
 def _control_step(
-    s: Size | If | While, exact: Runner, naive: Runner, moved: list[_Moved], sure: set[str]
+    s: Size | If | While, exact: Runner, naive: Runner, moved: list[_Moved], sure: _Sure
 ) -> None:
     """Blocks run as they are: discrete operations inside them see no moved operands."""
     naive.statement(s)
@@ -272,11 +277,11 @@ def _parts(s: Definition | Scatter) -> list[Expr]:
     return list(s.expressions())
 
 
-def _sites(s: Definition | Scatter | Recurrence, sure: set[str]) -> bool:
+def _sites(s: Definition | Scatter | Recurrence, sure: _Sure) -> bool:
     """Has the statement a discrete operation with an operand that may be inexact?"""
     for d in s.definitions if isinstance(s, Recurrence) else (s,):
         r = d.reduction if isinstance(d, Definition) else None
-        if r is not None and r.monoid in ("argmax", "argmin") and not _is_sure(d.body, sure):
+        if r is not None and r.monoid in ("argmax", "argmin") and not _is_untouched(d.body, sure):
             return True
         for node in (n for e in _parts(d) for n in e.walk()):
             if is_discrete(node) and not all(_is_sure(a, sure) for a in node.args):
@@ -284,7 +289,27 @@ def _sites(s: Definition | Scatter | Recurrence, sure: set[str]) -> bool:
     return False
 
 
-def _is_sure(e: Expr, sure: set[str]) -> bool:
+class _Sure(set[str]):
+    """Tensors without rounding error; `stepped`: the floats among them that go by a step where an
+    inexact operand moves (casts to 16 bits, floor), so that an order among them is not sure."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(names)
+        self.stepped: set[str] = set()
+
+
+def _is_untouched(e: Expr, sure: _Sure) -> bool:
+    """Is the value free of rounding error, and of steps that follow from it?"""
+    if not e.dtype.is_float or e.op == "const":
+        return True
+    if e.op == "read" and e.attr[0] in sure.stepped:
+        return False
+    if is_discrete(e):
+        return all(_is_untouched(a, sure) for a in e.args)
+    return _is_sure(e, sure) and all(_is_untouched(a, sure) for a in e.args)
+
+
+def _is_sure(e: Expr, sure: _Sure) -> bool:
     """Is the value free of rounding error? A discrete operation's is: its operand moves."""
     if not e.dtype.is_float or e.op == "const" or is_discrete(e):
         return True
@@ -293,7 +318,7 @@ def _is_sure(e: Expr, sure: set[str]) -> bool:
     return e.op in _EXACT and all(_is_sure(a, sure) for a in e.args)
 
 
-def _exact_statement(s: Definition | Scatter, sure: set[str]) -> bool:
+def _exact_statement(s: Definition | Scatter, sure: _Sure) -> bool:
     if isinstance(s, Scatter):
         chosen = s.monoid in _CHOOSING
     else:

@@ -97,6 +97,22 @@ def test_ties_of_computed_values_are_judged_by_witness() -> None:
     assert not check(lambda _: [np.asarray([2])], exact, inputs={"x": x}).ok
 
 
+def test_ties_of_values_rounded_to_half_precision_are_judged_too() -> None:
+    """Where the rounding of many nearly equal values falls decides which is the first and best."""
+    text = (
+        "program p(x: f32[20]):\n  h: f16[i<20] = f16(exp(x[i]) * 1.1)\n"
+        "  t: i64[] = argmax(i<20) h[i]\n  return t\n"
+    )
+    x = np.linspace(0.4990, 0.5, 20).astype(np.float32)
+    x[:2] = 0.3, 0.4
+    program = parse_program(text)
+
+    def answer(k: int) -> bool:
+        return check(lambda _: [np.asarray(k)], program, inputs={"x": x}).ok
+
+    assert [answer(k) for k in range(20)] == [False, False, *[True] * 18]
+
+
 def test_rounding_of_computed_values_is_judged_by_witness() -> None:
     program = parse_notation("q: i32[i] = i32(round(x[i] * 3.0))")
     x = np.asarray([0.5, 1.0, -0.5], np.float32)  # 1.5 and -1.5 lie on a boundary
