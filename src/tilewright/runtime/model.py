@@ -72,6 +72,7 @@ class CallableModel:
             self._bound, inputs, results, threads=threads, reuse_outputs=reuse_outputs
         )
         self._function = self._call.function
+        self._kind = type(self)
         if self._is_plain and len(self.order) == 1:
             self._call_natively()
 
@@ -85,7 +86,7 @@ class CallableModel:
             assert model is not None  # it is being called
             return CallableModel.__call__(model, *arrays, **names)
 
-        kind = type(self)
+        kind = self._kind
         namespace = {
             "__slots__": (), "__doc__": kind.__doc__, "__module__": kind.__module__,
             "__qualname__": kind.__qualname__, "__signature__": _SIGNATURE,
@@ -97,7 +98,7 @@ class CallableModel:
         binding = self._bind(symbols)
         if binding.failures is not None and all(binding.failures is not f for f in self._failures):
             self._failures.append(binding.failures)
-            self.__class__ = next(c for c in type(self).__mro__ if "__slots__" not in vars(c))
+            self.__class__ = self._kind  # what failed is asked for after each call
         return binding
 
     def _bind(self, symbols: Mapping[str, int]) -> Binding:
