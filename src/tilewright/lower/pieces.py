@@ -27,20 +27,20 @@ from tilewright.schedule.matrices import ROWS
 from tilewright.schedule.roles import Access, StageRoles
 
 if TYPE_CHECKING:
-    from tilewright.lower.kernel import _Lowering
+    from tilewright.lower.packing import Packing
 
 __all__ = ["can_split", "split_factors"]
 
 _LINE = 32  # bf16 of a cache line
 
 
-def can_split(lowering: _Lowering, roles: StageRoles) -> bool:
+def can_split(lowering: Packing, roles: StageRoles) -> bool:
     """Whether both factors are tensors outside the kernel."""
     known = lowering.kernel.layout_of
     return all(x is not None and x.tensor in known for x in (roles.a, roles.b))
 
 
-def split_factors(lowering: _Lowering, k: int, roles: StageRoles, spec: StageSpec) -> StageSpec:
+def split_factors(lowering: Packing, k: int, roles: StageRoles, spec: StageSpec) -> StageSpec:
     """The stage over pieces of its factors, which phases before it make."""
     d, lane = spec.anchor, spec.lane
     factors = single_factors(d)
@@ -155,7 +155,7 @@ def _shape(layout: Layout, read: Expr, blocks: dict[str, int]) -> tuple[list[int
 
 
 def _copies(
-    lowering: _Lowering, operand: Access, layout: Layout, shape: list[int], lane: int,
+    lowering: Packing, operand: Access, layout: Layout, shape: list[int], lane: int,
     width: int, group: tuple[int, int], names: list[str],
 ) -> None:  # fmt: skip
     """A phase that makes the pieces of an operand."""
