@@ -300,8 +300,19 @@ class Operations:
         t, m = self.type(dtype, lanes), self.type(BOOL, lanes)
         first = self.op(f"fcmp {'olt' if op == 'min' else 'ogt'} {t} {a}, {b}")
         best = self.op(f"select {m} {first}, {t} {a}, {t} {b}")
+        if self.target.has_masks and lanes * dtype.bytes == 64:
+            return self._or_nan(best, a, dtype, lanes)
         bad = self.op(f"fcmp uno {t} {a}, {a}")
         return self.op(f"select {m} {bad}, {t} {a}, {t} {best}")
+
+    def _or_nan(self, x: str, a: str, dtype: DType, lanes: int) -> str:
+        """`a` where it is NaN, else x, in one instruction: classes of values choose by a table."""
+        t, i = self.type(dtype, lanes), f"<{lanes} x i{8 * dtype.bytes}>"
+        name = f"llvm.x86.avx512.mask.fixupimm.p{'s' if dtype.bytes == 4 else 'd'}.512"
+        self.writer.module.declare(f"{t} @{name}({t}, {t}, {i}, i32, i{lanes}, i32)")
+        table = f"splat (i{8 * dtype.bytes} 17)"  # classes 0 and 1, the two kinds of NaN: `a`
+        arguments = f"{t} {x}, {t} {a}, {i} {table}, i32 0, i{lanes} -1, i32 4"
+        return self.op(f"call {t} @{name}({arguments})")
 
     def _sign(self, a: str, dtype: DType, lanes: int) -> str:
         t, m = self.type(dtype, lanes), self.type(BOOL, lanes)

@@ -491,7 +491,8 @@ class StageSpace:
             if r.split[0] and self._in_matrices(lane, self._first_sizes(first)):
                 some = (0,)  # pieces that pass at the pace of L3: no request comes before them
             out.append(Group((f"{p}ahead",), ("choice",), tuple((x,) for x in some)))
-        single = {a for a in self.shared if first.get(f"{p}reg.{r.names[a]}", 1) == 1}
+        shared = self.shared & set(r.out)
+        single = {a for a in shared if first.get(f"{p}reg.{r.names[a]}", 1) == 1}
         if any(all(x.uses(a) for a in r.out if a not in single) for x in r.follows):
             out.append(Group((f"{p}fetch",), ("flag",), ((1,), (0,))))
         return out

@@ -8,17 +8,19 @@ finding, and the next case has a new child; an interrupt keeps what was counted.
 from __future__ import annotations
 
 import itertools
+import select
 import statistics
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tilewright.errors import TargetError, UserError
+from tilewright.machine.target import available_cpus
 from tilewright.runtime.wire import Header, Worker, WorkerDied
 from tilewright.tools.fuzz.corpus import Corpus, FailedCase, Tally
 from tilewright.tools.fuzz.torch_opinion import is_available
@@ -35,7 +37,7 @@ _SAVE_EVERY_S = 20.0
 _THIRD_EVERY = 4  # one case in so many is shown to PyTorch
 _TWIN_EVERY = 25  # one case in so many is built in a second process, too
 _MOST_REDUCED = 12
-_AT_ONCE = 2  # cases that are worked on; the compiler's Python and LLVM take turns in each
+_SPARE = 1  # cases that are worked on beyond one a CPU: Python and LLVM take turns in each
 _RATE_FROM = 50  # cases from which on a run is worth measuring the generation
 
 
@@ -64,6 +66,8 @@ class _Run:
     interrupted: bool = False
     reduced: int = 0
     mark: float = 0.0  # when the last case ended
+    begun: Counter[str] = field(default_factory=Counter)  # cases of a kind, ended or running
+    twins: deque[_Ticket] = field(default_factory=deque)  # to be repeated in a second process
     third: Header | None = None  # the case that PyTorch was shown last, until it is heard
 
     @property
@@ -94,7 +98,7 @@ class _Run:
 
 
 class Children:
-    """Two children for cases, one for nests (its branches are watched), one for cases that a child
+    """Children for cases, one for nests (its branches are watched), one for cases that a child
     did not survive, a twin that repeats cases, one for third parties, and a reducer; each is
     replaced when it dies.
     """
@@ -134,6 +138,12 @@ class Children:
             del self._workers[name]
             worker.kill()
             raise
+
+    def wait(self, names: Collection[str], timeout_s: float) -> str | None:
+        """One of these that has answered or ended, or None after `timeout_s`."""
+        known = {self._workers[n].fileno(): n for n in names if n in self._workers}
+        ready = select.select(list(known), [], [], max(0.0, timeout_s))[0]
+        return known[ready[0]] if ready else None
 
     def close(self) -> None:
         for worker in self._workers.values():
@@ -212,21 +222,30 @@ def run(settings: Settings, on_progress: Callable[[float | None, str], None]) ->
     try:
         _replay_failed(state, children)
         order = _order(settings.kinds)
-        running: deque[_Ticket] = deque()
+        running: dict[str, _Ticket] = {}
         waiting = ""
         state.mark = time.monotonic()
+        at_once = min(available_cpus() + _SPARE, settings.count or 1 << 30)
         while True:
-            done = state.done + len(running)
+            if state.twins and "twin" not in running:
+                running["twin"] = _begin_twin(children, state.twins.popleft())
+                continue
+            done = state.done + len(running.keys() - {"twin"})
             more = done < settings.count if settings.count is not None else not state.is_over
-            if more and len(running) < _AT_ONCE:
+            if more and len(running) < at_once:
                 waiting = waiting or next(order)
-                if waiting != "nests" or all(t.kind != "nests" for t in running):
-                    running.append(_begin(state, children, waiting, targets, running))
+                if waiting != "nests" or "nests" not in running:
+                    ticket = _begin(state, children, waiting, targets, running)
+                    running[ticket.child] = ticket
                     waiting = ""
                     continue
             if not running:
                 break
-            _finish(state, children, running.popleft())
+            ticket = running.pop(_next(children, running))
+            if ticket.child == "twin":
+                _finish_twin(state, children, ticket)
+                continue
+            _finish(state, children, ticket)
             state.done += 1
             on_progress(state.share, state.facts)
             if time.monotonic() - saved > _SAVE_EVERY_S:
@@ -286,56 +305,96 @@ class _Ticket:
     child: str
     header: Header
     died: WorkerDied | None = None
+    digest: str = ""  # of the first run, for a twin
+    deadline: float = field(default_factory=lambda: time.monotonic() + _CASE_S)
 
 
 def _begin(
-    state: _Run, children: Children, kind: str, targets: Sequence[str], running: Sequence[_Ticket]
+    state: _Run, children: Children, kind: str, targets: Sequence[str], running: Collection[str]
 ) -> _Ticket:
     """Hand the next case of a kind to a child that is free."""
     from tilewright.tools.fuzz.kinds import draw_options
 
     seed = state.settings.seed
-    index = state.corpus.tally(kind).next.get(str(seed), 0)
-    index += sum(t.kind == kind for t in running)
+    if kind not in state.begun:
+        state.begun[kind] = state.corpus.tally(kind).next.get(str(seed), 0)
+    index = state.begun[kind]
+    state.begun[kind] += 1
     number = (seed << 32) + index
     options = draw_options(number, targets, state.settings.threads)
     more = {"rebuild": options.rebuild, "symbolic": options.symbolic}
     header = _header(kind, number, options.target, options.threads, **more)
-    busy = {t.child for t in running}
-    free = [n for n in (f"main {k}" for k in range(_AT_ONCE)) if n not in busy]
-    child = "nests" if kind == "nests" else free[0]
+    free = (n for n in (f"main {k}" for k in itertools.count()) if n not in running)
+    child = "nests" if kind == "nests" else next(free)
+    return _handed(children, _Ticket(kind, index, child, header))
+
+
+def _begin_twin(children: Children, first: _Ticket) -> _Ticket:
+    """The same case in another process must give the same objects and results."""
+    ticket = _Ticket(first.kind, first.index, "twin", first.header, digest=first.digest)
+    return _handed(children, ticket)
+
+
+def _handed(children: Children, ticket: _Ticket) -> _Ticket:
     try:
-        children.begin(child, header)
+        children.begin(ticket.child, ticket.header)
     except WorkerDied as died:
-        return _Ticket(kind, index, child, header, died)
-    return _Ticket(kind, index, child, header)
+        return replace(ticket, died=died)
+    return ticket
+
+
+def _next(children: Children, running: Mapping[str, _Ticket]) -> str:
+    """The child to listen to next: one that answered, or whose time is up."""
+    for name, ticket in running.items():
+        if ticket.died is not None:
+            return name
+    first = min(running, key=lambda n: running[n].deadline)
+    return children.wait(running, running[first].deadline - time.monotonic()) or first
+
+
+def _answer_of(children: Children, ticket: _Ticket) -> tuple[Header, bytes]:
+    """Errors: WorkerDied."""
+    if ticket.died is not None:
+        raise ticket.died
+    return children.finish(ticket.child, max(1.0, ticket.deadline - time.monotonic()))
 
 
 def _finish(state: _Run, children: Children, ticket: _Ticket) -> None:
-    """Wait for a case, count it, and keep it where it failed."""
+    """Count a case that has ended, and keep it where it failed."""
     kind, header = ticket.kind, ticket.header
     tally = state.corpus.tally(kind)
     answer: Header
     try:
-        if ticket.died is not None:
-            raise ticket.died
-        answer, data = children.finish(ticket.child, _CASE_S)
+        answer, data = _answer_of(children, ticket)
     except WorkerDied as died:
         answer, data = _again(children, header, died)
-    tally.next[str(state.settings.seed)] = ticket.index + 1
+    seed = str(state.settings.seed)
+    tally.next[seed] = max(tally.next.get(seed, 0), ticket.index + 1)
     now = time.monotonic()
     tally.seconds += now - state.mark
     state.mark = now
     _count(tally, answer, header["target"])
     found = answer["found"]
     if found is None and answer.get("digest") and ticket.index % _TWIN_EVERY == 0:
-        found, data = _twin(children, header, answer["digest"])
-        if found is not None:
-            tally.wrong += 1
+        state.twins.append(replace(ticket, digest=answer["digest"]))
     if found is None and kind == "programs" and ticket.index % _THIRD_EVERY == 0:
         _ask_third(state, children, header)
     if found is not None:
         _keep(state, children, kind, header, found, data)
+
+
+def _finish_twin(state: _Run, children: Children, ticket: _Ticket) -> None:
+    """Compare what two processes made of one case."""
+    try:
+        answer, data = _answer_of(children, ticket)
+    except WorkerDied as died:
+        found, data = ["crash", f"the twin died: {died.detail}"], b""
+    else:
+        if answer.get("digest") == ticket.digest:
+            return
+        found = ["wrong twin", "another process makes other objects or results of the case"]
+    state.corpus.tally(ticket.kind).wrong += 1
+    _keep(state, children, ticket.kind, ticket.header, found, data)
 
 
 def _again(children: Children, header: Header, died: WorkerDied) -> tuple[Header, bytes]:
@@ -350,17 +409,6 @@ def _again(children: Children, header: Header, died: WorkerDied) -> tuple[Header
         kind = "hang" if died.timed_out else "crash"
         answer["found"] = [kind, f"the child died: {died.detail}"]
     return answer, data
-
-
-def _twin(children: Children, header: Header, digest: str) -> tuple[Any, bytes]:
-    """The same case in another process must give the same objects and results."""
-    try:
-        other, data = children.ask("twin", header, b"", _CASE_S)
-    except WorkerDied as died:
-        return ["crash", f"the twin died: {died.detail}"], b""
-    if other.get("digest") == digest:
-        return None, b""
-    return ["wrong twin", "another process makes other objects or results of the case"], data
 
 
 def _ask_third(state: _Run, children: Children, header: Header) -> None:

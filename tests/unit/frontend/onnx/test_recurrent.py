@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tilewright as tw
 from tilewright.frontend.onnx import import_onnx
+from tilewright.tools.fuzz.campaign import runnable
 from unit.frontend.onnx.support import (
     assert_agree,
     check,
@@ -112,3 +114,18 @@ def test_symbolic_lengths() -> None:
         feeds = {"x": floats(steps, B, I), "h0": floats(2, B, H), "c0": floats(2, B, H)}
         assert_agree(run(imported, feeds), onnxruntime_results(data, feeds))
     assert [d.name for d in imported.program.dims] == ["T"]
+
+
+def test_both_directions_of_one_step() -> None:
+    """The product of a step lacks the first axis of the stage that it fetches for (a KeyError once)."""
+    hidden, width = 4, 7
+    values = {"w": floats(2, 4 * hidden, width, seed=1), "r": floats(2, 4 * hidden, hidden, seed=2)}
+    data = model(
+        [node("LSTM", "x w r", "y", hidden_size=hidden, direction="bidirectional")],
+        {"x": (F, (1, 2, width))}, ["y"], values, opset=14,
+    )  # fmt: skip
+    feeds = {"x": floats(1, 2, width)}
+    program = import_onnx(data).program
+    for target in runnable(("x86-avx512", "x86-avx2", "x86-sse42")):
+        got = tw.compile(program, target=target, threads=1)(feeds["x"])
+        assert_agree([got], onnxruntime_results(data, feeds))
