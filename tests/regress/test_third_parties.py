@@ -27,6 +27,7 @@ RIGHT: dict[str, list[Any]] = {
     "topk_of_nan": [[2, 1], [2, 0]],
     "resize_to_part_of_an_element": [[[0, float(np.float32(8 / 3))]]],
     "resize_half_pixel_to_one": [[[1.5]]],
+    "normalization_of_equals": [[[[0, 0, 0]]]],
 }
 
 
