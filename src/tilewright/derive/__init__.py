@@ -66,9 +66,10 @@ def derived(
     """
     from tilewright.derive.bilinear import faster_convolutions
     from tilewright.derive.residue import split_residues
-    from tilewright.derive.selection import select_few
+    from tilewright.derive.selection import order_values, select_few
 
     program, few = select_few(program)
+    program, orders = order_values(program)
     program, split = split_residues(program, target)
     program, faster = faster_convolutions(program, target, strict)
-    return program, few + split + faster
+    return program, few + orders + split + faster

@@ -1,7 +1,9 @@
-"""Selection: the few largest elements of an axis, one reduction after the other.
+"""Selection: the few largest elements of an axis, one reduction after the other; and orders of
+values whose positions nobody reads.
 
 In: a bound Program. Out: the Program with each extern that selects few elements (`SELECTIONS`) as
-definitions, and what was done. Invariants: the order is that of the extern, exactly: NaN where it
+definitions, each one that orders more (`ORDERS`) without positions that are not read, and what was
+done. Invariants: the order is that of the extern, exactly: NaN where it
 belongs, of equal elements the first; results are elements of the operand, bit for bit.
 
 The rule. Every element gets an i64 of its own: what orders the values in the upper half, the
@@ -16,10 +18,19 @@ from tilewright.derive import Derivation, Names, rewritten
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32, I64
 from tilewright.ir.expr import Expr
-from tilewright.ir.externs import SELECTIONS
-from tilewright.ir.program import Axis, Definition, Extern, Program, Reduction, Statement, Tensor
+from tilewright.ir.externs import ORDERS, SELECTIONS
+from tilewright.ir.program import (
+    Axis,
+    Definition,
+    Extern,
+    Program,
+    Reduction,
+    Statement,
+    Tensor,
+    statement_reads,
+)
 
-__all__ = ["select_few"]
+__all__ = ["order_values", "select_few"]
 
 MOST = 16  # results beyond which the extern stays: passes grow with them, a partition does not
 _WIDE = 1 << 32
@@ -103,6 +114,27 @@ def select_few(program: Program) -> tuple[Program, list[Derivation]]:
         body += _written(s, tensors, names)
         k = dict(s.attributes)["k"]
         found.append(Derivation("selection", s.results[0].name, f"{k} passes instead of a sort"))
+    if not found:
+        return program, []
+    return rewritten(program, body, (), program.values), found
+
+
+def order_values(program: Program) -> tuple[Program, list[Derivation]]:
+    """The Program with sorted values alone where their positions are not read."""
+    used = {n for s in program.body for n in statement_reads(s)} | set(program.results)
+    body: list[Statement] = []
+    found: list[Derivation] = []
+    for s in program.body:
+        if not isinstance(s, Extern) or s.function not in ORDERS or len(s.args) != 1:
+            body.append(s)
+            continue
+        values, order = s.results
+        if order.name in used:
+            body.append(s)
+            continue
+        attributes = ORDERS[s.function](**dict(s.attributes))
+        body.append(Extern((values,), "ordered", s.args, tuple(attributes.items())))
+        found.append(Derivation("order", values.name, "nobody reads the positions"))
     if not found:
         return program, []
     return rewritten(program, body, (), program.values), found

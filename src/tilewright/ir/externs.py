@@ -17,10 +17,11 @@ import numpy as np
 from tilewright.errors import UserError
 from tilewright.ir.dtypes import DTYPES
 
-__all__ = ["EXTERNS", "SELECTIONS", "descending_order"]
+__all__ = ["EXTERNS", "INTO", "ORDERS", "SELECTIONS", "descending_order"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _AT_ONCE = 1 << 15  # elements whose numbers stay in a cache while they are sorted
+_MOST_AT_ONCE = 1 << 20  # elements of rows that are sorted without positions in one call
 
 
 def descending_order(x: Array, axis: int) -> Array:
@@ -102,6 +103,77 @@ def topk(
     if not 0 <= k <= x.shape[axis]:
         raise UserError("R004", f"top-k of {k} of {x.shape[axis]} elements", where="extern topk")
     return _leading(x, k, axis, largest, nan_first)
+
+
+def ordered(
+    x: Array, *, axis: int = -1, k: int = -1, descending: bool = False, nan_first: bool = False
+) -> Array:
+    """The first k values along an axis in order (-1: all), without their positions."""
+    shape = list(x.shape)
+    shape[axis] = k if k >= 0 else shape[axis]
+    out = np.empty(shape, x.dtype)
+    ordered_into(x, out, axis=axis, k=k, descending=descending, nan_first=nan_first)
+    return out
+
+
+def ordered_into(
+    x: Array,
+    out: Array,
+    *,
+    axis: int = -1,
+    k: int = -1,
+    descending: bool = False,
+    nan_first: bool = False,
+) -> None:
+    """`ordered`, written into `out`.
+
+    Values alone may be sorted by any algorithm, in vectors, as long as equal ones have equal bits:
+    where -0 occurs, or NaN does not belong to the end of a rising order, positions are kept.
+    """
+    axis %= x.ndim
+    if axis < x.ndim - 1 or not x.flags.c_contiguous or not out.flags.c_contiguous:
+        source = np.ascontiguousarray(np.moveaxis(x, axis, -1))
+        found = ordered(source, k=k, descending=descending, nan_first=nan_first)
+        out[...] = np.moveaxis(found, -1, axis)
+        return
+    n = x.shape[-1]
+    k = n if k < 0 else k
+    if not out.size:
+        return
+    rows, found = x.reshape(-1, n), out.reshape(-1, k)
+    step = max(1, _MOST_AT_ONCE // n)
+    for at in range(0, len(rows), step):
+        part, into = rows[at : at + step], found[at : at + step]
+        if _has_twins(part, descending or nan_first):
+            into[...] = _leading(part, k, -1, descending, nan_first)[0]
+            continue
+        into[...] = part if k == n else _chosen(_wide(part), k, descending)
+        wide = _wide(into)
+        wide.sort(-1)
+        if wide is not into:
+            into[...] = wide
+        if descending:
+            into[...] = into[:, ::-1].copy()
+
+
+def _wide(x: Array) -> Array:
+    """16-bit floats as f32, in which they are sorted faster."""
+    return x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
+
+
+def _chosen(x: Array, k: int, largest: bool) -> Array:
+    """The k values that come first, in any order."""
+    n = x.shape[-1]
+    return np.partition(x, n - k, -1)[:, n - k :] if largest else np.partition(x, k - 1, -1)[:, :k]
+
+
+def _has_twins(x: Array, nan: bool) -> bool:
+    """Does it hold -0 (the smallest integer by its bits), or a NaN where that is asked?"""
+    if x.dtype.kind in "biu":
+        return False
+    least = np.dtype(f"i{x.dtype.itemsize}")
+    held = x.view(least).min() == np.iinfo(least).min
+    return bool(held or (nan and np.isnan(x.min())))
 
 
 def unique(
@@ -251,12 +323,25 @@ def _split(flat: tuple[int, ...]) -> list[tuple[int, ...]]:
 EXTERNS: dict[str, Callable[..., Any]] = {
     "sort": sort,
     "topk": topk,
+    "ordered": ordered,
     "unique": unique,
     "nms": nms,
     "det": det,
     "bitcast": bitcast,
     "trimmed": trimmed,
 }
+
+# Externs that write their results into arrays that are given after their operands.
+INTO: dict[str, Callable[..., None]] = {"ordered": ordered_into}
+
+# Externs of values in order and their positions, and the attributes with which `ordered` gives the
+# values alone.
+ORDERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "sort": lambda axis=-1, descending=False: {"axis": axis, "descending": descending},
+    "topk": lambda axis=-1, k=-1, largest=True, nan_first=False: {
+        "axis": axis, "k": k, "descending": largest, "nan_first": nan_first,
+    },
+}  # fmt: skip
 
 # Externs whose results are the first `k` elements of an `axis`, in order, and their positions;
 # their attributes are those of `topk`.

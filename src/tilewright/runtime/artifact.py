@@ -193,9 +193,10 @@ _ABI = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, c
 def _callback(c: CallBack, a: Artifact) -> int:
     """A native function that runs an extern's NumPy meaning on the arrays of its slots."""
     from tilewright.ir.dtypes import DTYPES
-    from tilewright.ir.externs import EXTERNS
+    from tilewright.ir.externs import EXTERNS, INTO
 
     meaning: Callable[..., Any] = EXTERNS[c.function]
+    into = INTO.get(c.function)
 
     def run(args: int, lo: int, hi: int, scratch: int) -> None:
         arrays = []
@@ -208,6 +209,9 @@ def _callback(c: CallBack, a: Artifact) -> int:
         given, wanted = arrays[: len(arrays) - c.results], arrays[len(arrays) - c.results :]
         try:
             with np.errstate(all="ignore"):
+                if into is not None:
+                    into(*arrays, **dict(c.attributes))
+                    return
                 found = meaning(*given, **dict(c.attributes))
             results = found if isinstance(found, tuple | list) else (found,)
             for got, out in zip(results, wanted, strict=True):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import tilewright as tw
-from tilewright.derive.selection import MOST, select_few
+from tilewright.derive.selection import MOST, order_values, select_few
 from tilewright.ir.dtypes import DTYPES
-from tilewright.ir.externs import topk
+from tilewright.ir.externs import sort, topk
 from tilewright.ir.program import Definition, Extern, Program
 from tilewright.ir.program_parser import parse_program
 
@@ -74,3 +74,48 @@ def test_nan_comes_first_where_that_is_asked(dtype: str, largest: bool) -> None:
     x = np.array([1.0, np.nan, np.inf, -np.inf, np.nan, 2.0], dtype)
     order = topk(x, k=6, largest=largest, nan_first=True)[1]
     assert order.tolist() == ([1, 4, 2, 5, 0, 3] if largest else [1, 4, 3, 0, 5, 2])
+
+
+@pytest.mark.parametrize("dtype", [*KINDS, "f64", "i64", "bool"])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_values_in_order_without_positions(dtype: str, zeros: bool) -> None:
+    """Of equal values the first comes first by its bits, too: -0 and 0 keep their order."""
+    kind = DTYPES[dtype].np
+    for (shape, axis), down in product([((5, 37), 1), ((11, 4, 3), 0), ((70,), 0)], (True, False)):
+        text = f"""program p(x: {dtype}{list(shape)}):
+  v: {dtype}{list(shape)}, i: i64{list(shape)} = extern sort(x) {{axis = {axis}, descending = {str(down).lower()}}}
+  return v
+"""
+        program = parse_program(text)
+        derived, found = order_values(program)
+        assert [d.rule for d in found] == ["order"]
+        assert [s.function for s in derived.body if isinstance(s, Extern)] == ["ordered"]
+        x = np.arange(np.prod(shape)).reshape(shape) % 2 == 0 if dtype == "bool" else hard(dtype, shape)
+        x = x if zeros or not DTYPES[dtype].is_float else np.where(x == 0, np.array(1, kind), x)
+        got = tw.compile(program)(x)
+        wanted = sort(x, axis=axis, descending=down)[0]
+        bits = f"u{x.itemsize}"
+        number = ~np.isnan(wanted) if DTYPES[dtype].is_float else np.ones(shape, np.bool_)
+        np.testing.assert_array_equal(got.view(bits)[number], wanted.view(bits)[number])
+        assert np.isnan(got[~number]).all()
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "i32"])
+def test_many_values_without_positions(dtype: str) -> None:
+    x = hard(dtype, (6, 200))
+    for k, largest, first in product((1, 50, 199, 200), (True, False), (True, False)):
+        program = selection(dtype, x.shape, 1, k, f", largest = {str(largest).lower()}, nan_first = {str(first).lower()}")
+        program = order_values(parse_program(str(program).replace("return v, i", "return v")))[0]
+        assert [s.function for s in program.body if isinstance(s, Extern)] == ["ordered"]
+        wanted = topk(x, axis=1, k=k, largest=largest, nan_first=first)[0].astype(np.float64)
+        np.testing.assert_array_equal(tw.compile(program)(x).astype(np.float64), wanted)
+
+
+def test_positions_that_are_read_stay() -> None:
+    text = """program p(x: f32[9]):
+  v: f32[9], i: i64[9] = extern sort(x) {axis = 0}
+  y: i64[j<9] = i[j] + 1
+  return v, y
+"""
+    derived, found = order_values(parse_program(text))
+    assert not found and [s.function for s in derived.body if isinstance(s, Extern)] == ["sort"]

@@ -104,7 +104,7 @@ class Programs(Kind):
         statements = ("definition", "recurrence", "scatter", "extern", "size", "if", "while")
         out |= {f"statement {s}" for s in statements}
         out |= {f"kind {k}" for k in (*STATEMENTS, *BLOCK_KINDS)}
-        out |= {f"rule {r}" for r in ("bilinear", "residue", "selection", "stream")}
+        out |= {f"rule {r}" for r in ("bilinear", "order", "residue", "selection", "stream")}
         out |= {"constant", "symbolic sizes"}
         out |= _INPUTS
         return out | {"else", "gather", "guard", "ragged", "read", "extern sort", "extern topk"}
@@ -221,7 +221,8 @@ class Models(Kind):
 
         importlib.import_module("tilewright.frontend.onnx")
         out = {f"row {n}" for (d, n), r in ROWS.items() if not d and r.kind != "refused"}
-        out |= {f"extern {n}" for n in set(EXTERNS) - {"trimmed"}}  # made by planning only
+        made = {"trimmed", "ordered"}  # by planning and by a rule
+        out |= {f"extern {n}" for n in set(EXTERNS) - made}
         return out | _INPUTS
 
     def check(self, number: int, options: Options, careful: bool) -> Answer:
