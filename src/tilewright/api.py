@@ -28,6 +28,7 @@ from tilewright.group.groups import Decision
 from tilewright.group.plan import own_results, plan_program
 from tilewright.group.symbolic import Scope, scope_of_sizes
 from tilewright.ir import expr as E
+from tilewright.ir.binding import linear_size
 from tilewright.ir.extent import hint_of
 from tilewright.ir.kernel import Kernel
 from tilewright.ir.plan import Plan
@@ -398,7 +399,12 @@ def _serves(scope: Scope, sizes: Mapping[str, int]) -> bool:
 def _array_type(t: Tensor) -> ArrayType:
     """Sizes as numbers, symbols by name, expressions as None."""
     shape = tuple(n.attr if n.op in ("const", "dim") else None for n in t.shape)
-    return ArrayType(t.name, t.dtype.np, shape)
+    linear = []
+    for axis, n in enumerate(t.shape):
+        found = linear_size(n) if shape[axis] is None else None
+        if found is not None:
+            linear.append((axis, *found))
+    return ArrayType(t.name, t.dtype.np, shape, tuple(linear))
 
 
 def _program_of(model: Any) -> tuple[Program, Mapping[str, str]]:

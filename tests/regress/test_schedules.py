@@ -94,10 +94,25 @@ program k format 1(t0: f16[37, 19]):
     "x86-avx2",
     '{"format":1,"chunk":1,"par":1,"s0.ahead":0,"s0.fetch":0,"s0.lane":"n0","s0.order":"m0:L2,n0,m0","s0.pack.a":"block","s0.pack.b":"panel","s0.reg.k0":2,"s0.reg.m0":6,"s0.reg.n0":16,"s0.rows":0,"s0.strip":0,"s0.tail.m0":"peel","s0.tile.m0":12,"s0.tile.n0":37}',
 )
+# A block of operand A was of one matrix where a tile reads one of every position of its lane.
+LANE_OF_MATRICES = (
+    """kernel format 1:
+  stage t3 of t3, t2
+  layout t0: [16,5,16] a0*80+a1*16+a2*1 size 1280
+  layout t1: [5,24,1,16] a0*384+a1*16+a3*1 size 1920
+  layout t2: [16,1,24,16] a0*384+a2*16+a3*1 size 6144
+program k format 1(t0: f32[16, 5, 16], t1: f32[5, 24, 1, 16]):
+  t3: f32[a0<16, a1<1, a2<24, a3<16] = sum(a4<5) t0[a3, a4, a0] * t1[a4, a2, a1, a0]
+  t2: f32[a0<16, a1<1, a2<24, a3<16] = trunc(t3[a0, a1, a2, a3] * 3.0) / (abs(t0[a0, 3, a3]) + 0.5)
+  return t2
+""",
+    "x86-sse42",
+    '{"format":1,"chunk":1,"par":2,"s0.ahead":64,"s0.lane":"b0","s0.order":"b0,m0:L2,m0,n0","s0.pack.a":"block","s0.pack.b":"none","s0.reg.b0":4,"s0.reg.k0":4,"s0.reg.m0":8,"s0.reg.n0":1,"s0.tail.m0":"overlap","s0.tile.b0":8,"s0.tile.m0":24,"s0.tile.n0":16}',
+)
 
 
 @pytest.mark.parametrize(
-    "case", [BRANCH, BRANCH_GATHER, ONE_POINT, REDUCED_LANE, GRAM, GRAM_HALF]
+    "case", [BRANCH, BRANCH_GATHER, ONE_POINT, REDUCED_LANE, GRAM, GRAM_HALF, LANE_OF_MATRICES]
 )
 def test_schedule(case: tuple[str, str, str]) -> None:
     text, target, schedule = case

@@ -29,6 +29,7 @@ __all__ = [
     "define_size",
     "gather_arrays",
     "handed_out",
+    "linear_size",
     "size_of",
 ]
 
@@ -60,7 +61,9 @@ class Numerics:
         return x.astype(self.work(dtype))
 
     def store(self, x: Array, dtype: DType) -> Array:
-        """A value as it lies in a tensor: only the naive evaluation rounds to f16 and bf16 here."""
+        """A value as an operation, or a tensor, has it: only the naive evaluation rounds to f16 and
+        bf16 here, as compiled code may.
+        """
         if self.name == "naive" and dtype.is_float and dtype.bits == 16:
             return self.cast(x, dtype)
         return np.asarray(x).astype(self.work(dtype), copy=False)
@@ -154,6 +157,12 @@ def bind_sizes(
 
 def _solve(e: Expr, n: int) -> tuple[str, int] | None:
     """The one unknown dim of `e == n` where `e` is linear in it."""
+    found = linear_size(e)
+    return (found[0], (n - found[2]) // found[1]) if found is not None else None
+
+
+def linear_size(e: Expr) -> tuple[str, int, int] | None:
+    """(dim, slope, rest) of an extent that is slope * dim + rest."""
     slope, rest, name = 0, 0, ""
     for atoms, c in E.polynomial(e).items():
         if not atoms:
@@ -162,7 +171,7 @@ def _solve(e: Expr, n: int) -> tuple[str, int] | None:
             slope, name = c, atoms[0].attr
         else:
             return None
-    return (name, (n - rest) // slope) if name else None
+    return (name, slope, rest) if name else None
 
 
 def gather_arrays(

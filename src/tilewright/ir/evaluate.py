@@ -193,7 +193,7 @@ class Evaluator:
             args = [self._go(a, frame, active, memo) for a in e.args]
             if self.probe is not None and is_discrete(e):
                 args = [self.probe(e, k, frame, x) for k, x in enumerate(args)]
-            out = np.asarray(SCALAR[op](*args)).astype(self.numerics.work(e.dtype), copy=False)
+            out = self.numerics.store(np.asarray(SCALAR[op](*args)), e.dtype)
             if self.shake is not None and e.dtype.is_float:
                 out = self.shake(e, out)
         memo[(e, 0 if active is None else id(active))] = (out, active)

@@ -305,8 +305,13 @@ class _Job:
             self.nothing_to_choose(r, True)
             out[...] = identity_array(r.monoid, self.d.dtype, (), out.dtype)
             return out
-        if self.contraction is None or not self.contraction.run(
-            self.evaluator, outer, self.inner, out
+        # Products of a contraction are no operations of their own: a shaken one goes term by term,
+        # unless that would take long.
+        shaken = self.evaluator.shake is not None and outer.size * self.inner.size <= _BLOCK
+        if (
+            self.contraction is None
+            or shaken
+            or not self.contraction.run(self.evaluator, outer, self.inner, out)
         ):
             for box in _blocks(outer, max(1, _FOLD_BLOCK // self.inner.size)):
                 position = r.monoid in ("argmax", "argmin")

@@ -255,6 +255,9 @@ class Packing:
         (row, m), (column, kk) = rows[0], columns[0]
         if any(a not in (m, kk) and roles.names[a][0] != "b" for _, a in varying):
             return None
+        tile = {x.axis: x.block for x in spec.levels}  # the last level of an axis is the innermost
+        if any(a not in (m, kk) and tile.get(a, 1) > 1 for _, a in varying):
+            return None  # a block is of one matrix, the tile reads several
         position = next((i for i, x in enumerate(spec.levels) if x.axis == m), 0) + 1
         if sum(x.axis == m for x in spec.levels) == 1:
             position = 0  # no cache block of m: the whole operand is one block

@@ -15,9 +15,9 @@ from tilewright.ir.expr import Expr
 from tilewright.ir.nest import Prefetch
 from tilewright.ir.program import Definition
 from tilewright.lower.builder import Builder
-from tilewright.lower.tiles import TileScope, position_of
+from tilewright.lower.tiles import Place, TileScope, position_of
 
-__all__ = ["fetch_ahead", "fetch_tile"]
+__all__ = ["fetch_ahead", "fetch_rows", "fetch_tile"]
 
 _LINE = 64
 
@@ -51,6 +51,16 @@ def fetch_tile(b: Builder, scope: TileScope, after: tuple[Definition, ...]) -> N
                 continue
             if access.attr[0] not in scope.registers:
                 _ask(b, scope, access, every_row=True)
+
+
+def fetch_rows(b: Builder, scope: TileScope, place: Place, subscripts: Iterable[Expr]) -> None:
+    """Ask for the elements at these subscripts, which lie side by side along the tile."""
+    local = [scope.flat(scope.localize(x)) for x in subscripts]
+    known = [x for x in local if x is not None]
+    split = scope.split(place.layout, known) if len(known) == len(local) else None
+    if split is not None:
+        count = scope.sizes[scope.lane] if scope.lane is not None else 1
+        b.effect(Prefetch(place.buffer, split[1], max(_LINE, count * place.dtype.bytes)))
 
 
 def _ask(b: Builder, scope: TileScope, read: Expr, every_row: bool = False) -> bool:

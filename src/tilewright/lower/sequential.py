@@ -15,20 +15,24 @@ from tilewright.ir.dtypes import F32, I64, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import is_symbolic
 from tilewright.ir.kernel import Kernel, int_extent
-from tilewright.ir.layout import dense
+from tilewright.ir.layout import Layout, dense
 from tilewright.ir.nest import Buffer, For, If, Phase, TileType
 from tilewright.ir.nest import Scatter as ScatterNode
 from tilewright.ir.program import MONOIDS, Axis, Definition, Recurrence, Scatter
 from tilewright.lower.loops import emit_levels
+from tilewright.lower.prefetch import fetch_rows
 from tilewright.lower.reductions import working_type
 from tilewright.lower.region import Level, Region, StageSpec
 from tilewright.lower.stage import emit_stage
 from tilewright.lower.tiles import Place, TileScope
+from tilewright.schedule.roles import scatter_lane
 
 if TYPE_CHECKING:
     from tilewright.lower.kernel import _Lowering
 
 __all__ = ["lower_scatter", "lower_sequence"]
+
+_PIECE = 1 << 14  # elements that are set at a time by one thread
 
 
 def lower_sequence(lowering: _Lowering) -> None:
@@ -151,13 +155,15 @@ def lower_scatter(lowering: _Lowering) -> None:
         lowering.workspace.append(buffer)
         target = Place(buffer.name, layout, work)
     base = s.base if work is s.dtype else E.cast(s.base, work)
-    _elementwise(lowering, s.name, s.axes, target, base, {})
+    streams = bool(lowering.schedule.integer("s0.nt"))
+    _elementwise(lowering, s.name, s.axes, target, base, {}, streams)
     if not _scatter_runs(lowering, s, target):
         _scatter_points(lowering, s, target)
     if work is not s.dtype:
         read = E.read("wide", [a.index for a in s.axes], work)
         final = lowering.places[s.name]
-        _elementwise(lowering, s.name, s.axes, final, E.cast(read, s.dtype), {"wide": target})
+        body = E.cast(read, s.dtype)
+        _elementwise(lowering, s.name, s.axes, final, body, {"wide": target}, streams)
 
 
 def _elementwise(
@@ -167,16 +173,34 @@ def _elementwise(
     target: Place,
     body: Expr,
     more: dict[str, Place],
+    nontemporal: bool = False,
 ) -> None:
     """A phase that sets every element of a place."""
+    places = {**lowering.places, **more, name: target}
+    if body.op == "const" and _is_dense(target.layout):
+        size = target.layout.size
+        axes = (Axis("e", E.const(size)),)
+        places[name] = Place(target.buffer, dense((size,)), target.dtype)
     levels = [Level(a.name, 1) for a in axes[:-1]]
     lane = axes[-1].name if axes else None
+    grain = 1
     if lane is not None:
-        levels.append(Level(lane, lowering.lanes, "mask"))
+        n = int_extent(axes[-1].extent)
+        long = not is_symbolic(n) and n > _PIECE
+        levels += [Level(lane, _PIECE, "block")] if long else []
+        levels.append(Level(lane, 4 * lowering.lanes, "mask"))
+        grain = 1 if is_symbolic(n) else max(1, _PIECE // max(1, n))
     d = Definition(name, target.dtype, axes, body)
-    places = {**lowering.places, **more, name: target}
     spec = StageSpec(d, (), (), frozenset({name}), tuple(levels), (), lane, places=places)
-    lowering.phase([(spec, {a.name: int_extent(a.extent) for a in axes})], (), 1, 1)
+    spec = replace(spec, nontemporal=nontemporal)
+    lowering.phase([(spec, {a.name: int_extent(a.extent) for a in axes})], (), 1, grain)
+
+
+def _is_dense(layout: Layout) -> bool:
+    """Is it row-major, without gaps, of a known size?"""
+    if is_symbolic(layout.size) or any(map(is_symbolic, layout.shape)):
+        return False
+    return bool(layout.shape) and layout == dense(layout.shape)
 
 
 def _scatter_runs(lowering: _Lowering, s: Scatter, target: Place) -> bool:
@@ -187,21 +211,12 @@ def _scatter_runs(lowering: _Lowering, s: Scatter, target: Place) -> bool:
     """
     b, lanes = lowering.b, lowering.lanes
     extents = {a.name: int_extent(a.extent) for a in s.source}
-    uses = [x for sub in s.subscripts for x in sub.indices()]
-    straight = [
-        sub.attr
-        for k, sub in enumerate(s.subscripts)
-        if sub.op == "index"
-        and target.layout.stride(k) == 1
-        and not is_symbolic(extents.get(sub.attr, 0))
-        and not is_symbolic(target.layout.shape[k])
-        and 1 < extents.get(sub.attr, 0) <= target.layout.shape[k]
-    ]
-    if not straight or uses.count(straight[0]) != 1:
+    lane = scatter_lane(lowering.kernel)
+    if lane is None:
         return False
-    lane = straight[0]
     n = extents[lane]
-    block = -(-n // (4 * lanes * 4)) * 4 * lanes  # four blocks, of whole vectors
+    blocks_wanted = max(1, lowering.schedule.integer("s0.blocks", 4))
+    block = -(-n // (4 * lanes * blocks_wanted)) * 4 * lanes  # of whole vectors
     count = -(-n // block)
     counters = {a.name: f"r_{a.name}" for a in s.source if a.name != lane}
     starts: dict[str, Expr] = {a: E.index(v) for a, v in counters.items()}
@@ -224,9 +239,12 @@ def _scatter_runs(lowering: _Lowering, s: Scatter, target: Place) -> bool:
     if condition is not None and any(p.attr in condition.indices() for p in probe._positions):
         return False
     monoid = MONOIDS[s.monoid] if s.monoid else None
+    ahead = _later(s, lane, lowering.schedule.integer("s0.ahead"))
 
     def tile(r: Region) -> None:
         here = scope(r)
+        if ahead is not None:
+            fetch_rows(b, here, target, ahead)
         value = here.value(s.body)
         if value.type.dtype is not target.dtype:
             t = TileType(target.dtype, value.type.axes, value.type.lane)
@@ -261,6 +279,18 @@ def _scatter_runs(lowering: _Lowering, s: Scatter, target: Place) -> bool:
     b.effect(For(chunk, E.const(0), E.const(count), 1, nodes, parallel=True))
     lowering.phases.append(Phase(b.leave()))
     return True
+
+
+def _later(s: Scatter, lane: str, ahead: int) -> tuple[Expr, ...] | None:
+    """The subscripts of the contribution that comes so many positions later, of the last at the
+    end; None where that is not wanted.
+    """
+    axis = next((a for a in reversed(s.source) if a.name != lane), None)
+    if not ahead or axis is None:
+        return None
+    last = axis.extent - 1
+    later = E.minimum(axis.index + ahead, last)
+    return tuple(E.substitute(x, {axis.index: later}) for x in s.subscripts)
 
 
 def _scatter_points(lowering: _Lowering, s: Scatter, place: Place) -> None:

@@ -345,6 +345,9 @@ class ModelCall:
                         )
                 elif wanted is not None and wanted != size:
                     raise _wrong_shape(kind, array)
+        for kind, array in zip(self.inputs, arrays, strict=True):
+            for axis, name, slope, rest in kind.linear:
+                symbols.setdefault(name, (array.shape[axis] - rest) // slope)
         return symbols
 
     def _take(self, arrays: list[NDArray[Any]]) -> CallContext:

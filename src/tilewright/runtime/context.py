@@ -41,11 +41,15 @@ _TWO_RESULTS = struct.Struct("<8Q")  # object, address of its data, flags, unuse
 @dataclass(frozen=True)
 class ArrayType:
     """An input or output. A size is a number, or the name of a symbol; None where only the binding
-    knows it (a size that is an expression)."""
+    knows it (a size that is an expression).
+
+    linear: (axis, symbol, slope, rest) of sizes that are slope * symbol + rest.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...]
+    linear: tuple[tuple[int, str, int, int], ...] = ()
 
 
 @dataclass(frozen=True)

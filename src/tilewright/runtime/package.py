@@ -303,7 +303,8 @@ def _read_constants(
 
 def _array_in(a: Mapping[str, Any]) -> ArrayType:
     shape = tuple(n if n is None or isinstance(n, str) else int(n) for n in a["shape"])
-    return ArrayType(str(a["name"]), DTYPES[a["dtype"]].np, shape)
+    linear = tuple((int(k), str(n), int(c), int(r)) for k, n, c, r in a.get("linear", ()))
+    return ArrayType(str(a["name"]), DTYPES[a["dtype"]].np, shape, linear)
 
 
 def _variant_in(

@@ -204,7 +204,8 @@ def _variant_out(
 def _array_out(a: ArrayType) -> dict[str, Any]:
     dtype = dtype_of(a.dtype)
     assert dtype is not None
-    return {"name": a.name, "dtype": dtype.name, "shape": list(a.shape)}
+    out = {"name": a.name, "dtype": dtype.name, "shape": list(a.shape)}
+    return out | ({"linear": [list(x) for x in a.linear]} if a.linear else {})
 
 
 def _step_out(s: ArtifactStep) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from dataclasses import replace
 from math import ceil, prod
 
 from tilewright.group.groups import cost
+from tilewright.ir.extent import is_symbolic
 from tilewright.ir.kernel import Kernel
 from tilewright.machine.target import Target
-from tilewright.schedule.roles import StageRoles, stage_roles
+from tilewright.schedule.roles import StageRoles, scatter_lane, stage_roles
 from tilewright.schedule.schedule import Value
 from tilewright.schedule.space import Group, Space
 from tilewright.schedule.stages import stage_groups
@@ -25,7 +26,7 @@ _ENOUGH = 32  # blocks a thread, so that they are shared out evenly
 def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
     """All schedules of a kernel; its default is good without tuning."""
     if kernel.scatter is not None:
-        return Space(())
+        return Space(tuple(_scatter(kernel, target, threads)))
     groups: list[Group] = []
     shared = set(kernel.shared) | ({kernel.sequence} if kernel.sequence else set())
     blocks = _blocks(kernel, target, threads) if kernel.shared else []
@@ -69,6 +70,26 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
         groups.append(Group(("chunk",), ("choice",), ((1,), (2,), (4,), (8,), (16,))))
         groups += _parts(roles, threads)
     return Space(tuple(groups))
+
+
+def _scatter(kernel: Kernel, target: Target, threads: int) -> list[Group]:
+    """How the base is stored, and for contributions that are vectors into how many blocks of each
+    their phase is shared out, and how many contributions before its own a row is asked for.
+    """
+    s = kernel.scatter
+    assert s is not None
+    size = kernel.layout_of[s.name].size * s.dtype.bytes
+    if is_symbolic(size):
+        return []
+    leaves = size > target.l3_bytes  # nothing of the base is in cache when contributions come
+    out = [Group(("s0.nt",), ("flag",), ((1,), (0,)) if leaves else ((0,), (1,)))]
+    if scatter_lane(kernel) is not None:
+        far = size > target.l2_bytes
+        ahead = (8, 4, 16, 0) if far else (0, 8)
+        out.append(Group(("s0.ahead",), ("choice",), tuple((x,) for x in ahead)))
+        blocks = (1, 4) if threads == 1 else (4, 1, 8)
+        out.append(Group(("s0.blocks",), ("choice",), tuple((x,) for x in blocks)))
+    return out
 
 
 def _outer_trips(roles: StageRoles, groups: list[Group]) -> int:

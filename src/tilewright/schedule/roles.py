@@ -26,7 +26,7 @@ from tilewright.ir.ranges import coefficient, simplify
 from tilewright.ir.words import WORD_BYTES, half_factors, narrow_factors, single_factors
 from tilewright.machine.target import Target
 
-__all__ = ["Access", "StageRoles", "stage_roles"]
+__all__ = ["Access", "StageRoles", "scatter_lane", "stage_roles"]
 
 
 @dataclass(frozen=True)
@@ -283,3 +283,24 @@ def _operands(r: StageRoles) -> tuple[Access | None, Access | None]:
         return best
 
     return (x, y) if wants_lane(y, only_y) >= wants_lane(x, only_x) else (y, x)
+
+
+def scatter_lane(kernel: Kernel) -> str | None:
+    """The axis of a scatter's source that goes straight along rows of the tensor: positions of it
+    never meet, so they are vectors, and blocks of it are independent.
+    """
+    s = kernel.scatter
+    assert s is not None
+    layout = kernel.layout_of[s.name]
+    extents = {a.name: int_extent(a.extent) for a in s.source}
+    uses = [x for sub in s.subscripts for x in sub.indices()]
+    straight = [
+        sub.attr
+        for k, sub in enumerate(s.subscripts)
+        if sub.op == "index"
+        and layout.stride(k) == 1
+        and not is_symbolic(extents.get(sub.attr, 0))
+        and not is_symbolic(layout.shape[k])
+        and 1 < extents.get(sub.attr, 0) <= layout.shape[k]
+    ]
+    return straight[0] if straight and uses.count(straight[0]) == 1 else None

@@ -151,8 +151,8 @@ def schedules_of(space: Space, rng: np.random.Generator, count: int) -> Iterator
 
 # Every kind of parameter that a Space may have.
 _PARAMETERS = """
-    ahead block border chunk fetch lane nt order pack par parts prefetch reduce reg rows stream
-    strip tail tile
+    ahead block blocks border chunk fetch lane nt order pack par parts prefetch reduce reg rows
+    stream strip tail tile
 """
 PARAMETERS = frozenset(_PARAMETERS.split())
 
@@ -468,7 +468,7 @@ def fuzz_schedules(
                     if len(report.findings) - begun >= most_findings:
                         break
         names = dict(zip((n for n, _ in kernel.layouts), step.buffers, strict=True))
-        for n, value in zip(kernel.program.results, task.expected.naive, strict=True):
+        for n, value in zip(kernel.program.results, task.expected.ref, strict=True):
             _fill(buffers[names[n]], kernel.layout_of[n], np.asarray(value))
     got = [plan.buffer_of[n].layout.unpack(buffers[n]) for n in program.results]
     o = first_wrong(program, got, references(program, inputs), inputs)

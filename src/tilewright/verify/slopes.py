@@ -119,13 +119,26 @@ def fold_slopes(monoid: str, x: Array, out: Array) -> Array:
     return np.zeros_like(x)  # a position, or a bool
 
 
+def _from_here(x: Array) -> Array:
+    """Sums of every element and all that come after it, along the last axis."""
+    return np.flip(np.cumsum(np.flip(x, -1), -1), -1)
+
+
 def prefix_slopes(monoid: str, x: Array, out: Array, axis: int, up: Array) -> Array:
     """What `up`, a gradient of prefixes along an axis, is for the elements that were folded."""
     x, out, up = (np.moveaxis(a, axis, -1) for a in (x, out, up))
-    later = np.triu(np.ones((x.shape[-1], x.shape[-1])))  # element, prefix that holds it
     if monoid == "sum":
-        moved = up @ later.T
+        moved = _from_here(up)
+    elif monoid == "prod":
+        moved = np.where(x == 0, 0.0, _from_here(up * out) / x)
+    elif monoid == "logsumexp":
+        top = np.max(out, -1, keepdims=True, initial=-np.inf)
+        moved = np.exp(x - top) * _from_here(up * np.exp(top - out))
+    elif monoid in ("max", "min") and out.size:  # the element at which a prefix changes
+        begins = np.ones(out.shape, np.bool_)
+        begins[..., 1:] = out[..., 1:] != out[..., :-1]
+        moved = np.zeros(out.shape)
+        moved[begins] = np.add.reduceat(up.reshape(-1), np.flatnonzero(begins))
     else:
-        each = fold_slopes(monoid, x[..., :, None], out[..., None, :])
-        moved = (np.where(later > 0, each, 0.0) * up[..., None, :]).sum(-1)
+        moved = np.zeros(out.shape)
     return np.asarray(np.moveaxis(moved, -1, axis))

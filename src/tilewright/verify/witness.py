@@ -9,7 +9,7 @@ computed once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,7 @@ from tilewright.ir.program import (
     Size,
     Statement,
     While,
+    blocks_of,
     defined_by,
     statement_reads,
 )
@@ -153,6 +154,45 @@ class _Moved:
                 self.own[t.name] = new
 
 
+    def run_moved(self, s: Statement, by: Mapping[str, float]) -> None:
+        """The statement with tensors that it reads moved by so much, for it alone."""
+        kept = dict(self.own)
+        for name, delta in by.items():
+            self.own[name] = self.noise(self.own.get(name, self.exact.arrays[name]), delta)
+        self.run(s, {}, False)
+        self.own = {n: a for n, a in self.own.items() if n not in by} | {
+            n: kept[n] for n in by if n in kept
+        }
+
+
+def _moves(
+    names: Iterable[str], exact: Runner, naive: Runner, sure: _Sure, factor: float
+) -> dict[str, float]:
+    """By how much each inexact one of these tensors may be off."""
+    out = {}
+    for name in names:
+        x, rough = exact.arrays.get(name), naive.arrays.get(name)
+        if x is not None and rough is not None and name not in sure and x.dtype.kind == "f":
+            out[name] = factor * _gap(x, rough if rough.shape == x.shape else x, "f32")
+    return out
+
+
+def _definitions(body: Iterable[Statement]) -> Iterator[Definition]:
+    """Those of a block, and of the blocks inside it."""
+    for s in body:
+        yield from (d for d in getattr(s, "definitions", (s,)) if isinstance(d, Definition))
+        for block in blocks_of(s):
+            yield from _definitions(block.body)
+
+
+def _is_stepwise(d: Definition) -> bool:
+    """Does it choose, or go by a step, where an operand moves?"""
+    if d.reduction is not None and d.reduction.monoid in ("argmax", "argmin"):
+        return True
+    nodes = (n for e in _parts(d) for n in e.walk())
+    return any(is_discrete(n) and not (n.op == "cast" and n.dtype.is_float) for n in nodes)
+
+
 def _step(
     s: Statement,
     exact: Runner,
@@ -166,7 +206,7 @@ def _step(
         _extern_step(s, exact, naive, moved, sure, factor)
         return {}
     if isinstance(s, Size | If | While):
-        _control_step(s, exact, naive, moved, sure)
+        _control_step(s, exact, naive, moved, sure, factor)
         return {}
     sites = _sites(s, sure)
     deltas: dict[tuple[Expr, int], float] = {}
@@ -229,37 +269,34 @@ def _extern_step(
     factor: float,
 ) -> None:
     """An extern may choose by comparing its arguments, so the inexact ones are moved."""
-    by = {}
-    for name in s.args:
-        x, rough = exact.arrays[name], naive.arrays[name]
-        if name not in sure and x.dtype.kind == "f":
-            by[name] = factor * _gap(x, rough if rough.shape == x.shape else x, "f32")
+    by = _moves(s.args, exact, naive, sure, factor)
     naive.statement(s)
     exact.statement(s)
     for m in moved:
-        if not m.alive or not (by or any(n in m.own for n in s.args)):
-            continue
-        kept = dict(m.own)
-        for name, delta in by.items():
-            m.own[name] = m.noise(m.own.get(name, exact.arrays[name]), delta)
-        m.run(s, {}, False)
-        m.own = {n: a for n, a in m.own.items() if n not in by} | {
-            n: kept[n] for n in by if n in kept
-        }
+        if m.alive and (by or any(n in m.own for n in s.args)):
+            m.run_moved(s, by)
     for t in s.results:
         if not t.dtype.is_float:
             sure.add(t.name)
 
 
 def _control_step(
-    s: Size | If | While, exact: Runner, naive: Runner, moved: list[_Moved], sure: _Sure
+    s: Size | If | While,
+    exact: Runner,
+    naive: Runner,
+    moved: list[_Moved],
+    sure: _Sure,
+    factor: float,
 ) -> None:
-    """Blocks run as they are: discrete operations inside them see no moved operands."""
+    """Blocks run as a whole: where a discrete operation stands inside, what they read is moved."""
+    by = {}
+    if any(_is_stepwise(d) for block in blocks_of(s) for d in _definitions(block.body)):
+        by = _moves(sorted(statement_reads(s)), exact, naive, sure, factor)
     naive.statement(s)
     exact.statement(s)
     for m in moved:
-        if m.alive and any(n in m.own for n in statement_reads(s)):
-            m.run(s, {}, False)
+        if m.alive and (by or any(n in m.own for n in statement_reads(s))):
+            m.run_moved(s, by)
     sure.update(t.name for t in defined_by(s) if not t.dtype.is_float)
 
 

@@ -7,12 +7,15 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import tilewright as tw
 from tilewright.errors import UserError
+from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
 from tilewright.runtime import call as call_module
 from tilewright.runtime.build import build
@@ -265,6 +268,24 @@ def test_sizes_may_alternate(code: LoadedObject) -> None:
     assert len(bound) == 5  # every size keeps its context
     with pytest.raises(UserError, match=r"R004.*B is 3 but axis 0 of input 'y' has size 4"):
         model.function(random(1, 3, 4), random(1, 4, 4))
+
+
+def test_sizes_that_are_expressions(tmp_path: Path) -> None:
+    """What no axis says alone is solved where it is linear in one dim; others must agree with it."""
+    program = parse_program("""program p format 1(x: f32[2*N + 1, M]):
+  dim N in 0 .. inf
+  dim M in 0 .. inf
+  y: f32[j<M] = sum(i<(2*N)) x[i, j]
+  return y
+""")
+    model = tw.compile(program)
+    model(np.zeros((5, 3), np.float32))
+    model.save(tmp_path / "p.twa")
+    for m in (model, tw.load(tmp_path / "p.twa")):
+        x = random(1, 5, 3)
+        np.testing.assert_allclose(m(x), x[:4].sum(0), rtol=1e-6)
+        with pytest.raises(UserError, match=r"R003.*must have shape \[5, 3\], got \[6, 3\]"):
+            m(random(1, 6, 3))
 
 
 def test_contexts_of_old_sizes_are_freed(

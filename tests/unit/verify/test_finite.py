@@ -19,6 +19,7 @@ from tilewright.verify.gradients import first_fault, gradients_of
 from tilewright.verify.models.finite import finite_model
 from tilewright.verify.models.graph import Model
 from tilewright.verify.programs import generate
+from tilewright.verify.slopes import prefix_slopes
 
 X = "x: f64[4, 5]"
 SMOOTH: dict[str, tuple[str, str]] = {
@@ -161,6 +162,31 @@ def test_one_case_in_eight_keeps_what_it_drew() -> None:
     assert [k for k, how in enumerate(hows) if how == "as drawn"] == [0, 8]
     assert "searched" in hows and "kept" not in hows
     np.testing.assert_array_equal(finite_inputs(p, {}, 8)[0]["x"], random_inputs(p, {}, 8)["x"])
+
+
+def test_gradients_of_long_prefixes_take_little_memory() -> None:
+    """A table of all elements and all prefixes would have 10^10 entries."""
+    x = np.linspace(-1, 1, 100_000)
+    for monoid, op in (("sum", np.add), ("max", np.maximum), ("logsumexp", np.logaddexp)):
+        got = prefix_slopes(monoid, x, op.accumulate(x), 0, np.ones_like(x))
+        assert got.shape == x.shape
+        if monoid == "sum":
+            np.testing.assert_array_equal(got, np.arange(100_000, 0, -1))
+
+
+@pytest.mark.parametrize("monoid", ["sum", "prod", "max", "min", "logsumexp"])
+def test_gradients_of_prefixes(monoid: str) -> None:
+    """Against differences of a weighted sum of all prefixes."""
+    op = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum,
+          "logsumexp": np.logaddexp}[monoid]  # fmt: skip
+    rng = np.random.default_rng(5)
+    x, up = rng.standard_normal((3, 6)), rng.standard_normal((3, 6))
+    got = prefix_slopes(monoid, x, op.accumulate(x, 1), 1, up)
+    for place in np.ndindex(x.shape):
+        moved = x.copy()
+        moved[place] += 1e-6
+        slope = ((op.accumulate(moved, 1) - op.accumulate(x, 1)) * up).sum() / 1e-6
+        assert got[place] == pytest.approx(slope, abs=1e-4)
 
 
 def test_most_generated_programs_are_made_finite() -> None:

@@ -90,6 +90,14 @@ def test_witness() -> None:
     assert compare(far, ref, ref, I8, wiggle=[far], chosen=True).ok
 
 
+def test_the_naive_value_is_a_witness() -> None:
+    """Where moved operands leap over a choice that plain rounding makes."""
+    ref, moved, naive = np.array([0]), np.array([-3]), np.array([-10])
+    assert not compare(naive, ref, ref, I64, wiggle=[moved]).ok
+    assert compare(naive, ref, naive, I64, wiggle=[moved]).ok
+    assert not compare(naive, ref, naive, I64).ok  # nothing rounds: the two must agree
+
+
 def test_witness_reaches_floats() -> None:
     ref, moved = f64(1, 2), f64(1, 3)
     assert compare(f32(1, 3), ref, ref, F32, wiggle=[moved]).ok

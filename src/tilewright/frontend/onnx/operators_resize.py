@@ -225,6 +225,8 @@ def _affine_nearest(n: Node, a: _Axis, transform: str, rounding: str, h: Expr) -
         return None
     if transform != "asymmetric" and not n.sizes.same(a.old * p, a.new * q):
         return None
+    if transform == "pytorch_half_pixel" and q > 1 and (E.int_value(a.new) or 1) == 1:
+        return None  # the one element of a result is the first
     # position = top / bottom
     top, bottom = (h * q, p) if transform == "asymmetric" else (h * (2 * q) + (q - p), 2 * p)
     z = n.sizes

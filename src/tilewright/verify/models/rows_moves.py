@@ -129,7 +129,8 @@ def expand(g: Graph) -> None:
 @row("Shape")
 def shape_of(g: Graph) -> None:
     t = g.any("fi")
-    g.add("Shape", [t], **({"start": g.rng.randint(-2, 2)} if g.chance(0.3) else {}))
+    start = g.rng.randint(-2, min(2, len(t.shape) - 1))  # of a shape without axes nothing follows
+    g.add("Shape", [t], **({"start": start} if g.chance(0.3) and t.shape else {}))
 
 
 @row("Size")

@@ -50,6 +50,9 @@ def _window(g: Graph, sizes: tuple[int, ...], dilate: bool = True) -> dict[str, 
         out["dilations"] = dilations
     if g.chance(0.2) and "dilations" not in out:
         out["auto_pad"] = g.rng.choice(("SAME_UPPER", "SAME_LOWER", "VALID"))
+        if "strides" in out and out["auto_pad"] != "VALID":
+            # Where a stride is longer than the window, the standard's formula pads by less than 0.
+            out["strides"] = [min(s, k) for s, k in zip(strides, kernel, strict=True)]
         if out["auto_pad"] == "VALID" and any(n < k for n, k in zip(sizes, kernel, strict=True)):
             raise Refused("too small")
     elif any(low + high) or "dilations" in out:
@@ -162,7 +165,8 @@ def resize(g: Graph) -> None:
     if mode == "nearest":
         more["nearest_mode"] = g.rng.choice(("round_prefer_floor", "floor", "ceil"))
     if g.chance(0.5):
-        scales = [1.0, 1.0, *(g.rng.choice((0.5, 1.0, 1.5, 2.0, 2.6)) for _ in range(2))]
+        odd = 2.5 if mode == "nearest" else 2.6  # of 2.6 places hang on how it is rounded
+        scales = [1.0, 1.0, *(g.rng.choice((0.5, 1.0, 1.5, 2.0, odd)) for _ in range(2))]
         g.add("Resize", [x, None, g.const(scales, F32)], **more)
     else:
         sizes = [*x.shape[:2], *(g.size(13) for _ in range(2))]

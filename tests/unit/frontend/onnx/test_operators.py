@@ -182,6 +182,8 @@ CASES: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("Resize", 13, {"x": IMAGE, "a": None, "b": None, "c": ints(1, 4, 5, 9)}, {"mode": "cubic"}),
     ("Resize", 13, {"x": IMAGE, "a": None, "b": None, "c": ints(1, 4, 3, 8)},
      {"mode": "linear", "coordinate_transformation_mode": "align_corners"}),
+    ("Resize", 13, {"x": IMAGE, "a": None, "b": None, "c": ints(1, 4, 14, 1)},
+     {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "pytorch_half_pixel"}),
     ("Resize", 13, {"x": IMAGE, "a": None, "c": np.array([1, 1, 2, 3], np.float32)},
      {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}),
     ("Resize", 18, {"x": IMAGE, "a": None, "b": None, "c": ints(3, 3)},
