@@ -128,7 +128,7 @@ def ordered_into(
     """`ordered`, written into `out`.
 
     Values alone may be sorted by any algorithm, in vectors, as long as equal ones have equal bits:
-    where -0 occurs, or NaN does not belong to the end of a rising order, positions are kept.
+    in rows where -0 occurs, or NaN does not belong to the end of a rising order, positions count.
     """
     axis %= x.ndim
     if axis < x.ndim - 1 or not x.flags.c_contiguous or not out.flags.c_contiguous:
@@ -144,9 +144,6 @@ def ordered_into(
     step = max(1, _MOST_AT_ONCE // n)
     for at in range(0, len(rows), step):
         part, into = rows[at : at + step], found[at : at + step]
-        if _has_twins(part, descending or nan_first):
-            into[...] = _leading(part, k, -1, descending, nan_first)[0]
-            continue
         into[...] = part if k == n else _chosen(_wide(part), k, descending)
         wide = _wide(into)
         wide.sort(-1)
@@ -154,6 +151,9 @@ def ordered_into(
             into[...] = wide
         if descending:
             into[...] = into[:, ::-1].copy()
+        slow = _with_twins(part, descending or nan_first)
+        if slow.size:
+            into[slow] = _leading(part[slow], k, -1, descending, nan_first)[0]
 
 
 def _wide(x: Array) -> Array:
@@ -167,13 +167,17 @@ def _chosen(x: Array, k: int, largest: bool) -> Array:
     return np.partition(x, n - k, -1)[:, n - k :] if largest else np.partition(x, k - 1, -1)[:, :k]
 
 
-def _has_twins(x: Array, nan: bool) -> bool:
-    """Does it hold -0 (the smallest integer by its bits), or a NaN where that is asked?"""
-    if x.dtype.kind in "biu":
-        return False
-    least = np.dtype(f"i{x.dtype.itemsize}")
-    held = x.view(least).min() == np.iinfo(least).min
-    return bool(held or (nan and np.isnan(x.min())))
+def _with_twins(x: Array, nan: bool) -> Array:
+    """Rows that hold -0 (the smallest integer by its bits), or a NaN where that is asked."""
+    rows = np.zeros(len(x), np.bool_)
+    if x.dtype.kind not in "biu":
+        least = np.iinfo(f"i{x.dtype.itemsize}").min
+        bits = x.view(f"i{x.dtype.itemsize}")
+        if bits.min() == least:
+            rows |= (bits == least).any(-1)
+        if nan and np.isnan(x.min()):
+            rows |= np.isnan(x).any(-1)
+    return np.flatnonzero(rows)
 
 
 def unique(
