@@ -197,6 +197,9 @@ def _point(s: Expr, axes: Mapping[str, Axis], d: Definition) -> Expr:
 # ---- cost ----------------------------------------------------------------------------------------
 
 
+_WEIGHTS = 8.0  # bytes a cycle at which constants that are read once arrive, from L3 or beyond
+
+
 def _rate(size: float, target: Target) -> float:
     """Bytes a cycle that a buffer of this size is read or written at, roughly."""
     if 2 * size <= target.l2_bytes:
@@ -222,13 +225,12 @@ def _gain(c: _Convolution, m: int, target: Target) -> float:
     back = sum(m ** (i + 1) * n ** (many - i) for i in range(many)) * columns
     around = tiles * (into + back) / (2 * lanes) / 0.4
     moved = 0.0
-    for wide, times in (
-        (4.0 * n**many * tiles * depth, 2 * many),
-        (4.0 * n**many * tiles * columns, 2 * many),
-        (4.0 * n**many * depth * columns, 1),
-    ):
-        moved += wide * times / _rate(wide, target)
-    return float(plain / (fewer + around + moved))
+    for wide in (4.0 * n**many * tiles * depth, 4.0 * n**many * tiles * columns):
+        moved += wide * 2 * many / _rate(wide, target)
+    # Weights arrive while products are computed, but not without a trace: half of the shorter.
+    weights = 4.0 * n**many * depth * columns / _WEIGHTS
+    products = max(fewer, weights) + min(fewer, weights) / 2
+    return float(plain / (products + around + moved))
 
 
 # ---- rewriting -----------------------------------------------------------------------------------
