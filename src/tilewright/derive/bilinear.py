@@ -227,9 +227,9 @@ def _gain(c: _Convolution, m: int, target: Target) -> float:
     moved = 0.0
     for wide in (4.0 * n**many * tiles * depth, 4.0 * n**many * tiles * columns):
         moved += wide * 2 * many / _rate(wide, target)
-    # Weights arrive while products are computed, but not without a trace: half of the shorter.
+    # Weights arrive while products are computed, but not without a trace: a third of the shorter.
     weights = 4.0 * n**many * depth * columns / _WEIGHTS
-    products = max(fewer, weights) + min(fewer, weights) / 2
+    products = max(fewer, weights) + min(fewer, weights) / 3
     return float(plain / (products + around + moved))
 
 
