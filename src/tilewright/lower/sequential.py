@@ -8,6 +8,7 @@ order, so duplicates are deterministic, for any number of threads.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING
 
 from tilewright.ir import expr as E
@@ -178,7 +179,7 @@ def _elementwise(
     """A phase that sets every element of a place."""
     places = {**lowering.places, **more, name: target}
     if body.op == "const" and _is_dense(target.layout):
-        size = target.layout.size
+        size = prod(target.layout.shape)  # an empty tensor has room for an element, but none
         axes = (Axis("e", E.const(size)),)
         places[name] = Place(target.buffer, dense((size,)), target.dtype)
     levels = [Level(a.name, 1) for a in axes[:-1]]
