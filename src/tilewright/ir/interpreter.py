@@ -324,6 +324,9 @@ class _Job:
         out = out.reshape((1, *self.shape[1:]) if step else self.shape)
         if self.d.scan is not None:
             monoid, name = self.d.scan
+            shake = self.evaluator.shake
+            if shake is not None and out.dtype.kind == "f" and monoid not in ("max", "min"):
+                out = shake(self.d.body, out)
             out = prefix(monoid, out, [a.name for a in self.d.axes].index(name))
         return np.ascontiguousarray(self.numerics.store(out, self.d.dtype)).reshape(out.shape)
 
@@ -344,6 +347,9 @@ class _Job:
         total: Array | None = None
         for part in _blocks(self.inner, max(1, _FOLD_BLOCK // box.size)):
             x, guard = self.contributions(box, part, r)
+            shake = self.evaluator.shake
+            if shake is not None and x.dtype.kind == "f" and r.monoid not in ("max", "min"):
+                x = shake(self.split.body, x)  # every step of a sum rounds, too
             if guard is not None:
                 x = np.where(guard, x, identity_array(r.monoid, self.d.dtype, (), x.dtype))
             y = fold(r.monoid, x, len(part.names), self.numerics.name == "naive")

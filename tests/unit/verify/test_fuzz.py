@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tilewright as tw
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.binding import size_of
@@ -28,6 +29,7 @@ from tilewright.ir.reference import run_reference
 from tilewright.verify.fuzz import Run, fuzz, isolated, judge
 from tilewright.verify.generate import random_inputs
 from tilewright.verify.programs import BLOCK_KINDS, KINDS, Case, generate
+from tilewright.verify.witness import spreads
 
 
 def plain(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
@@ -285,3 +287,22 @@ def test_a_root_of_what_only_rounding_makes_differ_from_zero(seed: int) -> None:
     assert judge(_plain_float32(1), inside) is None
     found = judge(_plain_float32(-1), inside)
     assert found is not None and found[0] == "wrong"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x: f32[1500]; y = sum(i<1500) x[i]",
+        "x: f32[1500]; z: f32[1500]; y = sum(i<1500) x[i] * z[i]",
+        "x: f32[1500]; y[i] = scan sum(i) x[i]",
+    ],
+)
+def test_every_step_of_a_sum_moves_it(text: str) -> None:
+    """Whether the plain evaluation is off by chance or not: sums of other orders differ by as much."""
+    program = tw.program(text)
+    rng = np.random.default_rng(0)
+    given = {t.name: rng.standard_normal(1500).astype(np.float32) for t in program.inputs}
+    (moved,) = spreads(program, given, runs=8)
+    terms = np.prod([x.astype(np.float64) for x in given.values()], axis=0)
+    walk = 2.0**-24 * np.sqrt((terms**2).sum())
+    assert walk < moved < 100 * walk
