@@ -49,12 +49,30 @@ def masked_load(
     orelse: float | int | bool,
 ) -> str:
     """A vector as it lies in memory; `orelse` where the mask, a vector of i1, is false."""
+    count = _first_lanes(mask, width)
+    if count:  # a shorter vector: the load of a whole one may touch the next cache line
+        part, t = operations.memory_type(dtype, count), operations.memory_type(dtype, width)
+        raw = writer.op(f"load {part}, ptr {pointer}, align {dtype.bytes}")
+        other = operations.memory_literal(orelse, dtype, count)
+        lanes = ", ".join(f"i32 {min(i, count)}" for i in range(width))
+        return writer.op(f"shufflevector {part} {raw}, {part} {other}, <{width} x i32> <{lanes}>")
     head, declaration = masked_call("load", dtype, width)
     writer.module.declare(declaration)
     t, other = operations.memory_type(dtype, width), operations.memory_literal(orelse, dtype, width)
     return writer.op(
         f"{head}ptr align {dtype.bytes} {pointer}, <{width} x i1> {mask}, {t} {other})"
     )
+
+
+@lru_cache(maxsize=1 << 8)
+def _first_lanes(mask: str, width: int) -> int:
+    """How many lanes a constant mask leaves, where they are the first ones and a power of two."""
+    if mask[0] != "<":
+        return 0
+    bits = [int(x[-1]) for x in mask[1:-1].split(", ")]
+    count = sum(bits)
+    first = len(bits) == width and all(bits[:count]) and not any(bits[count:])
+    return count if first and 1 < count < width and count & (count - 1) == 0 else 0
 
 
 class Row(Protocol):
