@@ -7,14 +7,29 @@ from functools import partial
 import numpy as np
 from onnx import helper
 
-from tilewright.verify.models.graph import BOOL, F16, F32, F64, I32, I64, Graph, Tensor
+from tilewright.verify.models.graph import (
+    BOOL,
+    F16,
+    F32,
+    F64,
+    I32,
+    I64,
+    MOST,
+    Graph,
+    Tensor,
+)
 from tilewright.verify.models.rows import row
 
 __all__: list[str] = []
 
 
+# Elements of a product: in another order more of them may pass through infinity, or through 0.
+_FACTORS = 32
+
+
 def _reduce(g: Graph, op: str) -> None:
-    t = g.any("fi" if op in ("ReduceSum", "ReduceMax", "ReduceMin") else "f", low=1)
+    kinds = "fi" if op in ("ReduceSum", "ReduceMax", "ReduceMin") else "f"
+    t = g.any(kinds, low=1, most=_FACTORS if op == "ReduceProd" else MOST)
     if op in ("ReduceLogSum",) and g.chance(0.8):
         t = g.one("Add", [g.one("Abs", [t]), g.const(0.25, t.dtype)])
     chosen = g.rng.sample(range(t.rank), g.rng.randint(1, t.rank))
@@ -54,7 +69,8 @@ for _name in ("ArgMax", "ArgMin"):
 
 
 def _prefix(g: Graph, op: str) -> None:
-    t = g.any("fi" if op == "CumSum" else "f", low=1)
+    most = MOST if op == "CumSum" else _FACTORS
+    t = g.any("fi" if op == "CumSum" else "f", low=1, most=most)
     more = {k: 1 for k in ("exclusive", "reverse") if g.chance(0.3)}
     g.add(op, [t, g.const(g.axis(t), g.rng.choice((I64, I32)))], **more)
 
