@@ -34,6 +34,7 @@ from tilewright.group.normalize import (
     is_plain_read,
     tidy,
 )
+from tilewright.group.quotients import is_view_of_rows
 from tilewright.group.rows import feed_reductions, stack_rows
 from tilewright.ir.kernel import int_extent
 from tilewright.ir.program import Definition, Program, defined_by
@@ -249,6 +250,8 @@ def _refusal(st: Grouping, d: Definition, readers: list[str], weight: int) -> st
     """Why a pointwise definition should be stored; empty where it should be inlined."""
     if not readers:
         return "nothing reads it"
+    if is_view_of_rows(d):
+        return "it is a view of rows"
     size = prod(st.shapes[d.name])
     for r in readers:
         e = st.definitions[r]
@@ -256,6 +259,8 @@ def _refusal(st: Grouping, d: Definition, readers: list[str], weight: int) -> st
         points = prod(extents_of(e).values())
         if e.scan is not None:
             return "a scan reads it"
+        if is_view_of_rows(e):
+            return "it is written into its place row by row"
         if e.reduction is not None and (is_contraction(e) or points > 2 * size) and weight > 0:
             return "a reduction reads each element many times"
         if any(x.attr[0] == d.name and x.attr[1] for x in e.reads()):

@@ -248,7 +248,7 @@ def _views(
             or len(readers[source]) != 1
         ):
             continue
-        if prod(shapes[source]) != prod(shapes[d.name]) or prod(shapes[source]) > VIEW_LIMIT:
+        if prod(shapes[source]) != prod(shapes[d.name]):
             continue
         if any(s.reads() for s in d.body.args):
             continue
@@ -267,7 +267,7 @@ def _inverse(d: Definition, layout: Layout, shape: tuple[int, ...]) -> Layout | 
     """The strided layout of the read tensor under which writing it is writing `d` in `layout`."""
     if layout.halo or prod(shape) == 0:
         return None
-    if layout.is_symbolic or any(map(is_symbolic, shape)):
+    if layout.is_symbolic or any(map(is_symbolic, shape)) or prod(shape) > VIEW_LIMIT:
         return _permuted(d, layout, shape)
     grids = np.meshgrid(
         *[np.arange(int_extent(a.extent)) for a in d.axes], indexing="ij", sparse=True
@@ -300,19 +300,37 @@ def _inverse(d: Definition, layout: Layout, shape: tuple[int, ...]) -> Layout | 
 
 
 def _permuted(d: Definition, layout: Layout, shape: tuple[int, ...]) -> Layout | None:
-    """`_inverse` for any size: the axes of `d` are those of what it reads, in another order."""
+    """`_inverse` for any size: the axes of `d` are those of what it reads, in another order, or
+    the quotient and the remainder of one are two of these.
+    """
     names = [a.name for a in d.axes]
     extents = {a.name: int_extent(a.extent) for a in d.axes}
     terms: list[Term] = []
     used: set[str] = set()
+    halves: dict[str, dict[str, int]] = {}
     for axis, (s, n) in enumerate(zip(d.body.args, shape, strict=True)):
         if s.op == "index" and extents.get(s.attr) == n and s.attr not in used:
             used.add(s.attr)
             mine = [t for t in layout.terms if t.axis == names.index(s.attr)]
             terms += [replace(t, axis=axis) for t in mine]
+        elif s.op in ("floordiv", "mod") and s.args[0].op == "index":
+            name, by = s.args[0].attr, E.int_value(s.args[1])
+            mine = [t for t in layout.terms if t.axis == names.index(name)]
+            half = halves.setdefault(name, {})
+            if by is None or s.op in half or len(mine) != 1:
+                return None
+            if mine[0].divisor != 1 or mine[0].modulus:
+                return None
+            half[s.op] = by
+            if n != (by if s.op == "mod" else extents[name] // by) or extents[name] % by:
+                return None
+            times = by if s.op == "floordiv" else 1
+            terms.append(replace(mine[0], axis=axis, stride=mine[0].stride * times))
         elif not (n == 1 and s is E.const(0)):
             return None
-    if used != {a for a, n in extents.items() if n != 1}:
+    if any(len(x) != 2 or len(set(x.values())) != 1 for x in halves.values()):
+        return None
+    if used & set(halves) or used | set(halves) != {a for a, n in extents.items() if n != 1}:
         return None
     return Layout(shape, tuple(terms), layout.size, layout.offset)
 

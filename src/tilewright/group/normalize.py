@@ -3,7 +3,8 @@
 In: a Program whose dims are bound, or assumed (ir/extent.py). Out: an equal Program. Invariants
 afterwards: no read has an `else` that interval arithmetic shows to be dead; a log-sum-exp is its
 three definitions; definitions that nothing needs are gone; definitions that only move elements are
-inlined into their readers where the subscripts stay quasi-affine.
+inlined into their readers where the subscripts stay quasi-affine; what is computed row by row has
+an axis for the rows (group/quotients.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from tilewright.group.quotients import split_quotients
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.expr import Expr
@@ -318,7 +320,7 @@ def normalize(p: Program) -> Program:
             body.append(s)
     body = _live(body, p.results)
     body = _inline_movement(body, set(p.results), shapes)
-    body = _live(body, p.results)
+    body = _live(split_quotients(_live(body, p.results), shapes, taken), p.results)
     used = {n for s in body for n in statement_reads(s)} | set(p.results)
     constants = tuple((t, k) for t, k in p.constants if t.name in used)
     return replace(p, body=tuple(body), constants=constants)

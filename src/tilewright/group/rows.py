@@ -21,6 +21,7 @@ from tilewright.group.groups import (
     renamed,
 )
 from tilewright.group.normalize import is_plain_read, statement_reads
+from tilewright.group.quotients import is_view_of_rows
 from tilewright.ir import expr as E
 from tilewright.ir.kernel import int_extent
 
@@ -57,6 +58,8 @@ def stack_rows(st: Grouping) -> None:
 
 def _try_stack(st: Grouping, first: Group, second: Group) -> bool:
     a, b = first.stages[0].anchor, second.stages[0].anchor
+    if any(is_view_of_rows(st.definitions[n]) for n in (a, b)):
+        return False  # nothing is computed for it
     if not any(
         st.definitions[s.anchor].reduction is not None for g in (first, second) for s in g.stages
     ):

@@ -121,7 +121,7 @@ def test_the_form_does_not_depend_on_values() -> None:
 
 def test_a_gain_is_needed() -> None:
     # One tile of outputs a weight: the transformed weights are four times as many bytes.
-    assert not faster_convolutions(image(1, 512, 512, 7, 7), TARGET)[1]
+    assert not faster_convolutions(image(1, 512, 512, 4, 4), TARGET)[1]
     assert not faster_convolutions(image(1, 3, 64, 56, 56), TARGET)[1]
     assert faster_convolutions(image(1, 64, 64, 56, 56), TARGET)[1]
 
