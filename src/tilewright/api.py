@@ -285,12 +285,10 @@ class _Build:
         self.program = own_results(program)
         strict = config.current().numerics == "strict"
         target = model.target.without_bf16() if strict else model.target
-        # The same, with other algorithms where those are faster; what the plan is made of. They
-        # need fixed sizes.
-        self.derived = self.program
-        self.derivations: list[Derivation] = []
-        if not scope.dims:
-            self.derived, self.derivations = derived(self.program, target, strict)
+        # The same, with other algorithms where those are faster; what the plan is made of.
+        self.derived: Program
+        self.derivations: list[Derivation]
+        self.derived, self.derivations = derived(self.program, target, strict)
         self.plan: Plan
         self.decisions: list[Decision]
         self.plan, self.decisions = plan_program(self.derived, target)

@@ -38,6 +38,7 @@ from tilewright.derive import Derivation, Names, rewritten
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F32
 from tilewright.ir.expr import Expr
+from tilewright.ir.extent import assuming, ceil_div
 from tilewright.ir.kernel import int_extent
 from tilewright.ir.program import (
     Axis,
@@ -71,7 +72,7 @@ class _Window:
 
     def tiles(self, m: int) -> int:
         """Tiles of m outputs that lie `step` apart, from one of the first `step` on."""
-        return -(-int_extent(self.out.extent) // (self.step * m))
+        return ceil_div(int_extent(self.out.extent), self.step * m)
 
 
 @dataclass(frozen=True)
@@ -203,8 +204,8 @@ _WEIGHTS = 8.0  # bytes a cycle at which constants that are read once arrive, fr
 def _rate(size: float, target: Target) -> float:
     """Bytes a cycle that a buffer of this size is read or written at, roughly."""
     if 2 * size <= target.l2_bytes:
-        return 20.0
-    return 9.0 if size <= 2 * target.l2_bytes else 4.5
+        return 25.0
+    return 14.0 if 4 * size <= min(target.l3_bytes, 16 * target.l2_bytes) else 6.0
 
 
 def _gain(c: _Convolution, m: int, target: Target) -> float:
@@ -355,8 +356,15 @@ def faster_convolutions(
     three taps, next to each other or a fixed step apart, and slide by one. The values of new
     constants are made where the old ones are known.
     """
-    if strict or program.dims:
+    if strict:
         return program, []
+    with assuming(program.dims):
+        return _faster(program, target, sizes, worth)
+
+
+def _faster(
+    program: Program, target: Target, sizes: Sequence[int], worth: float
+) -> tuple[Program, list[Derivation]]:
     constants = {t.name: key for t, key in program.constants}
     names = Names(set(program.tensors))
     body: list[Statement] = []

@@ -16,9 +16,9 @@ __all__ = ["Scope", "scope_of_sizes"]
 
 LEAST = 2  # below it an axis is a point, or nothing: another program
 # Sizes from .. to (None: and more), and the typical one for which decisions are taken. What is
-# best for a few rows, for some hundreds and for more differs: whether operands are packed, how wide
-# tiles are, what fits in which cache.
-RANGES = ((LEAST, 31, 28), (32, 255, 128), (256, None, 512))
+# best for a few rows, for some hundreds, for more and for thousands differs: whether operands are
+# packed, how wide tiles are, what fits in which cache.
+RANGES = ((LEAST, 31, 28), (32, 255, 128), (256, 2047, 768), (2048, None, 4096))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +141,12 @@ def run(options: Options, display: Display) -> dict[str, Any]:
     found = figure.figures(rows, suite.figures)
     if {"candidate", "import", "call", "symbolic"} & set(suite.figures):
         found.update(_own_figures(suite.figures))
+    chosen = {w.name for w in suite.rows}
+    cases = tuple(o for o in suite.open if o.row in chosen)
+    if "symbolic" in suite.figures and cases and options.jitter is None:
+        with timing_lock("bench: open sizes", say=display.note):
+            opened = replace(suite, open=cases)
+            found.update(_open_figures(opened, options.threads, display.note))
     facts = machine(rows)
     partial.done()
     return {
@@ -182,9 +188,22 @@ def _own_figures(wanted: Sequence[str]) -> dict[str, dict[str, Any]]:
         out["candidate_python_ms"] = {"value": python, "unit": "ms", "how": how}
     if "call" in wanted:
         out.update(call_figures())
-    if "symbolic" in wanted:
-        how = "not measured: a build serves the sizes it was made for"
-        out["symbolic_loss_worst"] = {"value": None, "unit": "ratio", "how": how}
+    return out
+
+
+def _open_figures(
+    suite: Suite, threads: int, note: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """What a size that is left open costs, and where most."""
+    from tilewright.tools.open_sizes import losses
+
+    found = losses(suite.rows, suite.open, threads, note)
+    worst = max(found, key=lambda name: found[name])
+    how = "untuned, one model for a range of a size over a build for the size alone"
+    how = f"{how}: {worst}"
+    out = {"symbolic_loss_worst": {"value": found[worst], "unit": "ratio", "how": how}}
+    for name, value in found.items():
+        out[f"symbolic_loss.{name}"] = {"value": value, "unit": "ratio", "how": "of it"}
     return out
 
 

@@ -118,8 +118,20 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 
 @dataclass(frozen=True)
+class OpenSize:
+    """A row of the suite, its dim that is left open, and the sizes that it is called with."""
+
+    row: str
+    dim: str
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Suite:
-    """A list of rows, its tuning budget, and the figures that it reports; or a list of `parts`."""
+    """A list of rows, its tuning budget, and the figures that it reports; or a list of `parts`.
+
+    open: rows whose model is also built with a size left open (tools/open_sizes.py).
+    """
 
     name: str
     rows: tuple[Workload, ...]
@@ -131,6 +143,7 @@ class Suite:
     peers: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
     samples: int = 0
+    open: tuple[OpenSize, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -237,6 +250,7 @@ def load_suite(name: str) -> Suite:
         int(data.get("rounds", 15)),
         float(data.get("burst_ms", 60.0)) * 1e-3,
         tuple(data.get("peers", ())),
+        open=tuple(OpenSize(o["row"], o["dim"], tuple(o["sizes"])) for o in data.get("open", ())),
     )
 
 
