@@ -35,6 +35,7 @@ class Addresses:
             str, tuple[str, int]
         ] = {}  # loop variable or dim -> value, region depth
         self.buffers: dict[str, tuple[str, DType]] = {}
+        self.sizes: dict[str, Expr] = {}  # in elements, of buffers of which only a call knows it
         self._depths: dict[Expr, int] = {}
         self._steps: dict[
             int, tuple[str, str, int]

@@ -164,6 +164,8 @@ class _Function:
         for slot, b in enumerate(placed):
             if b.name in used:
                 a.buffers[b.name] = (self._slot(slot, "ptr"), b.dtype)
+                if E.int_value(b.size) is None:
+                    a.sizes[b.name] = b.size
         for slot, d in enumerate(self.nest.dims, len(placed)):
             a.variables[d] = (self._slot(slot, "i64"), 0)
         at, whole = 0, E.const(0)  # constant and symbolic parts of the scratch offset

@@ -318,7 +318,7 @@ class Memory:
                     way = ways[c] = self._way(access, c, plain)
                 stored = v if dtype is not BOOL else ops.to_memory(v, dtype, width)
                 way((pointer, first + c * size), stored, inside)
-        self._store_plain(plain, dtype, width, n.nontemporal)
+        self._store_plain(plain, dtype, width, n.nontemporal, self.addresses.sizes.get(n.buffer))
         self.writer.wrote()
 
     def _way(
@@ -355,8 +355,16 @@ class Memory:
         self.line_when(inside, f"store {t} {value}, ptr {pointer}, align {dtype.bytes}")
 
     def _store_plain(
-        self, plain: list[tuple[Pointer, str]], dtype: DType, width: int, nontemporal: bool
+        self,
+        plain: list[tuple[Pointer, str]],
+        dtype: DType,
+        width: int,
+        nontemporal: bool,
+        elements: Expr | None = None,
     ) -> None:
+        """elements: of the buffer, where only the call knows how many: past the caches goes what
+        does not fit into them.
+        """
         w, t = self.writer, self.operations.memory_type(dtype, width)
         size = width * dtype.bytes
         if (
@@ -372,6 +380,10 @@ class Memory:
         for base in dict.fromkeys(at[0] for at, _ in plain):
             number = w.once(f"ptrtoint ptr {base} to i64")
             bits = w.once(f"or i64 {bits}, {number}") if bits else number
+        if elements is not None:
+            most = self.operations.target.kept_bytes // dtype.bytes
+            small = w.once(f"icmp sle i64 {self.addresses.value(elements)}, {most}")
+            bits = w.once(f"or i64 {bits}, {w.once(f'zext i1 {small} to i64')}")
         low = w.once(f"and i64 {bits}, {size - 1}")
         aligned = w.once(f"icmp eq i64 {low}, 0")
         bodies = []

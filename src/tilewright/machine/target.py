@@ -164,6 +164,11 @@ class Target:
             return "aarch64"
         return {512: "x86-avx512", 256: "x86-avx2"}.get(self.vector_bits, "x86-sse42")
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of a result beyond which it is written past the caches."""
+        return self.l3_bytes // 8
+
     def lanes(self, dtype_bits: int) -> int:
         """How many elements of `dtype_bits` one vector register holds."""
         return max(1, self.vector_bits // dtype_bits)

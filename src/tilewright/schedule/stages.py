@@ -450,7 +450,7 @@ class StageSpace:
             out.append(Group((f"{p}prefetch",), ("choice",), self._prefetch()))
         if any(w.strides for w in r.writes) and not r.is_contraction and not self.sequence:
             size = prod(self.full[a] for a in r.out) * r.anchor.dtype.bytes
-            streams = size > self.target.l3_bytes // 8
+            streams = size > self.target.kept_bytes
             out.append(Group((f"{p}nt",), ("flag",), ((1,), (0,)) if streams else ((0,), (1,))))
         return out
 

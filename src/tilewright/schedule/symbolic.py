@@ -22,7 +22,8 @@ def for_range(kernel: Kernel, schedule: Schedule) -> Schedule:
     """What differs from the build for one size.
 
     Rows of operand A that lie a symbolic stride apart take a pointer each, more than there are
-    registers: they are copied, so that one pointer and constants reach them.
+    registers: they are copied, so that one pointer and constants reach them. A result without a
+    largest size may be one that is written past the caches; the code asks for its size.
     """
     if not kernel.program.dims or kernel.scatter is not None:
         return schedule
@@ -31,12 +32,21 @@ def for_range(kernel: Kernel, schedule: Schedule) -> Schedule:
         for k in range(len(kernel.stages)):
             roles, name = stage_roles(kernel, k), f"s{k}.pack.a"
             changed.update(_in_vectors(roles, changed, f"s{k}."))
+            if f"s{k}.nt" in changed and _may_be_large(kernel, k):
+                changed[f"s{k}.nt"] = 1
             if name not in changed or roles.a is None:
                 continue
             strides = (roles.a.strides.get(a) for a in roles.roles("m"))
             if any(s is not None and is_symbolic(s) for s in strides):
                 changed[name] = "block"
     return Schedule.of(changed)
+
+
+def _may_be_large(kernel: Kernel, k: int) -> bool:
+    """Has a result that the stage hands out an extent without a largest value?"""
+    endless = {d.name for d in kernel.program.dims if d.hi is None}
+    out = [kernel.definitions[m] for m in kernel.stages[k].members if m in kernel.layout_of]
+    return any(endless & a.extent.names("dim") for d in out for a in d.axes)
 
 
 def _in_vectors(roles: StageRoles, items: Mapping[str, Value], p: str) -> dict[str, Value]:

@@ -18,7 +18,7 @@ import numpy as np
 import tilewright as tw
 from tilewright.frontend.notation import parse_notation
 from tilewright.tools import wiring
-from tilewright.tools.suite import OpenSize, Workload, input_specs, make_inputs
+from tilewright.tools.suite import OpenSize, Workload, aligned_empty, input_specs, make_inputs
 
 __all__ = ["loss_of", "losses"]
 
@@ -82,7 +82,7 @@ def _outputs(found: Any) -> list[Any]:
 
 def _ratio(a: Any, b: Any, arrays: Sequence[Any], results: Sequence[Any]) -> float:
     """Median over rounds of a's time over b's, both writing into the same outputs."""
-    out = tuple(np.empty_like(x) for x in results)
+    out = tuple(aligned_empty(x.shape, x.dtype) for x in results)
     given = out[0] if len(out) == 1 else out
 
     def burst(model: Any, calls: int) -> float:
