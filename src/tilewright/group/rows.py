@@ -242,7 +242,7 @@ def feed_reductions(st: Grouping, g: Group) -> None:
     k = 0
     while k + 1 < len(g.stages):
         first, second = g.stages[k], g.stages[k + 1]
-        tail, anchor = st.definitions[first.members[-1]], st.definitions[second.anchor]
+        anchor = st.definitions[second.anchor]
         k += 1
         if (
             not is_pointwise(st.definitions[first.anchor])
@@ -256,13 +256,17 @@ def feed_reductions(st: Grouping, g: Group) -> None:
         mapping = _element_by_element(st, first.members, second.members)
         if not set(mapping.values()) >= {n for n, x in extents.items() if x > 1}:
             continue
-        rest = [a for a in tail.axes if a.name not in mapping]
         spare = [n for n, x in extents.items() if x == 1 and n not in mapping.values()]
-        if len(rest) > len(spare):
-            continue
-        mapping.update(zip((a.name for a in rest), spare, strict=False))
+        renames = {}  # of each member: its own axes of one point stand for some of the reduction
         for m in first.members:
-            st.definitions[m] = renamed(st.definitions[m], mapping)
+            rest = [a for a in st.definitions[m].axes if a.name not in mapping]
+            if len(rest) <= len(spare) and all(int_extent(a.extent) == 1 for a in rest):
+                own = dict(zip((a.name for a in rest), spare, strict=False))
+                renames[m] = {**mapping, **own}
+        if len(renames) < len(first.members):
+            continue
+        for m, names in renames.items():
+            st.definitions[m] = renamed(st.definitions[m], names)
         second.members[:0] = first.members
         g.stages.remove(first)
         k -= 1
