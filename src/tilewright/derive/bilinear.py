@@ -198,6 +198,8 @@ def _point(s: Expr, axes: Mapping[str, Axis], d: Definition) -> Expr:
 # ---- cost ----------------------------------------------------------------------------------------
 
 
+# Bytes by which all constants together may grow: a share of them, or this where it is more.
+_SHARE, _ROOM = 0.28, float(8 << 20)
 _WEIGHTS = 8.0  # bytes a cycle at which constants that are read once arrive, from L3 or beyond
 
 
@@ -208,6 +210,13 @@ def _rate(size: float, target: Target) -> float:
     return 14.0 if 4 * size <= min(target.l3_bytes, 16 * target.l2_bytes) else 6.0
 
 
+def _plain(c: _Convolution, target: Target) -> float:
+    """Estimated cycles of the plain form."""
+    products = prod(int_extent(a.extent) for a in (*c.kept, *c.depth, *c.columns))
+    points = prod(int_extent(w.out.extent) for w in c.windows)
+    return float(products * points * 3 ** len(c.windows)) / (2 * target.lanes(32)) / 0.85
+
+
 def _gain(c: _Convolution, m: int, target: Target) -> float:
     """Estimated time of the plain form over that of tiles of m."""
     lanes = target.lanes(32)
@@ -216,11 +225,10 @@ def _gain(c: _Convolution, m: int, target: Target) -> float:
     depth = prod(int_extent(a.extent) for a in c.depth)
     columns = prod(int_extent(a.extent) for a in c.columns)
     rows = prod(int_extent(a.extent) for a in c.kept)
-    points = rows * prod(int_extent(w.out.extent) for w in c.windows)
     tiles = rows * prod(w.step * w.tiles(m) for w in c.windows)
     if min(depth, columns) < lanes:
         return 0.0
-    plain = points * depth * columns * 3**many / (2 * lanes) / 0.85
+    plain = _plain(c, target)
     fewer = n**many * tiles * depth * columns / (2 * lanes) / 0.8
     into = sum(n ** (many + 1) for _ in range(many)) * depth
     back = sum(m ** (i + 1) * n ** (many - i) for i in range(many)) * columns
@@ -362,6 +370,45 @@ def faster_convolutions(
         return _faster(program, target, sizes, worth)
 
 
+def _chosen(
+    convolutions: Mapping[int, _Convolution],
+    target: Target,
+    sizes: Sequence[int],
+    worth: float,
+    room: float,
+) -> dict[int, tuple[int, float]]:
+    """Outputs of a tile, and the estimated gain, of each convolution that is rewritten.
+
+    Weights at points take more memory than taps, and `room` bytes more in all: what saves most time
+    a byte comes first, then larger tiles in place of smaller ones by what they save more.
+    """
+    out: dict[int, tuple[int, float]] = {}
+    gains = {k: {m: _gain(c, m, target) for m in sizes} for k, c in convolutions.items()}
+    while True:
+        best: tuple[float, float, int, int] | None = None
+        for k, c in convolutions.items():
+            now = out.get(k, (0, 1.0))
+            for m, gain in gains[k].items():
+                if gain < worth or (gain <= now[1] and k in out) or m == now[0]:
+                    continue
+                more = _more_bytes(c, m) - (_more_bytes(c, now[0]) if k in out else 0.0)
+                saved = _plain(c, target) * (1 / now[1] - 1 / gain) if worth else 1.0
+                if more <= room and (best is None or saved / max(more, 1.0) > best[0]):
+                    best = saved / max(more, 1.0), more, k, m
+        if best is None:
+            return out
+        _, more, k, m = best
+        room -= more
+        out[k] = m, gains[k][m]
+
+
+def _more_bytes(c: _Convolution, m: int) -> float:
+    """By how much the weights at points are longer than the taps."""
+    many = len(c.windows)
+    each = prod(int_extent(a.extent) for a in (*c.depth, *c.columns))
+    return float(4 * each * ((m + 2) ** many - 3**many))
+
+
 def _faster(
     program: Program, target: Target, sizes: Sequence[int], worth: float
 ) -> tuple[Program, list[Derivation]]:
@@ -372,13 +419,21 @@ def _faster(
     values = dict(program.values)
     found: list[Derivation] = []
     made: dict[int, dict[str, str]] = {}
-    for s in program.body:
-        c = _convolution(s, constants) if isinstance(s, Definition) else None
-        gains = {m: _gain(c, m, target) for m in sizes} if c is not None else {}
-        m = max(gains, key=lambda m: gains[m], default=0)
-        if c is None or gains[m] < worth:
+    convolutions = {
+        k: c
+        for k, s in enumerate(program.body)
+        if isinstance(s, Definition) and (c := _convolution(s, constants)) is not None
+    }
+    held = sum(
+        float(prod(int_extent(n) for n in t.shape)) * t.dtype.bytes for t, _ in program.constants
+    )
+    room = max(_SHARE * held, _ROOM) if worth else float("inf")
+    chosen = _chosen(convolutions, target, sizes, worth, room)
+    for k, s in enumerate(program.body):
+        if k not in chosen:
             body.append(s)
             continue
+        c, (m, gain) = convolutions[k], chosen[k]
         at, g, bt = (_array(t) for t in tables(m, 3))
         if m not in made:
             made[m] = {}
@@ -396,7 +451,7 @@ def _faster(
             values[key] = _transformed(np.asarray(values[c.key]), c, g)
         body += definitions
         form = "x".join([f"F({m},3)"] * len(c.windows))
-        reason = f"{form}, estimated {gains[m]:.2f}x the plain form"
+        reason = f"{form}, estimated {gain:.2f}x the plain form"
         found.append(Derivation("bilinear", c.d.name, reason))
     if not found:
         return program, []

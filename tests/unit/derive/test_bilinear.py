@@ -16,6 +16,7 @@ from tilewright.ir.interpreter import run_program
 from tilewright.ir.program import Definition, Program, array_key
 from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
+from tilewright.tools import wiring
 from tilewright.verify.oracle import check
 
 TARGET = Target.named("x86-avx512")
@@ -169,3 +170,25 @@ def test_native_code_obeys_the_policy_of_bilinear_forms(
     report = check(model, program, seeds=2, bilinear=True)
     assert report.ok, str(report)
     assert [d.name for d in model.latest.derivations] == ["y"]
+
+
+def test_constants_grow_by_little() -> None:
+    """A model of many convolutions: some take the form with less memory, or none."""
+    text = "\n".join(
+        ["x: f32[1, 256, 14, 14]"]
+        + [f"k{n}: f32[256, 256, 3, 3]" for n in range(8)]
+        + [
+            f"y{n + 1}[n<1, o<256, h<14, w<14] = sum(c<256, u<3, v<3) "
+            f"(y{n}[n, c, h + u - 1, w + v - 1] else 0.0) * k{n}[o, c, u, v]".replace("y0[", "x[")
+            for n in range(8)
+        ]
+    )
+    rng = np.random.default_rng(0)
+    weights = {f"k{n}": rng.standard_normal((256, 256, 3, 3), np.float32) for n in range(8)}
+    program = wiring.with_constants(tilewright.program(text), weights)
+    derived, found = faster_convolutions(program, TARGET)
+    before, after = (
+        sum(float(np.prod([int(str(n)) for n in t.shape])) * 4 for t, _ in p.constants)
+        for p in (program, derived)
+    )
+    assert found and before < after <= 1.3 * before
