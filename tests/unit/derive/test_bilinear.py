@@ -176,15 +176,15 @@ def test_constants_grow_by_little() -> None:
     """A model of many convolutions: some take the form with less memory, or none."""
     text = "\n".join(
         ["x: f32[1, 256, 14, 14]"]
-        + [f"k{n}: f32[256, 256, 3, 3]" for n in range(8)]
+        + [f"k{n}: f32[256, 256, 3, 3]" for n in range(16)]
         + [
             f"y{n + 1}[n<1, o<256, h<14, w<14] = sum(c<256, u<3, v<3) "
             f"(y{n}[n, c, h + u - 1, w + v - 1] else 0.0) * k{n}[o, c, u, v]".replace("y0[", "x[")
-            for n in range(8)
+            for n in range(16)
         ]
     )
     rng = np.random.default_rng(0)
-    weights = {f"k{n}": rng.standard_normal((256, 256, 3, 3), np.float32) for n in range(8)}
+    weights = {f"k{n}": rng.standard_normal((256, 256, 3, 3), np.float32) for n in range(16)}
     program = wiring.with_constants(tilewright.program(text), weights)
     derived, found = faster_convolutions(program, TARGET)
     before, after = (
