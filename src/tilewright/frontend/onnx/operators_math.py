@@ -227,7 +227,8 @@ def _swish(n: Node, x: Expr) -> Expr:
 
 def _shrink(n: Node, x: Expr) -> Expr:
     bias, lambd = n.attribute("bias", 0.0), n.attribute("lambd", 0.5)
-    wide = E.cast(x, F32) if not x.dtype.is_float else x
+    # The limit is an f32: rounded to 16 bits it may be another number of x.
+    wide = E.cast(x, F32) if not x.dtype.is_float or x.dtype.bits == 16 else x
     low = E.add(wide, like(wide, bias))
     high = E.sub(wide, like(wide, bias))
     zero = like(wide, 0)

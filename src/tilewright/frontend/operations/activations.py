@@ -10,7 +10,7 @@ import math
 
 from tilewright.frontend.values import like
 from tilewright.ir import expr as E
-from tilewright.ir.dtypes import BOOL, DType
+from tilewright.ir.dtypes import BOOL, F32, DType
 from tilewright.ir.expr import Expr
 
 __all__ = [
@@ -64,7 +64,8 @@ def softsign(x: Expr) -> Expr:
 
 def thresholded_relu(x: Expr, alpha: float = 1.0) -> Expr:
     """x above alpha, else 0."""
-    return E.select(E.compare("gt", x, like(x, alpha)), x, like(x, 0))
+    wide = E.cast(x, F32) if x.dtype.is_float and x.dtype.bits == 16 else x  # as alpha is
+    return E.select(E.compare("gt", wide, like(wide, alpha)), x, like(x, 0))
 
 
 def scaled_tanh(x: Expr, alpha: float = 1.0, beta: float = 1.0) -> Expr:

@@ -245,6 +245,16 @@ def test_celu_of_an_alpha_that_is_zero_in_half_precision() -> None:
     assert np.array_equal(np.asarray(y, np.float32), [0, 0, 0, 0.5, 3])
 
 
+@pytest.mark.parametrize("op", ["Shrink", "ThresholdedRelu"])
+def test_limits_are_not_rounded_to_half_precision(op: str) -> None:
+    """1.8091 lies below the f16 1.8096, to which it would be rounded."""
+    x = np.array([1.8096, -1.8096, 1.8086, 0], np.float16)
+    more = {"lambd": 1.8091, "bias": 1.0} if op == "Shrink" else {"alpha": 1.8091}
+    data, inputs = single(op, {"x": x}, 14, **more)
+    (y,) = run_program(import_onnx(data).program, inputs, precision="naive")
+    assert (np.asarray(y) != 0).tolist() == [True, op == "Shrink", False, False]
+
+
 @pytest.mark.parametrize("one_for_all", [True, False])
 def test_powers_of_one_half_are_those_of_c(one_for_all: bool) -> None:
     """onnxruntime and C give inf and +0 where a square root is NaN and -0."""
