@@ -113,7 +113,7 @@ def test_a_full_disk_loses_no_count(folder: Path) -> None:
 
 def test_a_child_that_dies_is_a_finding(tmp_path: Path) -> None:
     """Killed in the middle of a case, hung, and out of memory; the next case has a new child."""
-    children = campaign.Children(tmp_path / "arcs")
+    children = campaign.Children(tmp_path / "arcs", tmp_path)
     request = campaign._header("programs", 7, "x86-avx2", 1)
     try:
         assert children.ask("main", request, b"", 100)[0]["found"] is None
@@ -138,6 +138,44 @@ def test_a_child_that_dies_is_a_finding(tmp_path: Path) -> None:
         children.close()
 
 
+def test_a_child_builds_into_a_cache_of_its_own(folder: Path, tmp_path: Path) -> None:
+    """What was generated displaces nothing in the user's cache, and a twin builds for itself."""
+    mine = tmp_path / "mine"
+    with tilewright.config(cache_dir=mine):
+        (mine / "hardware").mkdir(parents=True)
+        (mine / "hardware" / "a.json").write_text("{}")
+        result = run(kinds=("programs",), count=2, corpus=folder, seed=3)
+    assert result["ok"] and not (mine / "objects").exists()
+    children = campaign.Children(tmp_path / "arcs", tmp_path)
+    try:
+        for name in ("main", "twin"):
+            with tilewright.config(cache_dir=mine):
+                children.ask(name, campaign._header("programs", 7, "x86-avx2", 1), b"", 100)
+            assert list((tmp_path / name / "objects").glob("*/*"))
+            assert (tmp_path / name / "hardware" / "a.json").exists()
+    finally:
+        children.close()
+
+
+def test_a_generator_that_fails_is_a_finding(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The parent keeps what it was told; it does not fail as the child did."""
+
+    def broken(number: int) -> bytes:
+        raise KeyError(1)
+
+    monkeypatch.setattr(KINDS["onnx"], "text_of", broken)
+    state = campaign._Run(campaign.Settings(corpus=folder), Corpus(folder), reduced=10**6)
+    children = campaign.Children(tmp_path / "arcs", tmp_path)
+    header = campaign._header("onnx", 9, "x86-avx2", 1)
+    campaign._keep(state, children, "onnx", header, ("error KeyError", "1"), b"")
+    assert state.corpus.data_of(state.corpus.failed[0]) == (
+        b"# case 9 cannot be generated: KeyError(1)\n"
+    )
+    state.corpus.close()
+
+
 def test_every_kind_of_case_is_the_same_in_every_process() -> None:
     for kind in ("programs", "onnx", "schedules"):
         assert KINDS[kind].text_of(11) == KINDS[kind].text_of(11)
@@ -157,6 +195,11 @@ def test_generated_models_are_valid_and_every_row_is_drawn() -> None:
     for number in range(120, 240):
         seen |= draw_model(number).rows
     assert wanted <= seen  # operators come in turn
+
+
+def test_bits_of_one_byte_are_cast() -> None:
+    """A BitCast of int8, once a KeyError of the generator."""
+    assert "BitCast" in draw_model(87021199967650429).rows
 
 
 def test_a_model_and_its_text() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import select
+import shutil
 import statistics
 import tempfile
 import time
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tilewright.config import current
 from tilewright.errors import TargetError, UserError
 from tilewright.machine.target import available_cpus
 from tilewright.runtime.wire import Header, Worker, WorkerDied
@@ -38,6 +40,7 @@ _THIRD_EVERY = 4  # one case in so many is shown to PyTorch
 _TWIN_EVERY = 25  # one case in so many is built in a second process, too
 _MOST_REDUCED = 12
 _SPARE = 1  # cases that are worked on beyond one a CPU: Python and LLVM take turns in each
+_CACHE_BYTES = 64 << 20  # of built objects, a child
 _RATE_FROM = 50  # cases from which on a run is worth measuring the generation
 
 
@@ -103,9 +106,13 @@ class Children:
     replaced when it dies.
     """
 
-    def __init__(self, arcs: Path) -> None:
-        """arcs: the file where the child of nests keeps which branches were taken."""
+    def __init__(self, arcs: Path, scratch: Path) -> None:
+        """arcs: the file where the child of nests keeps which branches were taken; scratch: a
+        folder for caches, one a child: a twin builds what the first child built, and what was
+        generated displaces nothing in the user's cache.
+        """
         self.arcs = arcs
+        self.scratch = scratch
         self._workers: dict[str, Worker] = {}
 
     def ask(self, name: str, header: Header, body: bytes, timeout_s: float) -> tuple[Header, bytes]:
@@ -118,7 +125,7 @@ class Children:
         worker = self._workers.get(name)
         if worker is None:
             arguments = (str(self.arcs),) if name == "nests" else ()
-            worker = self._workers[name] = _started(arguments)
+            worker = self._workers[name] = _started(arguments, self._cache(name))
         try:
             worker.send(header, body)
         except (WorkerDied, KeyboardInterrupt):
@@ -145,20 +152,32 @@ class Children:
         ready = select.select(list(known), [], [], max(0.0, timeout_s))[0]
         return known[ready[0]] if ready else None
 
+    def _cache(self, name: str) -> Path:
+        """The folder of a child's own cache; it begins with what is known of the machine."""
+        folder = self.scratch / name
+        with suppress(OSError):  # where nothing is known, or the disk is full
+            shutil.copytree(current().cache_dir / "hardware", folder / "hardware")
+        return folder
+
     def close(self) -> None:
         for worker in self._workers.values():
             worker.kill()
         self._workers.clear()
 
 
-def _started(arguments: tuple[str, ...]) -> Worker:
-    """A new child; a machine that is out of processes or memory is given time.
+def _started(arguments: tuple[str, ...], cache: Path) -> Worker:
+    """A new child that builds into `cache`; a machine that is out of processes or memory is given
+    time.
 
     Errors: WorkerDied.
     """
+    variables = {
+        "TILEWRIGHT_CACHE_DIR": str(cache),
+        "TILEWRIGHT_CACHE_MAX_BYTES": str(_CACHE_BYTES),
+    }
     for wait_s in (1.0, 5.0, 20.0):
         try:
-            return Worker("tilewright.tools.fuzz.child", arguments)
+            return Worker("tilewright.tools.fuzz.child", arguments, variables)
         except OSError:
             time.sleep(wait_s)
     raise WorkerDied("no child can be started")
@@ -218,7 +237,8 @@ def run(settings: Settings, on_progress: Callable[[float | None, str], None]) ->
     generation = _generation(settings, table)
     saved = time.monotonic()
     scratch = tempfile.TemporaryDirectory()
-    children = Children(Path(settings.corpus or scratch.name).resolve() / "arcs")
+    arcs = Path(settings.corpus or scratch.name).resolve() / "arcs"
+    children = Children(arcs, Path(scratch.name))
     try:
         _replay_failed(state, children)
         order = _order(settings.kinds)
@@ -472,7 +492,10 @@ def _keep(
     )  # fmt: skip
     suffix = KINDS[kind].suffix
     if not data:
-        data = KINDS[kind].text_of(header["number"])
+        try:
+            data = KINDS[kind].text_of(header["number"])
+        except Exception as error:  # noqa: BLE001 - a generator that fails is what was found
+            data = f"# case {header['number']} cannot be generated: {error!r}\n".encode()
     if not state.corpus.add(failed, data, suffix):
         return
     with suppress(UserError):

@@ -230,11 +230,11 @@ def bit_cast(g: Graph) -> None:
     from onnx import helper
 
     t = g.any("fi")
-    to: Any = {2: np.int16, 4: np.int32, 8: np.int64}[t.dtype.itemsize]
     if t.dtype.kind == "f":  # a computed value may differ in its last bits
         t = g.put(g.values.standard_normal(t.shape).astype(t.dtype), 0.5)
-    if t.dtype.kind == "i":
-        to = {4: np.float32, 8: np.float64}[t.dtype.itemsize]
+    integers = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
+    floats = {1: np.uint8, 2: np.float16, 4: np.float32, 8: np.float64}
+    to: Any = (floats if t.dtype.kind == "i" else integers)[t.dtype.itemsize]
     g.add("BitCast", [t], to=helper.np_dtype_to_tensor_dtype(np.dtype(to)))
 
 
