@@ -34,6 +34,7 @@ __all__ = ["INTS", "WORK", "Maker"]
 WORK = 1 << 17
 _SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 24, 31, 33, 64, 67)
 _FLOATS = (F32, F32, F32, F32, F32, F64, F16, BF16)
+_FEW = 8  # factors
 INTS = (I32, I64, I8, U8, I16, U32)
 
 
@@ -60,6 +61,17 @@ class Maker(Expressions):
 
     def elements(self, shape: Sequence[Expr]) -> int:
         return prod(self.value(e) for e in shape)
+
+    def factor(self, e: Expr, extents: Sequence[Expr]) -> Expr:
+        """A factor near one of a product over `extents`. A long product stays within a few powers
+        of two: in another order it would pass through infinity, or through 0.
+        """
+        count = self.elements(extents)
+        if count <= _FEW:
+            return E.add(E.mul(e, E.const(0.0625, e.dtype)), E.const(1, e.dtype))
+        one = E.const(1, e.dtype)
+        bounded = E.maximum(E.minimum(e, one), E.neg(one))
+        return E.add(E.mul(bounded, E.const(2.0 ** -count.bit_length(), e.dtype)), one)
 
     def fresh(self, letter: str) -> str:
         self.number += 1

@@ -83,7 +83,7 @@ def _ragged(m: Maker) -> None:
     body = E.read(t.name, [j.index], t.dtype)
     monoid = rng.choice(("sum", "max", "min", "prod", "logsumexp"))
     if monoid == "prod":
-        body = E.add(E.mul(body, E.const(0.0625, t.dtype)), E.const(1, t.dtype))
+        body = m.factor(body, [longest])
     m.add(t.dtype, (i,), body, Reduction(monoid, (j,), inside))
 
 

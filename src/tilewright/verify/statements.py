@@ -62,8 +62,8 @@ def _reduction(m: Maker) -> None:
     if monoid in ("all", "any"):
         limit = E.const(0.75 if monoid == "all" else 1.5, t.dtype)
         body, dtype = E.compare("lt", body, limit), BOOL
-    if monoid == "prod":  # factors near one
-        body = E.add(E.mul(body, E.const(0.0625, t.dtype)), E.const(1, t.dtype))
+    if monoid == "prod":
+        body = m.factor(body, [a.extent for a in inner])
     guard = None
     if m.rng.random() < 0.35:
         guard = m.condition(tuple(axes))
@@ -220,9 +220,10 @@ def _scan(m: Maker) -> None:
         return
     monoid = m.rng.choice(("sum", "sum", "prod", "max", "min", "logsumexp"))
     body = m.expression(t.dtype, axes, 1, t)
+    along = m.rng.choice(axes)
     if monoid == "prod":
-        body = E.add(E.mul(body, E.const(0.03125, t.dtype)), E.const(1, t.dtype))
-    m.add(t.dtype, axes, body, None, (monoid, m.rng.choice(axes).name))
+        body = m.factor(body, [along.extent])
+    m.add(t.dtype, axes, body, None, (monoid, along.name))
 
 
 def _recurrence(m: Maker) -> None:
@@ -277,7 +278,7 @@ def _scatter(m: Maker) -> None:
         base = E.read(b.name, [a.index for a in targets], t.dtype)
     body = m.expression(t.dtype, source, 1, t)
     if monoid == "prod" and t.dtype.is_float:
-        body = E.add(E.mul(body, E.const(0.0625, t.dtype)), E.const(1, t.dtype))
+        body = m.factor(body, [a.extent for a in source])
     s = Scatter(m.fresh("t"), t.dtype, targets, monoid, source, tuple(subscripts), body, base)
     m.body.append(s)
     for n in statement_reads(s):
