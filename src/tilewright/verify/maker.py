@@ -62,15 +62,20 @@ class Maker(Expressions):
     def elements(self, shape: Sequence[Expr]) -> int:
         return prod(self.value(e) for e in shape)
 
-    def factor(self, e: Expr, extents: Sequence[Expr]) -> Expr:
-        """A factor near one of a product over `extents`. A long product stays within a few powers
-        of two: in another order it would pass through infinity, or through 0.
+    def factor(self, e: Expr, axes: Sequence[Axis]) -> Expr:
+        """A factor near one of a product over `axes`. A long product stays within a few powers of
+        two, as in another order it would pass through infinity, or through 0; and its factors
+        differ, as steps that are all alike round the same way, by how much depends on the order.
         """
-        count = self.elements(extents)
-        if count <= _FEW:
-            return E.add(E.mul(e, E.const(0.0625, e.dtype)), E.const(1, e.dtype))
         one = E.const(1, e.dtype)
+        count = self.elements([a.extent for a in axes])
+        if count <= _FEW:
+            return E.add(E.mul(e, E.const(0.0625, e.dtype)), one)
         bounded = E.maximum(E.minimum(e, one), E.neg(one))
+        for a in axes:
+            sign = E.sub(E.mod(a.index, E.const(3)), E.const(1))
+            varied = E.mul(E.cast(sign, e.dtype), E.const(0.25, e.dtype))
+            bounded = E.add(E.mul(bounded, E.const(0.75, e.dtype)), varied)
         return E.add(E.mul(bounded, E.const(2.0 ** -count.bit_length(), e.dtype)), one)
 
     def fresh(self, letter: str) -> str:

@@ -83,7 +83,7 @@ def _ragged(m: Maker) -> None:
     body = E.read(t.name, [j.index], t.dtype)
     monoid = rng.choice(("sum", "max", "min", "prod", "logsumexp"))
     if monoid == "prod":
-        body = m.factor(body, [longest])
+        body = m.factor(body, [j])
     m.add(t.dtype, (i,), body, Reduction(monoid, (j,), inside))
 
 

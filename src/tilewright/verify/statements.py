@@ -63,7 +63,7 @@ def _reduction(m: Maker) -> None:
         limit = E.const(0.75 if monoid == "all" else 1.5, t.dtype)
         body, dtype = E.compare("lt", body, limit), BOOL
     if monoid == "prod":
-        body = m.factor(body, [a.extent for a in inner])
+        body = m.factor(body, inner)
     guard = None
     if m.rng.random() < 0.35:
         guard = m.condition(tuple(axes))
@@ -222,7 +222,7 @@ def _scan(m: Maker) -> None:
     body = m.expression(t.dtype, axes, 1, t)
     along = m.rng.choice(axes)
     if monoid == "prod":
-        body = m.factor(body, [along.extent])
+        body = m.factor(body, [along])
     m.add(t.dtype, axes, body, None, (monoid, along.name))
 
 
@@ -278,7 +278,7 @@ def _scatter(m: Maker) -> None:
         base = E.read(b.name, [a.index for a in targets], t.dtype)
     body = m.expression(t.dtype, source, 1, t)
     if monoid == "prod" and t.dtype.is_float:
-        body = m.factor(body, [a.extent for a in source])
+        body = m.factor(body, source)
     s = Scatter(m.fresh("t"), t.dtype, targets, monoid, source, tuple(subscripts), body, base)
     m.body.append(s)
     for n in statement_reads(s):
