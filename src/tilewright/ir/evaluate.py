@@ -7,7 +7,7 @@ not copies; a read outside its tensor without `else` is an error only where its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Protocol
@@ -122,6 +122,12 @@ class _Access:
             self.flat = affine(_without_mod(address))
 
 
+class Shake(Protocol):
+    """Moves the values `x` of `e` by about a rounding; the last `summed` axes are to be summed."""
+
+    def __call__(self, e: Expr, x: Array, summed: int = 0) -> Array: ...
+
+
 class Evaluator:
     """Evaluates expressions against `arrays`; one per statement, to share access analysis."""
 
@@ -132,7 +138,7 @@ class Evaluator:
         self.finished: dict[str, int] = {}  # tensor of a running recurrence -> steps done
         self.probe: Probe | None = None
         # Replaces the value of every float operation that rounds: how ill-conditioned is a result?
-        self.shake: Callable[[Expr, Array], Array] | None = None
+        self.shake: Shake | None = None
         self._accesses: dict[Expr, _Access] = {}
 
     def value(self, e: Expr, frame: Frame, active: Array | None = None) -> Array:

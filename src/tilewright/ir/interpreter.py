@@ -9,7 +9,7 @@ blocks of at most 64 MB. The meaning of each statement is in ir/program.py.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
 from math import prod
@@ -32,7 +32,7 @@ from tilewright.ir.binding import (
 )
 from tilewright.ir.contraction import Contraction, contraction_of
 from tilewright.ir.dtypes import I64
-from tilewright.ir.evaluate import Evaluator, Frame, Probe
+from tilewright.ir.evaluate import Evaluator, Frame, Probe, Shake
 from tilewright.ir.expr import Expr
 from tilewright.ir.monoids import (
     better,
@@ -140,7 +140,7 @@ class Runner:
     def __init__(self, arrays: dict[str, Array], sizes: dict[str, int], numerics: Numerics) -> None:
         self.arrays, self.sizes, self.numerics = arrays, sizes, numerics
         self.probe: Probe | None = None
-        self.shake: Callable[[Expr, Array], Array] | None = None
+        self.shake: Shake | None = None
 
     def job(self, d: Definition, step: str | None = None) -> _Job:
         made = _Job(d, self.arrays, self.numerics, step)
@@ -349,7 +349,8 @@ class _Job:
             x, guard = self.contributions(box, part, r)
             shake = self.evaluator.shake
             if shake is not None and x.dtype.kind == "f" and r.monoid not in ("max", "min"):
-                x = shake(self.split.body, x)  # every step of a sum rounds, too
+                # Every step of a sum rounds, too.
+                x = shake(self.split.body, x, len(part.names) if r.monoid == "sum" else 0)
             if guard is not None:
                 x = np.where(guard, x, identity_array(r.monoid, self.d.dtype, (), x.dtype))
             y = fold(r.monoid, x, len(part.names), self.numerics.name == "naive")

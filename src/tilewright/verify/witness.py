@@ -435,10 +435,23 @@ class _Shake:
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
 
-    def __call__(self, e: Expr, x: Array) -> Array:
-        by = 4 * UNIT_ROUNDOFF[e.dtype.name]
-        factor = 1 + by * np.asarray(self.rng.uniform(-1, 1, x.shape))
-        return np.asarray(x * factor.astype(x.dtype))
+    def __call__(self, e: Expr, x: Array, summed: int = 0) -> Array:
+        unit = UNIT_ROUNDOFF[e.dtype.name]
+        factor = 1 + 4 * unit * np.asarray(self.rng.uniform(-1, 1, x.shape))
+        out = np.asarray(x * factor.astype(x.dtype))
+        if summed:
+            # Each step rounds the sum so far. Which sums there are depends on the order: any of
+            # the axes may be the outermost one.
+            axes = tuple(range(x.ndim - summed, x.ndim))
+            largest = np.abs(x).max(axis=axes, keepdims=True)
+            for a in axes:
+                parts = x.sum(axis=tuple(k for k in axes if k != a), keepdims=True)
+                for y in (parts, parts.cumsum(axis=a)):
+                    largest = np.maximum(largest, np.abs(y).max(axis=a, keepdims=True))
+            unit = min(unit, UNIT_ROUNDOFF["f32"])  # sums are kept in f32 at least
+            step = unit / 2 * np.asarray(self.rng.uniform(-1, 1, x.shape))
+            out = np.asarray(out + largest * step.astype(x.dtype))
+        return out
 
     def move(self, x: Array, by: float) -> Array:
         """Each element up or down by the same amount."""

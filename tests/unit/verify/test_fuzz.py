@@ -16,6 +16,7 @@ import tilewright as tw
 from tilewright.errors import UserError
 from tilewright.ir import expr as E
 from tilewright.ir.binding import size_of
+from tilewright.ir.dtypes import DTYPES
 from tilewright.ir.interpreter import run_program
 from tilewright.ir.program import (
     Definition,
@@ -26,6 +27,7 @@ from tilewright.ir.program import (
     map_program,
 )
 from tilewright.ir.reference import run_reference
+from tilewright.verify import policy
 from tilewright.verify.fuzz import Run, fuzz, isolated, judge
 from tilewright.verify.generate import random_inputs
 from tilewright.verify.programs import BLOCK_KINDS, KINDS, Case, generate
@@ -306,3 +308,32 @@ def test_every_step_of_a_sum_moves_it(text: str) -> None:
     terms = np.prod([x.astype(np.float64) for x in given.values()], axis=0)
     walk = 2.0**-24 * np.sqrt((terms**2).sum())
     assert walk < moved < 100 * walk
+
+
+def test_terms_that_cancel_move_a_sum_by_what_other_orders_do() -> None:
+    """Column by column the sum passes through 100 times its value; row by row it never does."""
+    text = "x: f32[84, 2]; y = sum(i<84, j<2) x[i, j]"
+    case = Case(tw.program(text), {}, 3, ())
+    x = np.random.default_rng(1).standard_normal((84, 2)).astype(np.float32)
+    x[:, 0] += np.float32(1.3)
+    x[:, 1] -= np.float32(1.3)
+
+    def by_columns(times: int) -> Run:
+        y = np.float32(0)
+        for term in x.T.reshape(-1):
+            y = np.float32(y + term)
+        error = float(y) - x.astype(np.float64).sum()
+        return lambda program, inputs: [np.float32(float(y) + (times - 1) * error).reshape(())]
+
+    assert judge(by_columns(1), case, inputs={"x": x}) is None
+    found = judge(by_columns(40), case, inputs={"x": x})
+    assert found is not None and found[0] == "wrong"
+
+
+def test_infinity_and_nan_lie_on_the_two_sides_of_a_pole() -> None:
+    """What is 0 or less but for rounding is infinity in one order and NaN in another."""
+    one, nan, inf = np.ones(2, np.float32), np.full(2, np.nan, "f4"), np.full(2, np.inf, "f4")
+    f32 = DTYPES["f32"]
+    assert policy.compare(inf, one, one, f32, wiggle=[nan]).ok
+    assert not policy.compare(inf, one, one, f32, wiggle=[one]).ok
+    assert not policy.compare(nan, one, one, f32, wiggle=[inf]).ok
