@@ -22,7 +22,7 @@ from tilewright.ir.binding import ORACLE, bind_sizes, gather_arrays
 from tilewright.ir.evaluate import Frame
 from tilewright.ir.expr import Expr
 from tilewright.ir.interpreter import Runner, run_program
-from tilewright.ir.program import Extern, Program
+from tilewright.ir.program import Definition, Extern, Program, statement_reads
 from tilewright.tools.fuzz.programs import Answer, Options, compiled_outputs, drawn_by
 from tilewright.verify.fuzz import Run, fingerprint, judge_on
 from tilewright.verify.models.graph import Model
@@ -157,9 +157,13 @@ def _is_undefined(program: Program, inputs: dict[str, Array]) -> bool:
     runner.probe = probe
     with np.errstate(all="ignore"):
         for s in program.body:
+            monoid = s.reduction.monoid if isinstance(s, Definition) and s.reduction else ""
             if isinstance(s, Extern):
                 orders = [runner.arrays[a] for a in s.args]
                 found += [bool(np.isnan(x).any()) for x in orders if x.dtype.kind == "f"]
+            elif monoid in ("max", "min", "argmax", "argmin"):
+                read = [runner.arrays[n] for n in statement_reads(s)]
+                found += [bool(np.isnan(x).any()) for x in read if x.dtype.kind == "f"]
             runner.statement(s)
     return any(found)
 
