@@ -24,8 +24,11 @@ from tilewright.group.normalize import is_plain_read, statement_reads
 from tilewright.group.quotients import is_view_of_rows
 from tilewright.ir import expr as E
 from tilewright.ir.kernel import int_extent
+from tilewright.ir.program import Definition
 
 __all__ = ["feed_reductions", "stack_rows"]
+
+_PACKED_FROM = 16  # rows and columns of a product of rows by rows
 
 
 def stack_rows(st: Grouping) -> None:
@@ -87,6 +90,11 @@ def _try_stack(st: Grouping, first: Group, second: Group) -> bool:
         } & constants(st):
             st.note(a, b, False, f"{n} is blocked over rows to reuse its constant operand")
             return False
+    if all(is_pointwise(st.definitions[n]) for n in first.names()):
+        for n in second.names():
+            if _is_packed(st.definitions[n]):
+                st.note(a, b, False, f"{n} multiplies rows by rows: one operand is packed first")
+                return False
     if any(
         (d := st.definitions[s.anchor]).reduction is None
         and d.scan is None
@@ -126,6 +134,25 @@ def _try_stack(st: Grouping, first: Group, second: Group) -> bool:
     st.touch(first)
     st.note(a, b, True, f"stages of one loop over {', '.join(shared)}: a row stays in cache")
     return True
+
+
+def _is_packed(d: Definition) -> bool:
+    """Is it a product both of whose operands lie along what is summed, with enough rows and columns
+    that turning one of them pays? Stages of a loop do not pack.
+    """
+    if not is_contraction(d) or d.reduction is None:
+        return False
+    extents, summed = extents_of(d), {a.name for a in d.reduction.axes}
+    rows = []
+    for r in d.body.reads():
+        used = {x for s in r.args for x in s.names("index")}
+        if not r.args or not r.args[-1].names("index") or not r.args[-1].names("index") <= summed:
+            return False
+        rows.append(used - summed)
+    if len(rows) != 2:
+        return False
+    both = rows[0] & rows[1]
+    return all(prod(extents[x] for x in own - both) >= _PACKED_FROM for own in rows)
 
 
 def _share(

@@ -22,6 +22,8 @@ from tilewright.ir.program import Definition
 __all__ = ["cuts_of"]
 
 MOST = 8  # parts of an axis; beyond, conditions are cheaper than code
+MOST_SHARES = 64  # where each part has its own share of the body
+_SHARE = 16  # nodes of such a share
 
 
 def cuts_of(
@@ -43,7 +45,12 @@ def cuts_of(
             slope = _slope(gap)
             if slope and axis in extents:
                 found.setdefault(axis, set()).update(_changes(gap, axis, extents[axis], slope))
-    return {a: tuple(sorted(cuts)) for a, cuts in found.items() if 0 < len(cuts) < MOST}
+    size = sum(1 for d in members for _ in d.body.walk())
+    return {
+        a: tuple(sorted(cuts))
+        for a, cuts in found.items()
+        if 0 < len(cuts) < (MOST_SHARES if size <= _SHARE * len(cuts) else MOST)
+    }
 
 
 def _differences(

@@ -295,7 +295,7 @@ class _Lowering(Packing):
         # A halo holds what a read outside gives.
         shapes = {n: x.shape for n, x in self.kernel.layout_of.items() if not x.halo}
         cuts = cuts_of((*spec.before, spec.anchor, *spec.after), shapes, extents)
-        if prod(len(x) + 1 for x in cuts.values()) > _MOST_PARTS:
+        if len(cuts) > 1 and prod(len(x) + 1 for x in cuts.values()) > _MOST_PARTS:
             return [region]
         regions = [replace(region, cuts=cuts)]
         for level in spec.levels[:depth]:

@@ -50,12 +50,14 @@ class Fill:
 @dataclass(frozen=True)
 class Buffer:
     """Memory of one argument. "input" is read only; "output" may be verified; "scratch" is the
-    kernel's own (an arena part). `align` is honoured when guard pages decide where it lies."""
+    kernel's own (an arena part). `align` is honoured when guard pages decide where it lies. A
+    `cold` input is put out of the caches before each timed run."""
 
     size_bytes: int
     role: Literal["input", "output", "scratch"]
     fill: Fill = field(default_factory=lambda: Fill("garbage"))
     align: int = 64
+    cold: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def write_candidate(candidate: Candidate, blobs: Blobs) -> Header:
             [s.function, s.args, s.numbers, s.chunks, s.serial, s.grain] for s in candidate.steps
         ],
         "buffers": [
-            [b.size_bytes, b.role, b.align, _fill_key(b, blobs)] for b in candidate.buffers
+            [b.size_bytes, b.role, b.align, b.cold, _fill_key(b, blobs)] for b in candidate.buffers
         ],
         "threads": candidate.threads,
         "scratch": candidate.scratch_bytes,
@@ -229,12 +231,12 @@ def write_candidate(candidate: Candidate, blobs: Blobs) -> Header:
 def read_candidate(header: Header, blobs: Mapping[str, bytes]) -> Candidate:
     """Inverse of `write_candidate`."""
     buffers = []
-    for size, role, align, fill in header["buffers"]:
+    for size, role, align, cold, fill in header["buffers"]:
         fill = dict(fill)
         blob = fill.pop("blob", None)
         if blob is not None:
             fill["values"] = blobs[blob]
-        buffers.append(Buffer(size, role, Fill(**fill), align))
+        buffers.append(Buffer(size, role, Fill(**fill), align, cold))
     return Candidate(
         tuple(blobs[key] for key in header["objects"]),
         tuple(

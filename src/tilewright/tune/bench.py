@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,12 +95,16 @@ def _low(samples: Sequence[float]) -> float:
 
 
 class Job:
-    """One kernel to measure: its arrays by tensor name (inputs and constants, logical)."""
+    """One kernel to measure: its arrays by tensor name (inputs and constants, logical). `cold`:
+    those of them that a run finds in memory, not in a cache.
+    """
 
     def __init__(
-        self, kernel: Kernel, threads: int, arrays: Mapping[str, Array | C.Fill], reference: Built
-    ) -> None:
+        self, kernel: Kernel, threads: int, arrays: Mapping[str, Array | C.Fill], reference: Built,
+        cold: Collection[str] = (),
+    ) -> None:  # fmt: skip
         self.kernel, self.threads, self.reference = kernel, threads, reference
+        self.cold = cold
         self._arrays = arrays
         self._data: dict[tuple[str, str], C.Fill] = {}
         self.reference_ns = 0.0
@@ -117,7 +121,7 @@ class Job:
 
     def with_arrays(self, arrays: Mapping[str, Array | C.Fill]) -> Job:
         """The same job on (the same) arrays."""
-        out = Job(self.kernel, self.threads, arrays, self.reference)
+        out = Job(self.kernel, self.threads, arrays, self.reference, self.cold)
         out.reference_ns = self.reference_ns
         return out
 
@@ -149,7 +153,8 @@ class Job:
             return C.Buffer(size, "scratch")
         if b.name in self._arrays:
             layout = low.layouts.get(b.name, layout)
-            return C.Buffer(size, "input", self._packed(b.name, layout))
+            is_cold = b.name in self.cold
+            return C.Buffer(size, "input", self._packed(b.name, layout), cold=is_cold)
         if layout.halo:  # the plan fills what lies around the tensor, once
             around = np.full(layout.size, layout.fill, b.dtype.np)
             return C.Buffer(size, "output", C.Fill("values", values=around.tobytes()))

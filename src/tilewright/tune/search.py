@@ -161,7 +161,7 @@ class Search:
                 self._fail(t, data)
                 continue
             c.data = data
-            t.job = Job(t.kernel, t.threads, t.arrays(self.values), c.built)
+            t.job = Job(t.kernel, t.threads, t.arrays(self.values), c.built, t.cold)
             is_checked = self._oracle_s + oracle_s(t) <= _ORACLE_SHARE * self.budget_s
             self._oracle_s += oracle_s(t) if is_checked else 0.0
             if held[is_checked] > _KEPT_BYTES or len(groups[is_checked][-1]) >= _GROUP:

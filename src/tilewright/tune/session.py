@@ -35,6 +35,8 @@ __all__ = ["Tuning", "TuningEvent", "tune_plan"]
 
 log = logging.getLogger("tilewright.tune")
 Array = np.ndarray[Any, np.dtype[Any]]
+_COLD_BYTES = 64 << 10  # smaller constants are read in a moment
+_COLD_TIMES = 4  # larger ones drive themselves out
 
 
 @dataclass
@@ -188,14 +190,36 @@ def tune_plan(
     return out
 
 
+def _cold(plan: Plan, target: Target) -> dict[int, frozenset[str]]:
+    """By kernel, the large constants of a model that is larger than the caches: from one run to the
+    next all of it passes through them, so each kernel finds its weights in memory.
+    """
+    buffers = {b.name: b for b in plan.buffers}
+    if sum(b.bytes for b in plan.buffers) <= target.l3_bytes:
+        return {}
+    out: dict[int, frozenset[str]] = {}
+    for step in plan.steps:
+        if isinstance(step, KernelCall) and step.kernel not in out:
+            names = (n for n, _ in plan.kernels[step.kernel].layouts)
+            held = zip(names, (buffers[b] for b in step.buffers), strict=True)
+            out[step.kernel] = frozenset(
+                n for n, b in held
+                if b.place == "const" and _COLD_BYTES <= b.bytes <= _COLD_TIMES * target.l3_bytes
+            )  # fmt: skip
+    return out
+
+
 def _tasks(plan: Plan, target: Target, threads: int) -> list[Task]:
     """One task per distinct work, with the number of calls."""
     tasks: dict[str, Task] = {}
     of_kernel: list[Task] = []
-    for k in plan.kernels:
+    cold = _cold(plan, target)
+    for number, k in enumerate(plan.kernels):
         task = tasks.get(k.task_key)
         if task is None:
-            task = tasks[k.task_key] = Task(k, space_of(k, target, threads), target, threads)
+            space = space_of(k, target, threads)
+            task = Task(k, space, target, threads, cold=cold.get(number, frozenset()))
+            tasks[k.task_key] = task
         of_kernel.append(task)
     for step in plan.steps:
         if isinstance(step, KernelCall):

@@ -89,11 +89,15 @@ class Candidate:
 
 
 class Task:
-    """A kernel to tune. `calls`: how often the plan runs it, and kernels equal to it."""
+    """A kernel to tune. `calls`: how often the plan runs it, and kernels equal to it. `cold`:
+    operands that it finds in memory, as the rest of the model drives them out of the caches.
+    """
 
     def __init__(
-        self, kernel: Kernel, space: Space, target: Target, threads: int, seed: int = 0
-    ) -> None:
+        self, kernel: Kernel, space: Space, target: Target, threads: int, seed: int = 0,
+        cold: frozenset[str] = frozenset(),
+    ) -> None:  # fmt: skip
+        self.cold = cold
         self.kernel, self.space, self.target, self.threads = kernel, space, target, threads
         self.calls = 0
         self.label = ", ".join(kernel.program.results)
@@ -146,7 +150,7 @@ class Task:
     def identity(self) -> dict[str, Any]:
         """The fields that a record of this task has."""
         return {
-            "task_key": self.key,
+            "task_key": self.key + ("-cold" if self.cold else ""),
             "dims": {},
             "target": self.target.name,
             "threads": self.threads,

@@ -174,6 +174,9 @@ def _started(arguments: tuple[str, ...], cache: Path) -> Worker:
     variables = {
         "TILEWRIGHT_CACHE_DIR": str(cache),
         "TILEWRIGHT_CACHE_MAX_BYTES": str(_CACHE_BYTES),
+        # Several children run at once; the arrays of the references are small.
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
     }
     for wait_s in (1.0, 5.0, 20.0):
         try:
