@@ -22,8 +22,7 @@ from tilewright.ir.program import Definition
 __all__ = ["cuts_of"]
 
 MOST = 8  # parts of an axis; beyond, conditions are cheaper than code
-MOST_SHARES = 64  # where each part has its own share of the body
-_SHARE = 16  # nodes of such a share
+MOST_SHARES = 64  # where each part takes its own branch of a choice, not all of the body
 
 
 def cuts_of(
@@ -45,11 +44,11 @@ def cuts_of(
             slope = _slope(gap)
             if slope and axis in extents:
                 found.setdefault(axis, set()).update(_changes(gap, axis, extents[axis], slope))
-    size = sum(1 for d in members for _ in d.body.walk())
+    choices = sum(1 for d in members for x in d.body.walk() if x.op == "select")
     return {
         a: tuple(sorted(cuts))
         for a, cuts in found.items()
-        if 0 < len(cuts) < (MOST_SHARES if size <= _SHARE * len(cuts) else MOST)
+        if 0 < len(cuts) < (MOST_SHARES if choices >= len(cuts) else MOST)
     }
 
 

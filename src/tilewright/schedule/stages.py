@@ -230,7 +230,7 @@ class StageSpace:
             for e in x.read.args:
                 names = e.names("index")
                 if k in names:
-                    others = [a for a in names if a in r.out]
+                    others = [a for a in r.out if a in names]
                     if others:
                         return others[0]
         return None

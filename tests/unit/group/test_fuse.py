@@ -279,3 +279,17 @@ def test_a_reduction_that_reads_its_operand_elsewhere_too_is_a_stage_of_its_own(
             z, y = model.run({"x": x})
             np.testing.assert_allclose(z, wanted, rtol=1e-5, atol=1e-6)
             np.testing.assert_array_equal(y, x)
+
+
+def test_products_of_rows_by_rows_pack_one_operand() -> None:
+    """Stages of one loop do not pack, so what only moves its operand is a kernel of its own."""
+    text = """program p(a: f32[64, {m}, 64], b: f32[64, {m}, 64]):
+  x: f32[n<64, i<(2*{m}), k<64] = where(i < {m}, (a[n, i, k] else 0.0), (b[n, i - {m}, k] else 0.0))
+  y: f32[n<64, i<(2*{m}), j<(2*{m})] = sum(k<64) x[n, i, k] * x[n, j, k]
+  return y
+"""
+    plan, decisions = planned(text.replace("{m}", "14"))
+    assert groups(plan) == [{"x"}, {"y"}]
+    assert "is packed first" in reason(decisions, "x", "y").reason
+    few, _ = planned(text.replace("{m}", "3"))
+    assert groups(few) == [{"x", "y"}]

@@ -99,3 +99,26 @@ def test_results(text: str, depth: int) -> None:
     schedule = type(default).of({**dict(default.items), "par": depth})
     found = replay(kernel, schedule, TARGET, interpret=True)
     assert found is None, str(found)
+
+
+def concatenated(parts: int) -> str:
+    """Rows of as many operands, one below the other."""
+    names = [f"x{k}" for k in range(parts)]
+    body = f"({names[-1]}[i, j - {parts - 1}, k] else 0.0)"
+    for k in reversed(range(parts - 1)):
+        body = f"where(j < {k + 1}, ({names[k]}[i, j - {k}, k] else 0.0), {body})"
+    inputs = ", ".join(f"{n}: f32[40, 1, 64]" for n in names)
+    return f"program k({inputs}):\n  y: f32[i<40, j<{parts}, k<64] = {body}\n  return y\n"
+
+
+def test_each_of_many_operands_has_its_own_loop() -> None:
+    """Every part takes its share of the body, so many of them are no more code than one."""
+    assert cuts(concatenated(27)) == {"j": tuple(range(1, 27))}
+    kernel = kernel_of(concatenated(27))
+    nest = nest_of(kernel)
+    assert "else" not in nest and "select" not in nest and nest.count("= load") == 27
+    found = replay(kernel, space_of(kernel, TARGET).default(), TARGET, interpret=True)
+    assert found is None, str(found)
+    steps = " + ".join(f"x[i, max(j - {k}, 0)]" for k in range(12))  # all of it in every part
+    whole = f"program k(x: f32[130, 140]):\n  y: f32[i<130, j<140] = {steps}\n  return y\n"
+    assert cuts(whole) == {}

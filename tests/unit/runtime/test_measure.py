@@ -15,8 +15,10 @@ import pytest
 
 from tilewright.errors import Rejected
 from tilewright.machine.target import Target
+from tilewright.runtime import measure_worker
 from tilewright.runtime.build import build
 from tilewright.runtime.candidates import dtype_named
+from tilewright.runtime.eviction import evict
 from tilewright.runtime.measure import (
     Buffer,
     Candidate,
@@ -318,3 +320,29 @@ def test_the_longest_unused_inputs_are_given_up_first(monkeypatch: pytest.Monkey
     monkeypatch.setattr(measure_worker, "_BLOB_BYTES", 100_000)  # two of them
     store.prepare(batch(old, new))
     assert set(store.inputs) == {old, new}
+
+
+def test_a_cold_input_is_put_out_of_the_caches_before_each_run(
+    measurer: Measurer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cold = candidate(code(), buffers=(replace(X, cold=True), Z))
+    assert_timing(measurer.measure_batch([cold, GOOD], cold, [EXPECTED], QUICK)[0])
+    store = measure_worker.Store()
+    store.prepare([cold])
+    put_out: list[tuple[int, int]] = []
+    monkeypatch.setattr(measure_worker, "evict", lambda *where: put_out.append(where))
+    prepared = measure_worker.Prepared(cold, QUICK, store, 0, {})
+    prepared.plan_samples(QUICK.sample_s)
+    before = len(put_out)
+    assert before >= 1 and prepared.sample() > 0
+    assert len(put_out) - before == prepared._runs >= 1
+    assert set(put_out) == {(prepared.rotations[0][0].address, X.size_bytes)}
+
+
+def test_memory_that_is_put_out_of_the_caches_is_the_same() -> None:
+    data = np.arange(100_003, dtype=np.uint8)
+    want = data.copy()
+    evict(data.ctypes.data, data.nbytes)
+    evict(data.ctypes.data + 1, 1)
+    evict(data.ctypes.data, 0)
+    assert np.array_equal(data, want)

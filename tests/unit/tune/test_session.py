@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tilewright.errors import Rejected
@@ -17,10 +19,11 @@ from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
 from tilewright.schedule.kernel_space import space_of
 from tilewright.schedule.schedule import Schedule
+from tilewright.tools.wiring import with_constants
 from tilewright.tune import search, task
 from tilewright.tune.bench import Built, Job, Timing
 from tilewright.tune.database import Database
-from tilewright.tune.session import Tuning, tune_plan
+from tilewright.tune.session import Tuning, _cold, _tasks, tune_plan
 
 TARGET = Target.named("x86-avx512")
 PROGRAM = """program p(x: f32[512, 512], w: f32[512, 512], v: f32[512, 24]):
@@ -353,3 +356,31 @@ def test_a_kernel_that_the_budget_did_not_reach_waits_for_a_larger_one(
     assert tuned(plan, path, budget_s=3.0).kernels_tuned == 0
     assert tuned(plan, path, budget_s=5.0).kernels_tuned == count - 1
     assert tuned(plan, path, budget_s=2.5).kernels_tuned == 0
+
+
+def test_weights_of_a_model_beyond_the_caches_are_cold() -> None:
+    """Only large constants, and only where all of the model does not stay in the last cache."""
+    text = """program p(x: f32[8, 512], w: f32[512, 1024], v: f32[1024, 8]):
+  a: f32[i<8, j<1024] = sum(k<512) x[i, k] * w[k, j]
+  b: f32[i<8, j<8] = sum(k<1024) a[i, k] * v[k, j]
+  return b
+"""
+    program = with_constants(
+        parse_program(text),
+        {"w": np.ones((512, 1024), np.float32), "v": np.ones((1024, 8), np.float32)},
+    )
+    plan = plan_program(program, TARGET)[0]
+    small, large = replace(TARGET, l3_bytes=1 << 20), replace(TARGET, l3_bytes=64 << 20)
+    cold = {k: len(names) for k, names in _cold(plan, small).items()}
+    assert sorted(cold.values()) == [0, 1] and _cold(plan, large) == {}
+    keys = {t.identity()["task_key"]: t for t in _tasks(plan, small, 1)}
+    assert sum(k.endswith("-cold") for k in keys) == 1
+    assert {t.key for t in keys.values()} == {k.task_key for k in plan.kernels}
+    for key, one in keys.items():
+        assert key == one.key + ("-cold" if one.cold else "")
+        built = one.default_candidate()
+        assert not isinstance(built, Rejected)
+        built.data = b""
+        job = Job(one.kernel, 1, one.arrays(program.values), built.built, one.cold)
+        marked = [b.size_bytes for b in job.candidate(built.built).buffers if b.cold]
+        assert marked == ([4 * 512 * 1024] if one.cold else [])

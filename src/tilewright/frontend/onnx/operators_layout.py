@@ -109,7 +109,7 @@ def flatten(n: Node) -> Value:
 def _fold_flatten(n: Node, x: Array) -> Array:
     axis = int(n.attribute("axis", 1))
     axis = axis + x.ndim if axis < 0 else axis
-    return x.reshape(math.prod(map(int, x.shape[:axis])), -1)
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
 def _axes_of(n: Node, rank: int, k: int = 1) -> list[int] | None:

@@ -71,6 +71,8 @@ CASES: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("Reshape", 13, {"x": X, "c": ints(4, 2, 3)}, {}),
     ("Flatten", 9, {"x": X}, {"axis": 2}),
     ("Flatten", 13, {"x": X}, {"axis": -1}),
+    ("Flatten", 13, {"c": ints()}, {"axis": 1}),
+    ("Flatten", 13, {"c": ints().reshape(2, 0, 3)}, {"axis": 2}),
     ("Transpose", 13, {"x": X}, {"perm": [2, 0, 1]}),
     ("Transpose", 13, {"x": X}, {}),
     ("Squeeze", 11, {"x": X[:1, :, :1]}, {"axes": [0, 2]}),
