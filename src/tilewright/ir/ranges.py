@@ -9,8 +9,11 @@ every size within the ranges of the dims.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import gcd
+from typing import Any
+
+import numpy as np
 
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import I64
@@ -22,6 +25,7 @@ __all__ = [
     "Ranges",
     "coefficient",
     "divide",
+    "along",
     "interval",
     "is_inside",
     "nonnegative",
@@ -32,7 +36,13 @@ __all__ = [
 Interval = tuple[int | None, int | None]  # inclusive; None is unbounded
 Ranges = Mapping[str, tuple[int, int]]  # index variable -> inclusive range
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
 _ANY: Interval = (None, None)
+_ALONG: Mapping[str, Callable[[Array, Array], Array]] = {
+    "add": np.add, "mul": np.multiply, "floordiv": np.floor_divide, "mod": np.mod,
+    "min": np.minimum, "max": np.maximum,
+}  # fmt: skip
 
 
 def interval(e: Expr, ranges: Ranges) -> Interval:
@@ -86,6 +96,26 @@ def interval(e: Expr, ranges: Ranges) -> Interval:
     if op == "cast" and e.args[0].dtype.kind in "ub":
         return (0, None)
     return _ANY
+
+
+def along(e: Expr, axis: str, positions: Array) -> Array | None:
+    """The values of an i64 expression at positions of one index; None where it holds another one, a
+    dim or a read.
+    """
+    if e.op == "const":
+        return np.full(positions.shape, e.attr, np.int64)
+    if e.op == "index":
+        return positions if e.attr == axis else None
+    operation = _ALONG.get(e.op)
+    if operation is None or any(x.dtype is not e.dtype for x in e.args):
+        return None
+    found = along(e.args[0], axis, positions)
+    for x in e.args[1:]:
+        more = None if found is None else along(x, axis, positions)
+        if found is None or more is None or (e.op in ("floordiv", "mod") and not more.all()):
+            return None
+        found = operation(found, more)
+    return found
 
 
 def _scaled(x: Interval, c: int) -> Interval:

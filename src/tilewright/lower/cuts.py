@@ -13,15 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import I64
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import is_symbolic
 from tilewright.ir.program import Definition
+from tilewright.ir.ranges import along
 
 __all__ = ["cuts_of"]
 
 MOST = 8  # parts of an axis; beyond, conditions are cheaper than code
+_ENDS = 4  # of vectors that are cut off; a condition that comes and goes is no matter of the ends
 MOST_SHARES = 64  # where each part takes its own branch of a choice, not all of the body
 
 
@@ -29,9 +33,12 @@ def cuts_of(
     members: tuple[Definition, ...],
     shapes: Mapping[str, tuple[int, ...]],
     extents: Mapping[str, int],
+    block: tuple[str, int] | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Positions in (0, extent), ascending, by axis; an axis with none, or with too many, is left
-    out. shapes: of the tensors that are read.
+    out. shapes: of the tensors that are read. block: the axis of the lanes, and how many positions
+    a vector of results has: where an operand that is read there rises and falls, whole vectors are
+    cut off at the ends, so that it falls in the same way in all vectors between.
     """
     found: dict[str, set[int]] = {}
     for d in members:
@@ -44,6 +51,10 @@ def cuts_of(
             slope = _slope(gap)
             if slope and axis in extents:
                 found.setdefault(axis, set()).update(_changes(gap, axis, extents[axis], slope))
+            elif block is not None and block[0] == axis and not slope:
+                ends = set(_around(gap, axis, extents[axis], block[1]))
+                if len(ends) <= _ENDS:
+                    found.setdefault(axis, set()).update(ends)
     choices = sum(1 for d in members for x in d.body.walk() if x.op == "select")
     return {
         a: tuple(sorted(cuts))
@@ -84,6 +95,16 @@ def _slope(e: Expr) -> int:
     if e.op == "floordiv" and e.args[1].op == "const" and e.args[1].attr > 0:
         return _slope(e.args[0])
     return 0
+
+
+def _around(gap: Expr, axis: str, extent: int, length: int) -> Iterator[int]:
+    """The ends of the blocks of this length inside of which gap < 0 changes."""
+    values = along(gap, axis, np.arange(extent))
+    if values is None:
+        return
+    for at in np.flatnonzero(np.diff(values < 0)) + 1:
+        first = int(at) // length * length
+        yield from (x for x in {first, min(extent, first + length)} if 0 < x < extent)
 
 
 def _changes(gap: Expr, axis: str, extent: int, slope: int) -> Iterator[int]:

@@ -294,7 +294,9 @@ class _Lowering(Packing):
             return [region]
         # A halo holds what a read outside gives.
         shapes = {n: x.shape for n, x in self.kernel.layout_of.items() if not x.halo}
-        cuts = cuts_of((*spec.before, spec.anchor, *spec.after), shapes, extents)
+        vectors = [x.block for x in spec.levels if x.axis == spec.lane]
+        block = (spec.lane, vectors[-1]) if spec.lane is not None and vectors else None
+        cuts = cuts_of((*spec.before, spec.anchor, *spec.after), shapes, extents, block)
         if len(cuts) > 1 and prod(len(x) + 1 for x in cuts.values()) > _MOST_PARTS:
             return [region]
         regions = [replace(region, cuts=cuts)]

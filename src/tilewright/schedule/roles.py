@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+import numpy as np
+
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BF16
 from tilewright.ir.expr import Expr
@@ -22,11 +24,13 @@ from tilewright.ir.extent import is_symbolic
 from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.layout import Layout
 from tilewright.ir.program import Definition
-from tilewright.ir.ranges import coefficient, simplify
+from tilewright.ir.ranges import along, coefficient, simplify
 from tilewright.ir.words import WORD_BYTES, half_factors, narrow_factors, single_factors
 from tilewright.machine.target import Target
 
 __all__ = ["Access", "StageRoles", "scatter_lane", "stage_roles"]
+
+_NEAR = 16  # positions: a vector of 4-byte elements
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,20 @@ class Access:
 
     def uses(self, axis: str) -> bool:
         return self.strides.get(axis, 0) != 0
+
+    def is_near(self, axis: str, extents: dict[str, int]) -> bool:
+        """Whether neighbours along an axis read what lies close together, though not in a line: a
+        vector of them is a load or two, and a shuffle.
+        """
+        if self.strides.get(axis, 0) is not None or self.read is None or not self.read.args:
+            return False
+        subscripts = self.read.args[: len(self.read.args) - self.read.attr[1]]
+        if [s for s in subscripts if axis in s.indices()] != [subscripts[-1]]:
+            return False
+        found = along(subscripts[-1], axis, np.arange(extents[axis]))
+        return found is not None and all(
+            int(np.ptp(found[k : k + _NEAR])) < 2 * _NEAR for k in range(0, len(found), _NEAR)
+        )
 
     @property
     def packs(self) -> bool:
@@ -159,7 +177,8 @@ class StageRoles:
         for x, size in zip((*self.accesses, *self.writes), sizes, strict=True):
             s = x.strides.get(axis, 0)
             weight = (2 if x in self.writes else 1) * size / most
-            score += weight * (1 if s == 1 else 0 if s == 0 else -1)
+            none = s == 0 or x.is_near(axis, self.extents)
+            score += weight * (1 if s == 1 else 0 if none else -1)
         return score
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tilewright.codegen.llvm import emit_llvm
 from tilewright.group.plan import plan_program
 from tilewright.ir.kernel import Kernel
 from tilewright.ir.program import Definition
@@ -11,6 +12,7 @@ from tilewright.ir.program_parser import parse_program
 from tilewright.lower.cuts import cuts_of
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
+from tilewright.runtime.build import emit_assembly
 from tilewright.schedule.kernel_space import space_of
 from tilewright.verify.schedules import replay
 
@@ -46,10 +48,14 @@ def kernel_of(text: str) -> Kernel:
     return kernel
 
 
-def nest_of(kernel: Kernel) -> str:
+def lowered(kernel: Kernel) -> Lowered:
     low = lower(kernel, space_of(kernel, TARGET).default(), TARGET)
     assert isinstance(low, Lowered)
-    return str(low.nest)
+    return low
+
+
+def nest_of(kernel: Kernel) -> str:
+    return str(lowered(kernel).nest)
 
 
 def cuts(text: str) -> dict[str, tuple[int, ...]]:
@@ -122,3 +128,30 @@ def test_each_of_many_operands_has_its_own_loop() -> None:
     steps = " + ".join(f"x[i, max(j - {k}, 0)]" for k in range(12))  # all of it in every part
     whole = f"program k(x: f32[130, 140]):\n  y: f32[i<130, j<140] = {steps}\n  return y\n"
     assert cuts(whole) == {}
+
+
+ENLARGED = """program k(x: f32[{m}, {n}]):
+  y: f32[i<{m}, j<(2*{n})] = x[i, j // 2] * 0.75 + x[i, min(max(j // 2 + 2*(j % 2) - 1, 0), {n} - 1)] * 0.25
+  return y
+"""
+
+
+def test_vectors_are_cut_off_where_a_clamp_of_neighbours_matters() -> None:
+    """j // 2 + 2*(j % 2) - 1 rises and falls: the first and the last vector read other neighbours."""
+    (d,) = (s for s in parse_program(ENLARGED.format(m=300, n=64)).body if isinstance(s, Definition))
+    shapes, extents = {"x": (300, 64)}, {"i": 300, "j": 128}
+    assert cuts_of((d,), shapes, extents, ("j", 32)) == {"j": (32, 96)}
+    assert cuts_of((d,), shapes, extents, ("j", 128)) == {}
+    assert cuts_of((d,), shapes, extents, ("i", 32)) == {} == cuts_of((d,), shapes, extents)
+    kernel = kernel_of(ENLARGED.format(m=300, n=64))
+    assert '"s0.lane":"b1"' in str(space_of(kernel, TARGET).default())
+    assembly = emit_assembly(emit_llvm(lowered(kernel).nest, TARGET), TARGET)
+    assert "gather" not in assembly and "vperm" in assembly
+
+
+@pytest.mark.parametrize("m", [1, 9, 300])
+@pytest.mark.parametrize("n", [1, 2, 7, 16, 33, 64, 100])
+def test_enlarged_rows_are_right(m: int, n: int) -> None:
+    kernel = kernel_of(ENLARGED.format(m=m, n=n))
+    found = replay(kernel, space_of(kernel, TARGET).default(), TARGET, interpret=True)
+    assert found is None, str(found)
