@@ -16,6 +16,7 @@ import numpy as np
 
 from tilewright.frontend.onnx.table import row
 from tilewright.frontend.onnx.value import Node
+from tilewright.frontend.operations.indexing import position
 from tilewright.frontend.sizes import Sym, Undecided
 from tilewright.frontend.values import Array, Value
 from tilewright.ir import expr as E
@@ -193,7 +194,7 @@ def _nearest(n: Node, x: Value, axes: Sequence[_Axis], transform: str, rounding:
         subs = list(i)
         for a in axes:
             if a.axis in tables:
-                subs[a.axis] = tables[a.axis].at(i[a.axis])
+                subs[a.axis] = position(tables[a.axis], [i[a.axis]], a.old)
             else:
                 affine = _affine_nearest(n, a, transform, rounding, i[a.axis])
                 subs[a.axis] = (
@@ -393,7 +394,7 @@ def _weighted(n: Node, x: Value, a: _Axis, mode: str, transform: str, suffix: st
         def body(*i: Expr) -> Expr:
             total: Expr | None = None
             for table, part in zip(tables, parts, strict=True):
-                subs = [table.at(e) if k == a.axis else e for k, e in enumerate(i)]
+                subs = [position(table, [e], a.old) if k == a.axis else e for k, e in enumerate(i)]
                 term = E.mul(E.cast(x.at(*subs), wide), part.at(i[a.axis]))
                 total = term if total is None else E.add(total, term)
             assert total is not None  # for the type checker: there is a tap

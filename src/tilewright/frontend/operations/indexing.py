@@ -1,23 +1,29 @@
 """Reads and writes at computed positions.
 
 In: values, indices. Out: subscripts, and scatters. Invariants: indices counted from the end are
-made positive in the subscript, unless they are known not to be negative; an arithmetic progression
-of constant indices becomes affine.
+made positive in the subscript, unless they are known not to be negative; constant indices that
+rise or fall evenly become a formula.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
+from math import gcd
 
 import numpy as np
 
-from tilewright.frontend.values import Definer, Value
+from tilewright.frontend.values import Array, Definer, Value
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.expr import Expr
 from tilewright.ir.program import Scatter
 
 __all__ = ["Subscripts", "outside", "position", "reflected", "scatter"]
+
+_RAMP_FROM, _RAMP_TO = 8, 1 << 16  # elements; fewer are a list, more take long to look at
+_MOST_STEP = 8
+_DIVISORS = (1, 2, 4, 8)  # of lengths of vectors: all vectors of results read in the same way
 
 Subscripts = Callable[..., Sequence[Expr]]
 
@@ -32,6 +38,8 @@ def position(indices: Value, at: Sequence[Expr], size: Expr) -> Expr:
             step = int(flat[1]) - int(flat[0])
             if np.array_equal(flat, int(flat[0]) + step * np.arange(len(flat))) and flat.min() >= 0:
                 return at[0] * step + int(flat[0])
+            if flat.min() >= 0 and (ramp := _ramp(flat.astype(np.int64), at[0])) is not None:
+                return ramp
         e = E.cast(indices.at(*at), I64)
         if flat.min() >= 0:
             return e
@@ -44,6 +52,38 @@ def position(indices: Value, at: Sequence[Expr], size: Expr) -> Expr:
         if e.op != "read" and e.op != "cast":
             return e  # a size expression
     return E.select(E.compare("lt", e, E.const(0)), e + size, e)
+
+
+def _ramp(values: Array, i: Expr) -> Expr | None:
+    """values[i] as a*i + b over c, rounded down, between the least and the largest value; None where
+    they are no such ramp, or more than half of it is flat at the ends.
+
+    What enlarges or repeats an axis reads it so; a formula is a load and a shuffle, a table of
+    positions a gather.
+    """
+    count, low, high = len(values), int(values.min()), int(values.max())
+    rising, falling = values > low, values < high
+    if not _RAMP_FROM <= count <= _RAMP_TO or 2 * int((rising & falling).sum()) < count:
+        return None
+    at, sign = np.arange(count), 1 if values[-1] >= values[0] else -1
+    for c, step in product(_DIVISORS, range(1, _MOST_STEP + 1)):
+        if gcd(c, step) > 1:
+            continue
+        a = sign * step
+        least = c * values - a * at  # of b, where the quotient must not be less than the value
+        most = least + c - 1
+        first, last = int(least.max()), int(most.min())
+        if first <= last:
+            return E.floordiv(i * a + first, E.const(c))
+        first, last = int(least[rising].max()), int(most[falling].min())
+        if first > last:
+            continue
+        e = E.floordiv(i * a + first, E.const(c))
+        found = (a * at + first) // c
+        if found.min() < low:
+            e = E.maximum(e, E.const(low))
+        return E.minimum(e, E.const(high)) if found.max() > high else e
+    return None
 
 
 def outside(n: Definer, indices: Value, sizes: Sequence[Expr]) -> int | None:
