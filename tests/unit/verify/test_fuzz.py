@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from tilewright.ir.program import (
     Scatter,
     map_program,
 )
+from tilewright.ir.program_parser import parse_program
 from tilewright.ir.reference import run_reference
 from tilewright.verify import policy
 from tilewright.verify.fuzz import Run, fuzz, isolated, judge
 from tilewright.verify.generate import random_inputs
+from tilewright.verify.oracle import compare_outputs
 from tilewright.verify.programs import BLOCK_KINDS, KINDS, Case, generate
-from tilewright.verify.witness import spreads
+from tilewright.verify.witness import references, spreads
 
 
 def plain(program: Program, inputs: dict[str, Any]) -> Sequence[Any]:
@@ -337,3 +340,22 @@ def test_infinity_and_nan_lie_on_the_two_sides_of_a_pole() -> None:
     assert policy.compare(inf, one, one, f32, wiggle=[nan]).ok
     assert not policy.compare(inf, one, one, f32, wiggle=[one]).ok
     assert not policy.compare(nan, one, one, f32, wiggle=[inf]).ok
+
+
+def test_the_plain_evaluation_may_choose() -> None:
+    """An argmax of rounded 16-bit values: what plain arithmetic picks is one of the right answers."""
+    text = """# sizes
+# seed 5
+program p(x: bf16[4, 300], y: bf16[4, 300]):
+  t: bf16[i<4, j<300] = x[i, j] % (abs(y[i, j]) + bf16(0.5))
+  z: i64[i<4] = argmax(j<300) min(t[i, j], bf16(0.1)) + t[i, j] * bf16(0.001)
+  return z
+"""
+    case = Case.parse(text)
+    given = random_inputs(case.program, case.sizes, case.seed)
+    expected = references(case.program, given)
+    assert list(expected.keys) == ["z"]
+    worst = run_program(parse_program(str(case.program).replace("argmax", "argmin")), given)[0]
+    other = replace(expected, naive=[worst])
+    assert compare_outputs(case.program, [worst], other)[0].verdict.ok
+    assert not compare_outputs(case.program, [worst], expected)[0].verdict.ok

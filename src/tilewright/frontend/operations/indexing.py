@@ -55,8 +55,8 @@ def position(indices: Value, at: Sequence[Expr], size: Expr) -> Expr:
 
 
 def _ramp(values: Array, i: Expr) -> Expr | None:
-    """values[i] as a*i + b over c, rounded down, between the least and the largest value; None where
-    they are no such ramp, or more than half of it is flat at the ends.
+    """values[i] as a*i + b over c, rounded down, between the least and the largest value; None
+    where they are no such ramp, or more than half of it is flat at the ends.
 
     What enlarges or repeats an axis reads it so; a formula is a load and a shuffle, a table of
     positions a gather.
