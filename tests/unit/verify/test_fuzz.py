@@ -347,8 +347,8 @@ def test_the_plain_evaluation_may_choose() -> None:
     text = """# sizes
 # seed 5
 program p(x: bf16[4, 300], y: bf16[4, 300]):
-  t: bf16[i<4, j<300] = x[i, j] % (abs(y[i, j]) + bf16(0.5))
-  z: i64[i<4] = argmax(j<300) min(t[i, j], bf16(0.1)) + t[i, j] * bf16(0.001)
+  t: bf16[i<4, j<300] = x[i, j] * y[i, j]
+  z: i64[i<4] = argmax(j<300) t[i, j] + x[i, j]
   return z
 """
     case = Case.parse(text)
