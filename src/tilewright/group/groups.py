@@ -191,12 +191,13 @@ def renamed(d: Definition, mapping: dict[str, str]) -> Definition:
     axes = tuple(replace(a, name=mapping.get(a.name, a.name)) for a in d.axes)
     r = d.reduction
     if r is not None:
-        clash = {a.name for a in r.axes} & {a.name for a in axes}
-        fresh = {a: f"{a}_r" for a in clash}
-        swap.update({E.index(a): E.index(b) for a, b in fresh.items() if a not in mapping})
+        own = {a.name for a in axes}
+        names = {a.name: mapping.get(a.name, a.name) for a in r.axes}
+        names = {a: f"{a}_r" if b in own else b for a, b in names.items()}
+        swap.update({E.index(a): E.index(b) for a, b in names.items() if a != b})
         r = replace(
             r,
-            axes=tuple(replace(a, name=fresh.get(a.name, a.name)) for a in r.axes),
+            axes=tuple(replace(a, name=names[a.name]) for a in r.axes),
             guard=None if r.guard is None else E.substitute(r.guard, swap),
         )
     scan = None if d.scan is None else (d.scan[0], mapping.get(d.scan[1], d.scan[1]))

@@ -51,6 +51,8 @@ def _splittable(kernel: Kernel, axis: str, c: int) -> bool:
     if n % c or n <= c or axis in (*kernel.shared, kernel.sequence, kernel.stream):
         return False
     for d in kernel.definitions.values():
+        if any(x.name == axis and int_extent(x.extent) != n for x in d.all_axes):
+            return False
         out = [x.name for x in d.axes]
         if d.scan is not None and d.scan[1] == axis:
             return False

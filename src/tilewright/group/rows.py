@@ -103,14 +103,19 @@ def _try_stack(st: Grouping, first: Group, second: Group) -> bool:
     ):
         return False
     # Axis names of the two groups must not clash except for the shared ones.
-    taken = {x for n in first.names() for x in extents_of(st.definitions[n])}
+    taken: dict[str, int] = {}
+    for n in first.names():
+        taken |= extents_of(st.definitions[n])
     old = {n: st.definitions[n] for n in second.names()}
     for n in second.names():
         d = st.definitions[n]
         mapping = dict(rename)
-        for axis in d.axes:
-            if axis.name not in mapping and axis.name in taken:
-                mapping[axis.name] = f"{axis.name}_{b}"
+        results = {a.name for a in d.axes}
+        for axis, extent in extents_of(d).items():
+            # Two reductions may run along an axis of one name, if it is as long in both.
+            clashes = axis in taken and (axis in results or taken[axis] != extent)
+            if clashes and axis not in mapping:
+                mapping[axis] = f"{axis}_{b}"
         st.definitions[n] = renamed(d, mapping)
     limit = st.target.l2_bytes // 2
     row = _row_bytes(st, names, set(shared))
