@@ -161,13 +161,19 @@ class Access:
         """The mask of `part`."""
         return self.part(chunk)[0]
 
-    def only_lane(self, chunk: int) -> int | None:
-        """The one lane of a chunk that constant limits leave, None where there are more or none."""
+    def known_lanes(self, chunk: int) -> tuple[int, int] | None:
+        """First lane of a chunk that constant limits leave, and the one behind the last; None where
+        limits are not constant, or there are none.
+        """
         if self.lane_limit is None:
             return None
         lo, hi = int_value(self.lane_limit[0]), int_value(self.lane_limit[1])
         if lo is None or hi is None:
             return None
         first = chunk * self.width
-        low, high = max(lo - first, 0), min(hi - first, self.valid(chunk))
-        return low if high - low == 1 else None
+        return max(lo - first, 0), min(hi - first, self.valid(chunk))
+
+    def only_lane(self, chunk: int) -> int | None:
+        """The one lane of a chunk that constant limits leave, None where there are more or none."""
+        known = self.known_lanes(chunk)
+        return known[0] if known is not None and known[1] - known[0] == 1 else None

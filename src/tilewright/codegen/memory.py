@@ -15,7 +15,15 @@ from tilewright.codegen import dots
 from tilewright.codegen.access import Access
 from tilewright.codegen.address import Addresses, Pointer
 from tilewright.codegen.operations import Operations
-from tilewright.codegen.spans import Spans, masked_call, masked_load, type_suffix
+from tilewright.codegen.spans import (
+    Spans,
+    load_lanes,
+    load_pieces,
+    masked_call,
+    masked_load,
+    pieces,
+    type_suffix,
+)
 from tilewright.codegen.tables import Array, gather_table
 from tilewright.codegen.tiles import LazyRows, Tile, row_axes, row_count, row_index
 from tilewright.codegen.writer import Writer
@@ -28,18 +36,6 @@ __all__ = ["Memory"]
 
 _LINE = 64
 _SPREAD = 4  # elements between lanes that are still stored by masked vectors
-
-
-def _pieces(n: int, width: int) -> list[tuple[int, int]]:
-    """n lanes as (first, count) with counts falling powers of two."""
-    out, first = [], 0
-    while first < n:
-        size = width
-        while size > n - first:
-            size //= 2
-        out.append((first, size))
-        first += size
-    return out
 
 
 class Memory:
@@ -187,49 +183,21 @@ class Memory:
         pointer = self.addresses.at(at)
         if predicate != "true":
             pointer = self._choose(pointer, predicate, dtype, orelse, width)
-        pieces = [] if valid == width else _pieces(valid, width)
-        if mask is None and len(pieces) > 2 and ops.target.has_masks:
+        taken = [] if valid == width else pieces(0, valid, width)
+        if mask is None and len(taken) > 2 and ops.target.has_masks:
             mask = ops.vector("i1", [int(i < valid) for i in range(width)])
-        if mask is not None:
+        lanes = None if mask is None or ops.target.has_masks else access.known_lanes(chunk)
+        if lanes is not None:
+            raw = load_lanes(w, ops, pointer, *lanes, dtype, width, orelse)
+        elif mask is not None:
             used = mask if mask.startswith("<") else self.addresses.use_mask(mask, width)
             raw = masked_load(w, ops, pointer, used, dtype, width, orelse)
         elif valid == width:
             raw = w.op(f"load {t}, ptr {pointer}, align {access.unit}")
         else:
-            raw = self._load_pieces(pointer, pieces, dtype, width)
+            raw = load_pieces(w, ops, pointer, taken, dtype, width)
         found = loads[key] = raw if dtype is not BOOL else ops.from_memory(raw, dtype, width)
         return found
-
-    def _load_pieces(
-        self, pointer: str, pieces: list[tuple[int, int]], dtype: DType, width: int
-    ) -> str:
-        w, ops = self.writer, self.operations
-        t, e = ops.memory_type(dtype, width), ops.memory_type(dtype, 0)
-        out = "poison"
-        for first, count in pieces:
-            at = (
-                w.once(f"getelementptr i8, ptr {pointer}, i64 {first * dtype.bytes}")
-                if first
-                else pointer
-            )
-            if count == 1:
-                one = w.op(f"load {e}, ptr {at}, align {dtype.bytes}")
-                out = w.op(f"insertelement {t} {out}, {e} {one}, i64 {first}")
-                continue
-            piece = w.op(f"load <{count} x {e}>, ptr {at}, align {dtype.bytes}")
-            grow = ops.vector("i32", [i if i < count else 0 for i in range(width)])
-            wide = w.op(
-                f"shufflevector <{count} x {e}> {piece}, <{count} x {e}> poison, "
-                f"<{width} x i32> {grow}"
-            )
-            if first == 0:
-                out = wide
-                continue
-            pick = [width + i - first if first <= i < first + count else i for i in range(width)]
-            out = w.op(
-                f"shufflevector {t} {out}, {t} {wide}, <{width} x i32> {ops.vector('i32', pick)}"
-            )
-        return out
 
     def _broadcast(
         self, access: Access, row: Pointer, chunks: int, predicate: str, orelse: float | int | bool
@@ -341,11 +309,14 @@ class Memory:
         lane = access.only_lane(chunk)
         if lane is not None:
             return partial(self._store_one, dtype, width, lane)
-        pieces = [] if mask is not None else _pieces(valid, width)
-        if len(pieces) > 2 and ops.target.has_masks:
+        lanes = None if mask is None or ops.target.has_masks else access.known_lanes(chunk)
+        if lanes is not None:
+            return partial(self._store_pieces, dtype, width, pieces(*lanes, width))
+        taken = [] if mask is not None else pieces(0, valid, width)
+        if len(taken) > 2 and ops.target.has_masks:
             mask = ops.vector("i1", [int(i < valid) for i in range(width)])
         if mask is None:
-            return partial(self._store_pieces, dtype, width, pieces)
+            return partial(self._store_pieces, dtype, width, taken)
         return partial(self._store_masked, dtype, width, mask)
 
     def _store_line(
@@ -420,17 +391,17 @@ class Memory:
         self,
         dtype: DType,
         width: int,
-        pieces: list[tuple[int, int]],
+        taken: list[tuple[int, int]],
         at: Pointer,
         raw: str,
         inside: str,
     ) -> None:
-        """The first lanes of a vector, in shorter ones."""
+        """Some lanes of a vector, in shorter ones."""
         w, ops = self.writer, self.operations
         pointer = self.addresses.at(at)
         t, e = ops.memory_type(dtype, width), ops.memory_type(dtype, 0)
         with self.when(inside):
-            for first, count in pieces:
+            for first, count in taken:
                 to = (
                     w.once(f"getelementptr i8, ptr {pointer}, i64 {first * dtype.bytes}")
                     if first

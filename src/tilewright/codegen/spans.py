@@ -17,7 +17,15 @@ from tilewright.codegen.writer import Writer
 from tilewright.ir.dtypes import BOOL, DType
 from tilewright.ir.expr import Expr
 
-__all__ = ["Spans", "masked_call", "masked_load", "type_suffix"]
+__all__ = [
+    "Spans",
+    "load_lanes",
+    "load_pieces",
+    "masked_call",
+    "masked_load",
+    "pieces",
+    "type_suffix",
+]
 
 
 def type_suffix(dtype: DType) -> str:
@@ -56,6 +64,9 @@ def masked_load(
         other = operations.memory_literal(orelse, dtype, count)
         lanes = ", ".join(f"i32 {min(i, count)}" for i in range(width))
         return writer.op(f"shufflevector {part} {raw}, {part} {other}, <{width} x i32> <{lanes}>")
+    known = None if operations.target.has_masks else _run_of_lanes(mask, width)
+    if known is not None:
+        return load_lanes(writer, operations, pointer, *known, dtype, width, orelse)
     head, declaration = masked_call("load", dtype, width)
     writer.module.declare(declaration)
     t, other = operations.memory_type(dtype, width), operations.memory_literal(orelse, dtype, width)
@@ -73,6 +84,88 @@ def _first_lanes(mask: str, width: int) -> int:
     count = sum(bits)
     first = len(bits) == width and all(bits[:count]) and not any(bits[count:])
     return count if first and 1 < count < width and count & (count - 1) == 0 else 0
+
+
+@lru_cache(maxsize=1 << 8)
+def _run_of_lanes(mask: str, width: int) -> tuple[int, int] | None:
+    """The first lane of a constant mask and the one behind the last, where no other is left out."""
+    if mask[0] != "<":
+        return None
+    bits = [int(x[-1]) for x in mask[1:-1].split(", ")]
+    first, count = (bits.index(1) if any(bits) else 0), sum(bits)
+    is_run = len(bits) == width and all(bits[first : first + count])
+    return (first, first + count) if is_run else None
+
+
+def pieces(low: int, high: int, width: int) -> list[tuple[int, int]]:
+    """Lanes from `low` up to `high` as (first, count) with counts falling powers of two."""
+    out, first = [], low
+    while first < high:
+        size = width
+        while size > high - first:
+            size //= 2
+        out.append((first, size))
+        first += size
+    return out
+
+
+def load_lanes(
+    writer: Writer,
+    operations: Operations,
+    pointer: str,
+    low: int,
+    high: int,
+    dtype: DType,
+    width: int,
+    orelse: float | int | bool,
+) -> str:
+    """A vector whose lanes from `low` up to `high` lie in memory; `orelse` in the others.
+
+    LLVM 20 reads past a masked load of AVX2 under a constant mask that leaves out half of it, where
+    a selection takes some of these lanes (tests/regress/programs/masked_half.txt).
+    """
+    t, other = operations.memory_type(dtype, width), operations.memory_literal(orelse, dtype, width)
+    if high <= low:
+        return writer.op(f"shufflevector {t} {other}, {t} poison, <{width} x i32> zeroinitializer")
+    raw = load_pieces(writer, operations, pointer, pieces(low, high, width), dtype, width)
+    pick = operations.vector("i32", [i if low <= i < high else width + i for i in range(width)])
+    return writer.op(f"shufflevector {t} {raw}, {t} {other}, <{width} x i32> {pick}")
+
+
+def load_pieces(
+    writer: Writer,
+    operations: Operations,
+    pointer: str,
+    taken: list[tuple[int, int]],
+    dtype: DType,
+    width: int,
+) -> str:
+    """A vector of which these lanes lie in memory; the others are undefined."""
+    w, t, e = writer, operations.memory_type(dtype, width), operations.memory_type(dtype, 0)
+    out = "poison"
+    for first, count in taken:
+        at = (
+            w.once(f"getelementptr i8, ptr {pointer}, i64 {first * dtype.bytes}")
+            if first
+            else pointer
+        )
+        if count == 1:
+            one = w.op(f"load {e}, ptr {at}, align {dtype.bytes}")
+            out = w.op(f"insertelement {t} {out}, {e} {one}, i64 {first}")
+            continue
+        piece = w.op(f"load <{count} x {e}>, ptr {at}, align {dtype.bytes}")
+        grow = operations.vector("i32", [i if i < count else 0 for i in range(width)])
+        wide = w.op(
+            f"shufflevector <{count} x {e}> {piece}, <{count} x {e}> poison, <{width} x i32> {grow}"
+        )
+        if first == 0:
+            out = wide
+            continue
+        pick = [width + i - first if first <= i < first + count else i for i in range(width)]
+        out = w.op(
+            f"shufflevector {t} {out}, {t} {wide}, <{width} x i32> {operations.vector('i32', pick)}"
+        )
+    return out
 
 
 class Row(Protocol):
