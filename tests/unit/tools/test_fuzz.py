@@ -25,7 +25,7 @@ from tilewright.group.plan import plan_program
 from tilewright.machine.target import Target
 from tilewright.runtime.wire import WorkerDied
 from tilewright.schedule.kernel_space import space_of
-from tilewright.tools.fuzz import campaign
+from tilewright.tools.fuzz import campaign, models
 from tilewright.tools.fuzz.corpus import Corpus, FailedCase
 from tilewright.tools.fuzz.kinds import KINDS, derived
 from tilewright.tools.fuzz.models import (
@@ -38,6 +38,7 @@ from tilewright.tools.fuzz.models import (
 )
 from tilewright.tools.fuzz.nests import NestFuzzer
 from tilewright.tools.fuzz.programs import Options, check_program
+from tilewright.verify.fuzz import isolated
 from tilewright.verify.models import draw_model
 from tilewright.verify.models.rows import all_rows
 from tilewright.verify.programs import Case, generate
@@ -324,3 +325,17 @@ def test_every_derivation_rule_has_a_fuzzer() -> None:
     folder = Path(str(tilewright.__file__)).parent / "derive"
     rules = {f"rule {path.stem}" for path in folder.glob("*.py")} - {"rule __init__"}
     assert rules <= KINDS["programs"].rows()
+
+
+def test_a_third_party_that_dies_is_no_crash_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime takes its process with it for some models; a careful child asks it in another one."""
+
+    def dies(model: Any) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    monkeypatch.setattr(models, "_onnxruntime", dies)
+    answer = check_model(draw_model(4), AVX2, isolated)
+    assert answer.found is not None and answer.found[0] == "third onnxruntime"
+    assert "SIGSEGV" in answer.found[1] and answer.others == ["onnxruntime crashed"]
+    monkeypatch.setattr(models, "_onnxruntime", lambda model: None)
+    assert check_model(draw_model(4), AVX2, isolated).others == ["onnxruntime refused"]

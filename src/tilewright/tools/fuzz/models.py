@@ -24,7 +24,7 @@ from tilewright.ir.expr import Expr
 from tilewright.ir.interpreter import Runner, run_program
 from tilewright.ir.program import Definition, Extern, Program, statement_reads
 from tilewright.tools.fuzz.programs import Answer, Options, compiled_outputs, drawn_by
-from tilewright.verify.fuzz import Run, fingerprint, judge_on
+from tilewright.verify.fuzz import Crash, Run, fingerprint, judge_on
 from tilewright.verify.models.graph import Model
 from tilewright.verify.oracle import compare_outputs
 from tilewright.verify.witness import References, references, spreads
@@ -98,7 +98,7 @@ def _judged(
         answer.valid = False
         return f"invalid {fingerprint(error)}", f"the oracle refuses: {error}"
     found = judge_on(isolate(run) if isolate else run, program, inputs, expected, {})
-    return found or _third(model, program, inputs, expected, answer)
+    return found or _third(model, program, inputs, expected, answer, isolate)
 
 
 def _third(
@@ -107,9 +107,14 @@ def _third(
     inputs: dict[str, Array],
     expected: References,
     answer: Answer,
+    isolate: Callable[[Run], Run] | None,
 ) -> tuple[str, str] | None:
     """Compare the oracle with onnxruntime, and where they differ with ONNX's reference."""
-    theirs = _onnxruntime(model)
+    try:
+        theirs = _onnxruntime(model) if isolate is None else _apart(model, isolate)
+    except Crash as crash:
+        answer.others.append("onnxruntime crashed")
+        return "third onnxruntime", f"onnxruntime does not survive the model: {crash}"
     if theirs is None:
         answer.others.append("onnxruntime refused")
         return None
@@ -122,7 +127,7 @@ def _third(
         return None
     reference = _reference(model)
     if reference is None:
-        return _third_of_parts(model, answer) or (
+        return _third_of_parts(model, answer, isolate) or (
             "differs onnxruntime", f"no reference decides: {wrong}",
         )  # fmt: skip
     ours = _differs(program, inputs, expected, reference)
@@ -138,7 +143,7 @@ def _third(
             "wrong importer",
             f"onnxruntime and ONNX's reference agree on something else: {wrong}",
         )
-    return _third_of_parts(model, answer) or (
+    return _third_of_parts(model, answer, isolate) or (
         "differs both", f"onnxruntime: {wrong}; ONNX's reference: {ours}",
     )  # fmt: skip
 
@@ -168,7 +173,9 @@ def _is_undefined(program: Program, inputs: dict[str, Array]) -> bool:
     return any(found)
 
 
-def _third_of_parts(model: Model, answer: Answer) -> tuple[str, str] | None:
+def _third_of_parts(
+    model: Model, answer: Answer, isolate: Callable[[Run], Run] | None
+) -> tuple[str, str] | None:
     """The verdict on what one output needs, where nobody else is right about all of them."""
     for part in _by_output(onnx.load_model_from_string(model.data), model.inputs):
         if part.nodes == model.nodes:
@@ -179,7 +186,7 @@ def _third_of_parts(model: Model, answer: Answer) -> tuple[str, str] | None:
             expected = references(imported.program, inputs)
         except TilewrightError:
             continue
-        found = _third(part, imported.program, inputs, expected, Answer())
+        found = _third(part, imported.program, inputs, expected, Answer(), isolate)
         if found is not None:
             if found[0].startswith("third"):
                 answer.others.append("onnxruntime wrong")
@@ -207,6 +214,21 @@ def _differs(
                 continue
         return f"output {o.output}: {o.verdict}"
     return None
+
+
+def _apart(model: Model, isolate: Callable[[Run], Run]) -> list[Array] | None:
+    """`_onnxruntime` in a process of its own. Errors: Crash."""
+
+    def run(program: Any, inputs: dict[str, Array]) -> list[Array]:
+        found = _onnxruntime(model)
+        if found is None:
+            raise LookupError
+        return found
+
+    try:
+        return list(isolate(run)(Program("none", (), (), ()), {}))
+    except LookupError:
+        return None
 
 
 def _onnxruntime(model: Model) -> list[Array] | None:
