@@ -39,3 +39,16 @@ def test_double_to_half_rounds_once(target: str) -> None:
     x = np.array([tie + 2.0**-40, tie - 2.0**-40, tie, -tie - 2.0**-40, 1e300, 2.0**-24 + 2.0**-60, np.nan, 65519.999999])
     got = tw.compile(p, target=target)(x)
     np.testing.assert_array_equal(got, x.astype(np.float16))
+
+
+@pytest.mark.parametrize("target", ["x86-avx512", "x86-avx2", "x86-sse42"])
+def test_remainders_of_large_quotients_are_exact(target: str) -> None:
+    """x - floor(x / y) * y was off by more than y where x is 2^24 times as large."""
+    try:
+        Target.named(target).require_runnable()
+    except TargetError:
+        pytest.skip("this machine does not run the target")
+    x = np.array([1.26232084e11, 3.36038675e6, -1e9, 7.0, -7.0, 5.5] * 6, np.float32)
+    y = np.array([18.855078, 14.341055, 3.0, -2.5, 2.5, 1.5] * 6, np.float32)
+    z = tw.compile(tw.program("x: f32[36]; y: f32[36]; z[i] = x[i] % y[i]"), target=target)(x, y)
+    np.testing.assert_array_equal(z, np.mod(x, y))

@@ -284,13 +284,9 @@ class Operations:
                 return self.op(f"fdiv {t} {self.literal(1.0, dtype, lanes)}, {root}")
             case "sign":
                 return self._sign(a, dtype, lanes)
-            case "floordiv" | "mod":
+            case "floordiv":
                 quotient = self.op(f"fdiv {t} {a}, {args[1]}")
-                whole = self.call("floor", [quotient], dtype, lanes)
-                if op == "floordiv":
-                    return whole
-                product = self.op(f"fmul {t} {whole}, {args[1]}")
-                return self.op(f"fsub {t} {a}, {product}")
+                return self.call("floor", [quotient], dtype, lanes)
         return self._mathematics(op, args, dtype, lanes)
 
     def _extremum(self, op: str, a: str, b: str, dtype: DType, lanes: int) -> str:

@@ -112,7 +112,7 @@ def _mod(a: Array, b: Array) -> Array:
     if np.asarray(a).dtype.kind in "iu":
         safe = np.where(b == 0, np.ones_like(b), b)
         return np.where(b == 0, np.zeros_like(a), np.mod(a, safe))
-    return np.asarray(a - np.floor(a / b) * b)
+    return np.asarray(np.mod(a, b))
 
 
 def _fmod(a: Array, b: Array) -> Array:
