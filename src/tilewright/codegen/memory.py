@@ -19,6 +19,7 @@ from tilewright.codegen.spans import (
     Spans,
     load_lanes,
     load_pieces,
+    loads_exactly,
     masked_call,
     masked_load,
     pieces,
@@ -186,7 +187,8 @@ class Memory:
         taken = [] if valid == width else pieces(0, valid, width)
         if mask is None and len(taken) > 2 and ops.target.has_masks:
             mask = ops.vector("i1", [int(i < valid) for i in range(width)])
-        lanes = None if mask is None or ops.target.has_masks else access.known_lanes(chunk)
+        exact = mask is not None and loads_exactly(ops, dtype, width)
+        lanes = access.known_lanes(chunk) if exact else None
         if lanes is not None:
             raw = load_lanes(w, ops, pointer, *lanes, dtype, width, orelse)
         elif mask is not None:
