@@ -26,6 +26,7 @@ __all__ = ["cuts_of"]
 
 MOST = 8  # parts of an axis; beyond, conditions are cheaper than code
 _ENDS = 4  # of vectors that are cut off; a condition that comes and goes is no matter of the ends
+_LONGEST = 1 << 16  # positions that are looked at, one by one
 MOST_SHARES = 64  # where each part takes its own branch of a choice, not all of the body
 
 
@@ -99,7 +100,7 @@ def _slope(e: Expr) -> int:
 
 def _around(gap: Expr, axis: str, extent: int, length: int) -> Iterator[int]:
     """The ends of the blocks of this length inside of which gap < 0 changes."""
-    values = along(gap, axis, np.arange(extent))
+    values = along(gap, axis, np.arange(extent)) if extent <= _LONGEST else None
     if values is None:
         return
     for at in np.flatnonzero(np.diff(values < 0)) + 1:

@@ -31,6 +31,7 @@ from tilewright.machine.target import Target
 __all__ = ["Access", "StageRoles", "scatter_lane", "stage_roles"]
 
 _NEAR = 16  # positions: a vector of 4-byte elements
+_SEEN = 4096  # positions of an axis that are looked at
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Access:
         subscripts = self.read.args[: len(self.read.args) - self.read.attr[1]]
         if [s for s in subscripts if axis in s.indices()] != [subscripts[-1]]:
             return False
-        found = along(subscripts[-1], axis, np.arange(extents[axis]))
+        found = along(subscripts[-1], axis, np.arange(min(extents[axis], _SEEN)))
         return found is not None and all(
             int(np.ptp(found[k : k + _NEAR])) < 2 * _NEAR for k in range(0, len(found), _NEAR)
         )
