@@ -19,6 +19,7 @@ import onnx
 import pytest
 
 import tilewright
+from tilewright import program as tw_program
 from tilewright.errors import TilewrightError, UserError
 from tilewright.frontend.onnx import import_onnx
 from tilewright.group.plan import plan_program
@@ -239,6 +240,9 @@ def test_nan_in_an_order_is_not_asked_of_third_parties() -> None:
         ["onnxruntime undefined"], ["onnxruntime agreed"],
     )  # fmt: skip
     program = import_onnx(data).program
+    cast = tw_program("x: f32[3]; y[i] = u8(x[i])")
+    assert _is_undefined(cast, {"x": np.array([1.0, 2.0, 5.8e17], np.float32)})
+    assert not _is_undefined(cast, {"x": np.array([1.0, 255.9, -0.9], np.float32)})
     assert _is_undefined(program, {"x": x}) and not _is_undefined(program, {"x": np.ones_like(x)})
 
 

@@ -149,12 +149,17 @@ def _third(
 
 
 def _is_undefined(program: Program, inputs: dict[str, Array]) -> bool:
-    """Does NaN take part in an order, or become an integer? The standard does not say how."""
+    """Does NaN take part in an order, or does NaN or a number outside of its range become an
+    integer? The standard does not say how.
+    """
     found: list[bool] = []
 
     def probe(e: Expr, k: int, frame: Frame, x: Array) -> Array:
         if e.op == "cast" and not e.dtype.is_float:
+            held = np.iinfo(str(e.dtype.np)) if e.dtype.is_int else None
             found.append(bool(np.isnan(x).any()))
+            if held is not None:
+                found.append(bool(((np.trunc(x) < held.min) | (np.trunc(x) > held.max)).any()))
         return x
 
     sizes = bind_sizes(program, {n: a.shape for n, a in inputs.items()})

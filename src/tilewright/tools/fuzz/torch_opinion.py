@@ -268,8 +268,6 @@ class _Evaluator:
         if e.op in ("shl", "shr"):
             count = args[1] & (e.dtype.bits - 1)
             return args[0] << count if e.op == "shl" else args[0] >> count
-        if e.op == "mod":
-            return args[0] - torch.floor(args[0] / args[1]) * args[1]
         if e.op == "floordiv":
             return torch.floor(args[0] / args[1])
         if e.op in ("and", "or", "xor", "not"):
