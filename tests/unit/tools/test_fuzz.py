@@ -343,3 +343,19 @@ def test_a_third_party_that_dies_is_no_crash_of_ours(monkeypatch: pytest.MonkeyP
     assert "SIGSEGV" in answer.found[1] and answer.others == ["onnxruntime crashed"]
     monkeypatch.setattr(models, "_onnxruntime", lambda model: None)
     assert check_model(draw_model(4), AVX2, isolated).others == ["onnxruntime refused"]
+
+
+def test_a_kept_crash_of_a_third_party_is_named_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a careful child finds out later replaces what the first one could not tell."""
+    corpus = Corpus(folder)
+    crash = FailedCase("onnx", 4, "crash", "the child died", "x86-avx2", 1)
+    assert corpus.add(crash, KINDS["onnx"].text_of(4), ".onnx")
+    children = campaign.Children(tmp_path / "arcs", tmp_path)
+    answer = {"found": ["third onnxruntime", "onnxruntime does not survive the model"]}
+    monkeypatch.setattr(children, "ask", lambda *request: (answer, b""))
+    state = campaign._Run(campaign.Settings(kinds=("onnx",), corpus=folder), corpus)
+    campaign._replay_failed(state, children)
+    assert not crash.fixed and crash.failure == "third onnxruntime"
+    corpus.close()

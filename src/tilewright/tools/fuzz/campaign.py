@@ -541,7 +541,10 @@ def _replay_failed(state: _Run, children: Children) -> None:
         header = _header(failed.campaign, failed.number, failed.target, failed.threads, **more)
         try:
             answer, _ = children.ask("main 0", header, data, _CASE_S)
-            failed.fixed = answer["found"] is None
+            found = answer["found"]
+            failed.fixed = found is None
+            if careful and found is not None and found[0].startswith("third"):
+                failed.failure, failed.message = found[0], found[1][:2000]  # it was not ours
         except WorkerDied:
             failed.fixed = False
     state.corpus.save()
