@@ -114,7 +114,6 @@ class CompiledModel(CallableModel):
         self.symbolic = config.current().symbolic if symbolic is None else symbolic
         self.values: Mapping[str, Array] = {}  # of inputs that the model was imported for
         self._compiling = threading.Lock()
-        self.given: Mapping[str, int] = {}  # sizes that were told before any call
         tensors = self.program.tensors
         unique = list(dict.fromkeys(self.program.results))  # one array per distinct result
         super().__init__(

@@ -123,9 +123,11 @@ class _Access:
 
 
 class Shake(Protocol):
-    """Moves the values `x` of `e` by about a rounding; the last `summed` axes are to be summed."""
+    """Moves the values `x` of `e` by about a rounding; its last `folded` axes are to be folded with
+    `monoid`.
+    """
 
-    def __call__(self, e: Expr, x: Array, summed: int = 0) -> Array: ...
+    def __call__(self, e: Expr, x: Array, monoid: str = "", folded: int = 0) -> Array: ...
 
 
 class Evaluator:

@@ -347,12 +347,14 @@ class _Job:
         total: Array | None = None
         for part in _blocks(self.inner, max(1, _FOLD_BLOCK // box.size)):
             x, guard = self.contributions(box, part, r)
+            nothing = identity_array(r.monoid, self.d.dtype, (), x.dtype)
+            if guard is not None:
+                x = np.where(guard, x, nothing)
             shake = self.evaluator.shake
             if shake is not None and x.dtype.kind == "f" and r.monoid not in ("max", "min"):
-                # Every step of a sum rounds, too.
-                x = shake(self.split.body, x, len(part.names) if r.monoid == "sum" else 0)
-            if guard is not None:
-                x = np.where(guard, x, identity_array(r.monoid, self.d.dtype, (), x.dtype))
+                x = shake(self.split.body, x, r.monoid, len(part.names))  # each step rounds, too
+                if guard is not None:
+                    x = np.where(guard, x, nothing)
             y = fold(r.monoid, x, len(part.names), self.numerics.name == "naive")
             total = y if total is None else combine(r.monoid, total, y)
         assert total is not None

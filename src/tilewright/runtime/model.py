@@ -63,6 +63,7 @@ class CallableModel:
         self.input_specs = inputs
         self.output_specs: tuple[ArrayType, ...] = tuple(results[k] for k in order)
         self.dims = dims
+        self.given: Mapping[str, int] = {}  # sizes that were told before any call
         self.results = results
         self.order = list(order)
         self.shapes = dict(shapes or {})
@@ -235,8 +236,10 @@ class CallableModel:
         return tuple(inputs[n] for n in wanted)
 
     def sizes(self, symbols: Mapping[str, int]) -> dict[str, int]:
-        """A size for every dim, in order, checked against its range. Errors: R004."""
-        return check_sizes(self.dims, self.input_specs, symbols)
+        """A size for every dim, in order, checked against its range; where no input tells one (an
+        axis of N*M elements says neither), it is the one given before. Errors: R004.
+        """
+        return check_sizes(self.dims, self.input_specs, {**self.given, **symbols})
 
 
 _SIGNATURE = inspect.signature(CallableModel.__call__.__get__(object()))

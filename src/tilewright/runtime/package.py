@@ -92,6 +92,8 @@ class LoadedModel(CallableModel):
             threads=threads,
             shapes={int(k): int(at) for k, at in manifest.get("shapes", ())},
         )
+        common = set[tuple[str, int]].intersection(*(set(sizes.items()) for sizes in self._sizes))
+        self.given = dict(common)
         arena = max(a.arena_bytes for a in artifacts)
         self.stats: dict[str, Any] = {
             "load_s": time.perf_counter() - started,

@@ -8,7 +8,7 @@ there is within the bound of what the oracle chose; however many values are that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -48,11 +48,23 @@ def _verdict(bad: Array, got: Array, ref: Array, error: Array, allowed: float) -
 
 @dataclass(frozen=True)
 class Order:
-    """Positions in the order of `values` along `axis`; computed values are off by up to `by`."""
+    """Positions in the order of `values`, those of tensor `of`, along `axis`; computed values are
+    off by up to `by`. free: those that may as well be infinite, or NaN.
+    """
 
+    of: str
     values: Array
     by: float
     axis: int
+    descending: bool
+    free: Array | None = None
+
+    def widened(self, others: Sequence[Array]) -> Order:
+        """The same with more values that a correct evaluation may give: beside a pole (a logarithm
+        of what rounds to zero) an element may be anything.
+        """
+        odd = [~np.isfinite(w) for w in others if w.shape == self.values.shape]
+        return replace(self, free=np.logical_or.reduce(odd)) if odd else self
 
     def verdict(self, got: Any, ref: Array, wiggle: Sequence[Array]) -> Verdict:
         """Right where they are distinct, and each names a value that is within the bound of the one
@@ -66,8 +78,27 @@ class Order:
         if (rows[..., 1:] == rows[..., :-1]).any():
             return Verdict(False, np.inf, 0.0, None, "the positions are not distinct")
         a, b = np.take_along_axis(x, got, axis), np.take_along_axis(x, ref, axis)
-        near = (np.abs(a - b) <= 2 * self.by) | (np.isnan(a) & np.isnan(b)) | (a == b)
-        return _verdict(~near, got, ref, np.abs(a - b), 2 * self.by)
+        with np.errstate(invalid="ignore"):
+            error = np.abs(a - b)
+        near = (error <= 2 * self.by) | (np.isnan(a) & np.isnan(b)) | (a == b)
+        if self.free is not None:
+            near |= np.expand_dims(self._ordered(got, self.free), axis)
+        return _verdict(~near, got, ref, error, 2 * self.by)
+
+    def _ordered(self, got: Array, anything: Array) -> Array:
+        """Is each row in order, whatever the elements are that may be `anything`?"""
+        rows = [np.moveaxis(a, self.axis, -1) for a in (got, self.values, anything)]
+        out = np.zeros(rows[0].shape[:-1], np.bool_)
+        for place in np.ndindex(*out.shape):
+            named, values, free = (row[place] for row in rows)
+            if self.descending:
+                values = -values
+            known = values[named][~free[named]]
+            left = np.delete(values, named)[~np.delete(free, named)]
+            rising = bool((known[1:] >= known[:-1] - 2 * self.by).all())
+            best = not known.size or bool((left >= known.max() - 2 * self.by).all())
+            out[place] = free.any() and rising and best
+        return out
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from tilewright.errors import UserError
 from tilewright.ir.binding import NAIVE, ORACLE, Array, bind_sizes, gather_arrays
-from tilewright.ir.evaluate import Frame, is_discrete
+from tilewright.ir.evaluate import Frame, Probe, is_discrete
 from tilewright.ir.expr import Expr
 from tilewright.ir.interpreter import Runner, last_uses
 from tilewright.ir.program import (
@@ -42,6 +42,8 @@ __all__ = ["References", "references", "shaken", "spreads"]
 _EXACT = {
     "neg", "abs", "min", "max", "select", "sign", "floor", "ceil", "round", "trunc", "cast", "read",
 }  # fmt: skip
+_LANES = (1, 2, 4, 8, 16, 32, 64)  # how many partial folds code may keep
+_BY_CHANCE = 1.2  # unit roundoffs per square root of the steps: four standard deviations
 _CHOOSING = {None, "max", "min", "argmax", "argmin", "all", "any"}
 
 
@@ -108,9 +110,11 @@ def _ordered(
     x, rough = exact.arrays[s.args[0]], naive.arrays[s.args[0]]
     if x.dtype.kind != "f" or rough.shape != x.shape:
         return {}
-    axis = int(dict(s.attributes).get("axis", -1))  # type: ignore[arg-type]
+    given = dict(s.attributes)
+    axis = int(given.get("axis", -1))  # type: ignore[arg-type]
+    falling = given.get("largest", True) if s.function == "topk" else given.get("descending")
     by = factor * _gap(x, rough, s.results[0].dtype.name)
-    return {s.results[1].name: Order(x.copy(), by, axis)}
+    return {s.results[1].name: Order(s.args[0], x.copy(), by, axis, bool(falling))}
 
 
 class _Moved:
@@ -138,9 +142,7 @@ class _Moved:
         arrays.update(self.own)
         runner = Runner(arrays, dict(self.exact.sizes), ORACLE)
         if probed:
-            runner.probe = lambda e, k, _, x: (
-                self.noise(x, deltas[e, k], k) if (e, k) in deltas else x
-            )
+            runner.probe = self.probe_of(deltas)
         try:
             runner.statement(s)
         except UserError:  # a moved value led outside a tensor: this run says no more
@@ -153,6 +155,21 @@ class _Moved:
             ):
                 self.own[t.name] = new
 
+    def probe_of(self, deltas: Mapping[tuple[Expr, int], float]) -> Probe:
+        """Moves operands by up to `deltas`; one run brings those together that are compared for
+        equality, for no noise makes two values the same.
+        """
+        grid = dict[Expr, float]()
+        for (e, _), by in deltas.items():
+            if self.number == 2 and e.op in ("eq", "ne") and by > 0:
+                grid[e] = max(by, grid.get(e, 0.0))
+
+        def probe(e: Expr, k: int, frame: Frame, x: Array) -> Array:
+            if e in grid:
+                return np.asarray(np.round(x / grid[e]) * grid[e])
+            return self.noise(x, deltas[e, k], k) if (e, k) in deltas else x
+
+        return probe
 
     def run_moved(self, s: Statement, by: Mapping[str, float]) -> None:
         """The statement with tensors that it reads moved by so much, for it alone."""
@@ -406,7 +423,7 @@ def shaken(
     moved = []
     for k in range(runs):
         runner = Runner(dict(exact.arrays), dict(sizes), ORACLE)
-        runner.shake = shake = _Shake(np.random.default_rng(k))
+        runner.shake = shake = _Shake(k)
         moved.append((runner, shake))
     with np.errstate(all="ignore"):
         for s in program.body:
@@ -432,17 +449,22 @@ def shaken(
 
 
 class _Shake:
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
+    """Every operation off by a few units of roundoff, and every fold by what its steps may be."""
 
-    def __call__(self, e: Expr, x: Array, summed: int = 0) -> Array:
+    def __init__(self, number: int) -> None:
+        self.rng = np.random.default_rng(number)
+        self.way = 1 - 2 * (number % 2)  # of what drifts
+
+    def __call__(self, e: Expr, x: Array, monoid: str = "", folded: int = 0) -> Array:
         unit = UNIT_ROUNDOFF[e.dtype.name]
         factor = 1 + 4 * unit * np.asarray(self.rng.uniform(-1, 1, x.shape))
         out = np.asarray(x * factor.astype(x.dtype))
-        if summed:
+        if not folded or not x.size:
+            return out
+        axes = tuple(range(x.ndim - folded, x.ndim))
+        if monoid == "sum":
             # Each step rounds the sum so far. Which sums there are depends on the order: any of
             # the axes may be the outermost one.
-            axes = tuple(range(x.ndim - summed, x.ndim))
             largest = np.abs(x).max(axis=axes, keepdims=True)
             for a in axes:
                 parts = x.sum(axis=tuple(k for k in axes if k != a), keepdims=True)
@@ -451,8 +473,59 @@ class _Shake:
             unit = min(unit, UNIT_ROUNDOFF["f32"])  # sums are kept in f32 at least
             step = unit / 2 * np.asarray(self.rng.uniform(-1, 1, x.shape))
             out = np.asarray(out + largest * step.astype(x.dtype))
-        return out
+        return self.drifted(out, monoid, folded)
+
+    def drifted(self, x: Array, monoid: str, folded: int) -> Array:
+        """The values, moved so that their fold is off by up to what `_drift` says."""
+        flat = x.reshape(*x.shape[: x.ndim - folded], -1)
+        way = self.way
+        first = np.arange(flat.shape[-1]) == 0
+        if monoid == "sum":
+            moved = np.where(first, flat + way * _drift(flat, np.add), flat)
+        elif monoid == "prod":
+            moved = np.where(first, flat * (1 + way * _relative(flat, np.multiply)), flat)
+        elif monoid == "logsumexp":
+            top = flat.max(-1, keepdims=True)
+            terms = np.exp(flat - np.where(np.isfinite(top), top, np.zeros_like(top)))
+            moved = flat + way * _relative(terms, np.add)
+        else:
+            return x
+        return np.asarray(moved).astype(x.dtype).reshape(x.shape)
 
     def move(self, x: Array, by: float) -> Array:
         """Each element up or down by the same amount."""
         return np.asarray(x + by * self.rng.choice([-1.0, 1.0], x.shape).astype(x.dtype))
+
+
+def _drift(x: Array, operation: np.ufunc) -> Array:
+    """How far folding the last axis step by step leads from its exact value, in the worst of some
+    orders: 1, 2, 4, ... values at a time; NaN where one meets infinity and zero. [..., 1].
+
+    Where terms are alike the roundings of many steps fall the same way, so that they add up; how
+    far that leads follows from the order alone. 0 where steps that fall by chance lead as far.
+    """
+    exact = operation.reduce(x, -1, keepdims=True)
+    step = np.float64 if x.dtype == np.longdouble else np.float32
+    y, n = x.astype(step), x.shape[-1]
+    worst = np.zeros_like(exact)
+    for lanes in _LANES:
+        if lanes > n:
+            break
+        whole = n // lanes * lanes
+        parts = y[..., :whole].reshape(*y.shape[:-1], -1, lanes)
+        ends = operation.accumulate(parts, axis=-2)[..., -1, :]
+        sequence = np.concatenate([ends, y[..., whole:]], -1)
+        got = operation.accumulate(sequence, axis=-1)[..., -1:]
+        worst = np.maximum(worst, np.abs(got - exact))
+    unit = UNIT_ROUNDOFF["f64" if step is np.float64 else "f32"]
+    largest = np.abs(operation.accumulate(x, axis=-1)).max(-1, keepdims=True)
+    by_chance = _BY_CHANCE * unit * np.sqrt(n) * largest
+    return np.asarray(np.where(worst <= by_chance, np.zeros_like(worst), worst))
+
+
+def _relative(x: Array, operation: np.ufunc) -> Array:
+    """`_drift` as a share of the exact value."""
+    exact = operation.reduce(x, -1, keepdims=True)
+    drift = _drift(x, operation)
+    share = np.where((exact == 0) & ~np.isnan(drift), np.abs(exact), drift / np.abs(exact))
+    return np.asarray(share)

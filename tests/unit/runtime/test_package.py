@@ -23,6 +23,7 @@ from tilewright.errors import TargetError, UserError
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import F64, I64
 from tilewright.ir.program import Extern, Program, Tensor, array_key
+from tilewright.ir.program_parser import parse_program
 from tilewright.machine.target import Target
 from tilewright.runtime.package import ARTIFACT_FORMAT, LoadedModel
 from tilewright.runtime.tensors import read_header, read_tensors, write_tensors
@@ -600,3 +601,24 @@ def test_damaged_arrays(tmp_path: Path) -> None:
 
 def test_a_loaded_model_is_one(saved: tuple[Path, Any]) -> None:
     assert isinstance(tw.load(str(saved[0])), LoadedModel)
+
+
+def test_sizes_that_no_axis_tells_are_those_that_were_given(tmp_path: Path) -> None:
+    """An axis of N*M elements says neither; nor does a file of one variant need to be told."""
+    text = """program p format 1(x: f32[N*M]):
+  dim N in 1 .. 8
+  dim M in 1 .. 8
+  y: f32[i<N, j<M] = x[i*M + j] * 2.0
+  return y
+"""
+    model = tw.compile(parse_program(text), dims={"N": 2, "M": 3})
+    x = np.arange(6, dtype=np.float32)
+    np.testing.assert_array_equal(model(x), 2 * x.reshape(2, 3))
+    model.save(tmp_path / "m.twa")
+    loaded = tw.load(tmp_path / "m.twa")
+    np.testing.assert_array_equal(loaded(x), 2 * x.reshape(2, 3))
+    for made in (model, loaded):
+        with pytest.raises(UserError, match="R003"):
+            made(np.arange(8, dtype=np.float32))
+    with pytest.raises(UserError, match=r"R004.*nothing tells the size 'N'"):
+        tw.compile(parse_program(text))(x)

@@ -359,3 +359,84 @@ program p(x: bf16[4, 300], y: bf16[4, 300]):
     other = replace(expected, naive=[worst])
     assert compare_outputs(case.program, [worst], other)[0].verdict.ok
     assert not compare_outputs(case.program, [worst], expected)[0].verdict.ok
+
+
+@pytest.mark.parametrize("lanes", [4, 32])
+@pytest.mark.parametrize(
+    ("text", "operation"),
+    [
+        ("t: f32[]; y[] = sum(i<4093) t[]", np.add),
+        ("t: f32[]; y[] = prod(i<4093) t[]", np.multiply),
+        ("t: f32[]; y[] = logsumexp(i<4093) t[] * f32(i % 2)", np.add),
+    ],
+)
+def test_terms_that_are_alike_drift(text: str, operation: np.ufunc, lanes: int) -> None:
+    """Equal roundings add up, in another way for each number of partial folds; a missing term, or a
+    second one, is more than that.
+    """
+    case = Case(tw.program(text), {}, 3, ())
+    t = np.asarray(1.0002 if operation is np.multiply else 0.7891, np.float32)
+    terms = np.full(4093, t)
+    if "logsumexp" in text:
+        terms = np.exp(t * (np.arange(4093) % 2).astype(np.float32) - t)
+
+    def folded(count: int) -> Run:
+        parts = [operation.accumulate(terms[k:count:lanes])[-1] for k in range(lanes)]
+        y = operation.reduce(np.array(parts, np.float32))
+        got = np.float32(np.log(y) + t if "logsumexp" in text else y)
+        return lambda program, inputs: [np.asarray(got)]
+
+    assert judge(folded(4093), case, inputs={"t": t}) is None
+    if "logsumexp" not in text:
+        found = judge(folded(4092), case, inputs={"t": t})
+        assert found is not None and found[0] == "wrong"
+
+
+def test_a_product_may_meet_infinity_and_zero_in_any_order() -> None:
+    """In single precision 1e30 times 1e30 is infinite, and infinity times zero is no number."""
+    case = Case(tw.program("x: f32[96]; y[] = prod(i<96) x[i]"), {}, 3, ())
+    x = np.ones(96, np.float32)
+    x[0], x[1], x[95] = 1e30, 1e30, 0.0
+    for value, right in ((0.0, True), (np.nan, True), (1.0, False)):
+        found = judge(lambda p, g, v=value: [np.float32(v).reshape(())], case, inputs={"x": x})
+        assert (found is None) == right, value
+
+
+def test_positions_of_values_beside_a_pole_come_in_any_order() -> None:
+    """log1p(expm1(-40)) is minus infinity in single precision: such values are all alike."""
+    text = """# sizes
+# seed 3
+program p format 1(x: f32[9]):
+  y: f32[i<9] = log1p(expm1(x[i]))
+  v: f32[4], z: i64[4] = extern topk(y) {axis = 0, k = 4, largest = false}
+  return z
+"""
+    case = Case.parse(text)
+    x = np.array([3, -50, 1, -40, -60, 2, 0.5, 5, 4], np.float32)
+    for places, right in (
+        ([4, 1, 3, 6], True),
+        ([1, 3, 4, 6], True),
+        ([1, 3, 4, 2], False),  # 0.5 is less than 1
+        ([2, 4, 1, 6], False),
+        ([1, 3, 3, 6], False),
+    ):
+        got = [np.array(places, np.int64)]
+        found = judge(lambda p, g, got=got: got, case, inputs={"x": x})
+        assert (found is None) == right, places
+
+
+def test_rounding_makes_values_equal() -> None:
+    """tan(x) is x for small x in 16 bits, though it is not; far from zero it never is."""
+    text = """# sizes
+# seed 3
+program p format 1(x: f16[3]):
+  t: f16[i<3] = tan(x[i])
+  y: bool[i<3] = t[i] == x[i]
+  return y
+"""
+    case = Case.parse(text)
+    x = np.array([0.0, 0.002, 1.2], np.float16)
+    for equal, right in (((1, 1, 0), True), ((1, 0, 0), True), ((1, 1, 1), False)):
+        got = [np.array(equal, np.bool_)]
+        found = judge(lambda p, g, got=got: got, case, inputs={"x": x})
+        assert (found is None) == right, equal
