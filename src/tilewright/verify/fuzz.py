@@ -169,7 +169,7 @@ def first_wrong(
             free = order.widened([order.values, *(w for (w,) in others)])
             if free.verdict(got[k], expected.ref[k], []).ok:
                 continue
-        if expected.wiggle and not o.verdict.message.startswith("the "):
+        if expected.doubtful and not o.verdict.message.startswith("the "):
             if again is None:
                 more = references(
                     program, inputs, values=values, dims=sizes, moves=_MOVES, seed=1,

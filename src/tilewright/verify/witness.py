@@ -52,12 +52,14 @@ class References:
     """Values of the results: oracle, naive, and one list per moved run.
 
     keys: results that are positions in an order, or of a best value -> the judge of such positions.
+    doubtful: inexact values decide something, whether the moved runs show a difference or not.
     """
 
     ref: list[Array]
     naive: list[Array]
     wiggle: list[list[Array]] = field(default_factory=list)
     keys: dict[str, Order | Choice] = field(default_factory=dict)
+    doubtful: bool = False
 
 
 def references(
@@ -96,6 +98,7 @@ def references(
         [naive.arrays[n] for n in program.results],
         [[m.own.get(n, exact.arrays[n]) for n in program.results] for m in used],
         keys,
+        any(m.doubtful for m in moved),
     )
 
 
@@ -124,6 +127,7 @@ class _Moved:
         self.exact, self.rng, self.number = exact, rng, number
         self.own: dict[str, Array] = {}
         self.alive = True
+        self.doubtful = False  # has it moved anything?
 
     def noise(self, x: Array, by: float, k: int = 0) -> Array:
         """Operands of two sides moved apart, the best of many pushed back, or all by chance."""
@@ -142,6 +146,7 @@ class _Moved:
         arrays.update(self.own)
         runner = Runner(arrays, dict(self.exact.sizes), ORACLE)
         if probed:
+            self.doubtful = True
             runner.probe = self.probe_of(deltas)
         try:
             runner.statement(s)
@@ -173,6 +178,7 @@ class _Moved:
 
     def run_moved(self, s: Statement, by: Mapping[str, float]) -> None:
         """The statement with tensors that it reads moved by so much, for it alone."""
+        self.doubtful |= bool(by)
         kept = dict(self.own)
         for name, delta in by.items():
             self.own[name] = self.noise(self.own.get(name, self.exact.arrays[name]), delta)

@@ -440,3 +440,22 @@ program p format 1(x: f16[3]):
         got = [np.array(equal, np.bool_)]
         found = judge(lambda p, g, got=got: got, case, inputs={"x": x})
         assert (found is None) == right, equal
+
+
+def test_a_choice_that_few_runs_see_decides_a_result() -> None:
+    """Which of twenty nearly equal values is the least tells how many terms there are."""
+    text = """# sizes
+# seed 3
+program p format 1(x: f32[20], z: f64[20]):
+  t: f32[i<20] = exp(x[i] * x[i])
+  least: i64[] = argmin(i<20) t[i]
+  y: f64[] = sum(i<20) where(i < least[] // 17, z[i], f64(0.0))
+  return y
+"""
+    case = Case.parse(text)
+    x = np.full(20, 1.25, np.float32)
+    z = np.arange(1.0, 21)
+    for value, right in ((0.0, True), (1.0, True), (3.0, False)):
+        got = [np.asarray(value)]
+        found = judge(lambda p, g, got=got: got, case, inputs={"x": x, "z": z})
+        assert (found is None) == right, value
