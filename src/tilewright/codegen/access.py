@@ -13,6 +13,8 @@ from tilewright.ir.nest import Limits, Strides, TileType
 
 __all__ = ["Access"]
 
+_FEW = 4  # pointers of which each has a register of its own
+
 
 class Access:
     """Pointers, predicates and masks of the positions of one Load or Store."""
@@ -65,12 +67,19 @@ class Access:
         self._first: Pointer | None = None
         self.steps: list[int] = []
         self._places: dict[str, list[int]] = {}
+        self._open: str | None = None
         if all([s.keys() <= CONSTANT for s in self._strides.values()]):
             self._first = addresses.pointer(buffer, self._base)
             strides_bytes = {a: s.get((), 0) * self.unit for a, s in self._strides.items()}
             self.steps = offsets(self._axes, strides_bytes)
         else:
             self._places = {a: self._positions(a) for a in self._strides}
+            # Rows that all lie along one axis of a stride that sizes decide follow from the first.
+            open_axes = [a for a, s in self._strides.items() if not s.keys() <= CONSTANT]
+            if len(open_axes) == 1 and t.extent(open_axes[0]) > _FEW:
+                self._open = open_axes[0]
+                closed = {a: s.get((), 0) for a, s in self._strides.items() if a != self._open}
+                self.steps = offsets(self._axes, {a: s * self.unit for a, s in closed.items()})
         self._lanes: Bounds | None = None
         self._masks: dict[int, tuple[str | None, int]] = {}
         self.guard_depth = 0  # region where the predicates of `inside` live
@@ -99,6 +108,10 @@ class Access:
         """Pointer to lane 0 of a row."""
         if self._first is not None:
             return self._first[0], self._first[1] + self.steps[row]
+        if self._open is not None:
+            base, d = self.addresses.pointer(self.buffer, self._base)
+            first, position = (base, d + self.steps[row]), self._places[self._open][row]
+            return self.addresses.along(first, self._strides[self._open], self.unit, position)
         return self.addresses.pointer(self.buffer, self.offset(row))
 
     def offset(self, row: int) -> Polynomial:
@@ -117,6 +130,8 @@ class Access:
         """Pointer to one lane of a row that begins at `first`; the lane stride is not 1."""
         if self.lane_stride >= 0 or self._lane.keys() <= CONSTANT:
             return first[0], first[1] + self._lane.get((), 0) * lane * self.dtype.bytes
+        if self.extent > _FEW:
+            return self.addresses.along(first, self._lane, self.dtype.bytes, lane)
         total = self.offset(row)
         for k, v in self._lane.items():
             total[k] = total.get(k, 0) + v * lane

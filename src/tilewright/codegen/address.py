@@ -36,6 +36,8 @@ class Addresses:
         ] = {}  # loop variable or dim -> value, region depth
         self.buffers: dict[str, tuple[str, DType]] = {}
         self.sizes: dict[str, Expr] = {}  # in elements, of buffers of which only a call knows it
+        # Of a pointer that follows from another: that one, and the steps that lie between.
+        self.origins: dict[str, tuple[str, ...]] = {}
         self._depths: dict[Expr, int] = {}
         self._steps: dict[
             int, tuple[str, str, int]
@@ -343,6 +345,28 @@ class Addresses:
         """One pointer value in the innermost region: x86 folds the displacement into the access."""
         base, d = pointer[0], pointer[1] + displacement
         return self.writer.once(f"getelementptr i8, ptr {base}, i64 {d}") if d else base
+
+    def along(self, first: Pointer, step: Polynomial, unit: int, k: int) -> Pointer:
+        """`first` and k steps on, where sizes decide how far a step goes, and many are taken.
+
+        One pointer for each k would fill the registers: the CPU scales a step, and every fourth
+        position follows from the one before.
+        """
+        w = self.writer
+        base, displacement = first
+        if k == 0:
+            return first
+        one, rest = self._sum(step, unit), k % 4
+        origin = self.origins.get(base, (base,))
+        for _ in range(k // 4):
+            four = w.once(f"shl i64 {one}, 2")
+            base = w.once(f"getelementptr i8, ptr {base}, i64 {four}")
+        if rest:
+            some = one if rest == 1 else self._sum(step, 3 * unit)
+            some = some if rest != 2 else w.once(f"shl i64 {one}, 1")
+            base = w.once(f"getelementptr i8, ptr {base}, i64 {some}")
+        self.origins[base] = (*origin, one)
+        return base, displacement
 
     # ---- predicates and masks --------------------------------------------------------------------
 

@@ -350,8 +350,12 @@ class Memory:
             return
         self.nontemporal = True
         bits = ""
+        origins, numbers = self.addresses.origins, dict[str, None]()
         for base in dict.fromkeys(at[0] for at, _ in plain):
-            number = w.once(f"ptrtoint ptr {base} to i64")
+            first, *steps = origins.get(base, (base,))
+            numbers[w.once(f"ptrtoint ptr {first} to i64")] = None
+            numbers.update(dict.fromkeys(steps))
+        for number in numbers:
             bits = w.once(f"or i64 {bits}, {number}") if bits else number
         if elements is not None:
             most = self.operations.target.kept_bytes // dtype.bytes

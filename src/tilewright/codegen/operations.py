@@ -282,8 +282,6 @@ class Operations:
             case "rsqrt":
                 root = self.call("sqrt", [a], dtype, lanes)
                 return self.op(f"fdiv {t} {self.literal(1.0, dtype, lanes)}, {root}")
-            case "sign":
-                return self._sign(a, dtype, lanes)
             case "floordiv":
                 quotient = self.op(f"fdiv {t} {a}, {args[1]}")
                 return self.call("floor", [quotient], dtype, lanes)
@@ -309,14 +307,6 @@ class Operations:
         table = f"splat (i{8 * dtype.bytes} 17)"  # classes 0 and 1, the two kinds of NaN: `a`
         arguments = f"{t} {x}, {t} {a}, {i} {table}, i32 0, i{lanes} -1, i32 4"
         return self.op(f"call {t} @{name}({arguments})")
-
-    def _sign(self, a: str, dtype: DType, lanes: int) -> str:
-        t, m = self.type(dtype, lanes), self.type(BOOL, lanes)
-        zero, one, minus = (self.literal(v, dtype, lanes) for v in (0.0, 1.0, -1.0))
-        positive = self.op(f"fcmp ogt {t} {a}, {zero}")
-        negative = self.op(f"fcmp olt {t} {a}, {zero}")
-        low = self.op(f"select {m} {negative}, {t} {minus}, {t} {a}")  # keeps zeros and NaN
-        return self.op(f"select {m} {positive}, {t} {one}, {t} {low}")
 
     def _mathematics(self, op: str, args: Sequence[str], dtype: DType, lanes: int) -> str:
         """Straight-line code of codegen/mathlib, in the innermost region."""

@@ -26,7 +26,7 @@ from tilewright.ir.extent import is_symbolic
 from tilewright.ir.kernel import int_extent
 from tilewright.ir.layout import Layout, Term, dense, ordered, panels
 from tilewright.ir.program import Definition, Extern, If, Program, While
-from tilewright.ir.ranges import interval, is_inside
+from tilewright.ir.ranges import Ranges, interval, nonnegative
 from tilewright.ir.scalar import evaluate
 from tilewright.ir.words import word_axis
 
@@ -34,6 +34,7 @@ __all__ = ["choose_layouts"]
 
 LINE = 64  # bytes
 TAPS = 4  # positions of a window that pay for a line, or a page, of their own
+_MOST_PAST = 16  # positions past an axis of open size that are asked for
 VIEW_LIMIT = 1 << 22  # elements up to which a view is searched for
 
 
@@ -364,15 +365,11 @@ def _halo(
                 fill = r.args[-1].attr
                 reach = found.setdefault(fill, [(0, 0)] * len(shape))
                 for k, s in enumerate(r.args[:-1]):
-                    lo, hi = interval(s, ranges)
-                    if is_symbolic(shape[k]):
-                        if is_inside(s, 0, shape[k], ranges):
-                            continue
-                        return None
-                    if lo is None or hi is None:
+                    past = _past(s, shape[k], ranges)
+                    if past is None:
                         return None
                     before, after = reach[k]
-                    reach[k] = (max(before, -lo, 0), max(after, hi - shape[k] + 1, 0))
+                    reach[k] = (max(before, past[0]), max(after, past[1]))
                 points = prod(int_extent(a.extent) for a in d.all_axes)
                 weights[fill] = weights.get(fill, 0) + points
     if not found:
@@ -381,3 +378,16 @@ def _halo(
     reach = found[fill]
     wide = prod(n + a + b for n, (a, b) in zip(shape, reach, strict=True))
     return (reach, fill) if wide <= 2 * prod(shape) + 4096 else None
+
+
+def _past(s: Expr, n: int, ranges: Ranges) -> tuple[int, int] | None:
+    """How far a subscript reaches before the axis and past its end, whatever the sizes are; None
+    where that is not known.
+    """
+    lo, hi = interval(s, ranges)
+    if lo is not None and hi is not None and not is_symbolic(n):
+        return max(-lo, 0), max(hi - n + 1, 0)
+    steps = range(_MOST_PAST + 1)
+    before = next((k for k in steps if nonnegative(s + k, ranges)), None)
+    after = next((k for k in steps if nonnegative(E.const(n) + (k - 1) - s, ranges)), None)
+    return None if before is None or after is None else (before, after)

@@ -184,7 +184,7 @@ class _Lowering(Packing):
             dtype = d.body.dtype
             self.scratch.append(Buffer(f"{name}n", I64, E.const(size), "scratch"))
         self.scratch.append(Buffer(name, dtype, E.const(size), "scratch"))
-        around = (*others.values(), Level(spec.lane, width))
+        around = (*others.values(), Level(spec.lane, width, "block"))
         levels = (*around, *inner)
         return replace(spec, levels=levels, strip=name, rows=rows, around=len(around))
 
@@ -367,9 +367,14 @@ class _Lowering(Packing):
         region = region.with_range(var, total)
         given: list[Expr] = []
         at = E.index(var)
+        outermost = True
         for k, n in enumerate(loops):
+            if not is_symbolic(n) and n == 1:
+                given.append(E.const(0))
+                continue
             i: Expr = at // prod(loops[k + 1 :])
-            given.append(i % n if given else i)
+            given.append(i if outermost else i % n)
+            outermost = False
         if shared:
             emit_levels(b, shared, region, self.lanes, given, lambda r: inner(r, []))
         else:

@@ -517,6 +517,10 @@ class StageSpace:
             points = prod(r.extents[a] for a in r.out if a != lane)
             most = max(self.lanes, self.target.l2_bytes // 4 // 4 // max(1, points))
         wide = min(most, ceil(ceil(n / self.threads) / (4 * self.lanes)) * 4 * self.lanes)
+        first = wide
+        if self.threads == 1 and not r.is_contraction:
+            # Of an open size this is a guess, and a strip that is too short costs another pass.
+            first = most // (4 * self.lanes) * 4 * self.lanes
         sizes = [
             prod(r.extents[a] for a in x.strides if x.uses(a)) * x.dtype_bytes for x in r.accesses
         ]
@@ -530,7 +534,7 @@ class StageSpace:
             heights = (1,)
         elif r.is_contraction:  # rows of one step are as many streams from memory
             heights = (4, 16, 8, 32) if self._single(lane) else (16, 8, 32)
-        some = [(h, w) for w in dict.fromkeys([wide, max(self.lanes, wide // 2)]) for h in heights]
+        some = [(h, w) for w in dict.fromkeys([first, max(self.lanes, wide // 2)]) for h in heights]
         rows = [*some, (0, 0)] if worth else [(0, 0), *some]
         return [Group((f"{p}rows", f"{p}strip"), ("tile", "tile"), tuple(rows))]
 

@@ -102,7 +102,7 @@ INF, NAN = float("inf"), float("nan")
         ("mod", [[5.5, -5.5, 5.5, -4.0], [2.0, 2.0, -2.0, 2.0]], [1.5, 0.5, -0.5, 0.0]),
         ("isnan", [[NAN, INF, 1.0]], [1.0, 0.0, 0.0]),
         ("isinf", [[NAN, INF, -INF]], [0.0, 1.0, 1.0]),
-        ("sign", [[-3.0, 0.0, -0.0, NAN]], [-1.0, 0.0, -0.0, NAN]),
+        ("sign", [[-3.0, 0.0, -0.0, NAN]], [-1.0, 0.0, 0.0, NAN]),  # as np.sign
     ],
 )
 def test_special_values(name: str, arguments: list[list[float]], expected: list[float]) -> None:

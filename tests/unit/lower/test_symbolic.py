@@ -154,6 +154,32 @@ program gemv(x: f32[M, 256], y: f32[512, 256]):
 """,
 }
 
+PROGRAMS |= {
+    "turned": """
+program turned(x: f32[M, N, 3]):
+  dim M in 0 .. inf
+  dim N in 0 .. inf
+  y: f32[j<N, k<3, i<M] = x[i, j, k]
+  z: f32[j<N, i<M] = max(k<3) x[i, j, k] * f32(i)
+  return y, z
+""",
+    "padded": """
+program padded(x: f32[1, 40, H, W], w: f32[32, 40, 3, 3]):
+  dim H in 0 .. inf
+  dim W in 0 .. inf
+  t: f32[n<1, c<40, h<H, v<W] = tanh(x[n, c, h, v])
+  y: f32[n<1, o<32, h<H, v<W] = sum(c<40, r<3, s<3) w[o, c, r, s] * (t[n, c, h + r - 1, v + s - 1] else 0.0)
+  return y
+""",
+    "columns": """
+program columns(x: f32[600, N]):
+  dim N in 0 .. inf
+  y: f32[j<N] = sum(i<600) x[i, j]
+  z: f32[j<N] = max(i<600) x[i, j]
+  return y, z
+""",
+}
+
 SIZES = (
     (17, 5, 9), (2, 31, 3), (16, 16, 16), (7, 2, 30), (33, 64, 100), (100, 33, 63), (0, 3, 2),
     (5, 1, 17),
@@ -326,3 +352,30 @@ program chosen(x: f32[N], c: i64[]):
     )
     scope = scope_of_sizes(p, {"N": 12}, {"N"})
     assert scope.fixed == (("N", 12),) and "K" in scope.reason
+
+
+@pytest.mark.parametrize("n", [999, 6144, 7001])
+def test_strips_of_an_open_row(n: int) -> None:
+    """One strip and what is left of the next: a single pass over the rows each."""
+    p, made = model(PROGRAMS["columns"], "x86-avx512")
+    check(made, p, 1, sizes={"N": n}).raise_if_wrong()
+    for lowered in made.latest.build.built.lowered:
+        text = str(lowered.nest)
+        assert "scratch f0" in text and not re.search(r"// \d+ % 2 != 0", text)
+
+
+def test_what_is_read_past_an_open_axis_has_a_halo() -> None:
+    """So that no read needs a guard: tiles of four rows read up to nine past the end."""
+    text = """
+program tiles(x: f32[H, 8]):
+  dim H in 1 .. inf
+  t: f32[i<H, j<8] = tanh(x[i, j])
+  y: f32[a<((H + 3) // 4), b<6, j<8] = sum(k<6) (t[a*4 + b + k - 1, j] else 0.0)
+  return y
+"""
+    p, made = model(text, "x86-avx512")
+    for h in (1, 4, 5, 30, 64):
+        check(made, p, 1, sizes={"H": h}).raise_if_wrong()
+    first, second = made.latest.plan.kernels
+    assert "halo 1:9,0:0" in str(first) and "halo 1:9,0:0" in str(second)
+    assert "where" not in str(made.latest.build.built.lowered[1].nest)

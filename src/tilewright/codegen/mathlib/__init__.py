@@ -93,7 +93,7 @@ MATH: dict[str, MathFunction] = dict(
         _row("ceil", _B.ceil, 0.0, 0.0, "+-inf and -0 kept"),
         _row("trunc", _B.trunc, 0.0, 0.0, "+-inf and -0 kept"),
         _row("round", _B.round_half_even, 0.0, 0.0, "ties to even; +-inf and -0 kept"),
-        _row("sign", _B.sign, 0.0, 0.0, "sign(+-0) = +-0"),
+        _row("sign", _B.sign, 0.0, 0.0, "sign(+-0) = 0"),
         _row("min", _B.minimum, 0.0, 0.0, "NaN if either is; zeros are equal", arity=2),
         _row("max", _B.maximum, 0.0, 0.0, "NaN if either is; zeros are equal", arity=2),
         _row(

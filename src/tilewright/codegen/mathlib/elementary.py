@@ -76,9 +76,9 @@ def minimum(t: Tape, x: Value, y: Value) -> Value:
 
 
 def sign(t: Tape, x: Value) -> Value:
-    """-1, 1, or x itself for zeros and NaN."""
+    """-1, 0 or 1, or x itself for NaN."""
     nonzero = (x < 0.0) | (x > 0.0)
-    return t.select(nonzero, t.copysign(t.real_const(1.0), x), x)
+    return t.select(nonzero, t.copysign(t.real_const(1.0), x), x + 0.0)  # -0.0 + 0.0 is 0.0
 
 
 def isnan(t: Tape, x: Value) -> Value:

@@ -256,7 +256,7 @@ def _numpy_reference(name: str, narrow: Array, wide_type: type[Any]) -> Array:
             "sigmoid": lambda: one / (one + np.exp(-x)),
             "rsqrt": lambda: one / np.sqrt(x),
             "reciprocal": lambda: one / x,
-            "sign": lambda: np.where(x == 0, x, np.sign(x)),
+            "sign": lambda: np.sign(x),
             "isnan": lambda: np.isnan(x).astype(wide_type),
             "isinf": lambda: np.isinf(x).astype(wide_type),
         }
