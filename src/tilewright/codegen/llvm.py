@@ -132,6 +132,8 @@ class _Function:
         self.shuffles = Shuffles(self.writer, self.operations)
         self.widths = vector_widths(phase, target.vector_bits)
         self.tiles: dict[str, Tile] = {}
+        self.iotas: dict[str, str] = {}  # lane numbers, by the axis that they number
+        self.places: dict[str, Expr] = {}  # positions: scalars of subscript arithmetic
         self.survey = Survey(phase.body)
         self.uses = self.survey.uses
         self.dots = dots.find(self.survey)
@@ -460,8 +462,11 @@ class _Function:
                     n.type, width, self.operations.literal(n.value, n.type.dtype, width)
                 )
             case Position():
+                self.places[n.result] = n.value
                 return Tile(n.type, 0, [[self.addresses.value(n.value)]])
             case Iota():
+                if n.type.lane is not None:
+                    self.iotas[n.result] = n.type.lane
                 return self._iota(n.type, width)
             case Reduce():
                 return self.shuffles.reduce(n, self.tiles[n.value], width)
@@ -522,6 +527,9 @@ class _Function:
 
     def _map(self, n: Map, width: int) -> Tile:
         t, op = n.type, n.op
+        numbered = op == "lt" and self.iotas.get(n.args[0], "") == t.lane
+        if numbered and n.args[1] in self.places:
+            return self._lanes_below(t, width, self.places[n.args[1]])
         args = [self.tiles[a] for a in n.args]
         columns = [self._column(a, t, width) for a in args]
         source = args[-1].type.dtype if op == "select" else args[0].type.dtype
@@ -531,6 +539,15 @@ class _Function:
             for row in zip(*columns, strict=True)
         ]
         return Tile(t, width, values)
+
+    def _lanes_below(self, t: TileType, width: int, end: Expr) -> Tile:
+        """Which lanes come before `end`: the mask of a load with this limit."""
+        zero, addresses, row = E.const(0), self.addresses, list[str]()
+        for c in range(vectors(t, width)):
+            mask = addresses.lane_mask(zero, end, c * width, width, width)
+            full = self.operations.literal(True, t.dtype, width)
+            row.append(full if mask is None else addresses.use_mask(mask, width))
+        return Tile(t, width, [row] * row_count(t))
 
     def _contract(self, n: Contract, width: int) -> Tile:
         """Outer products: for each contracted position all rows of the accumulator."""

@@ -206,9 +206,17 @@ def _vectors(
         start, vectors = at, rest // wide
         _loop(b, region, vectors, lambda r, i: descend(r.narrowed(axis, start + i * wide, wide)))
         at, rest = at + vectors * wide, rest % wide
-    if rest:
-        body = region.narrowed(axis, at, wide, rest)
-        _when(b, E.compare("lt", E.const(0), E.const(rest)), lambda: descend(body))
+    if not rest:
+        return
+    least = 0
+    if wide == 2 * lanes:  # a single vector, where that is enough
+        short = region.narrowed(axis, at, lanes, smaller(lanes, rest))
+        left = E.const(rest)
+        few = E.compare("lt", E.const(0), left), E.compare("le", left, E.const(lanes))
+        _when(b, E.logical("and", *few), lambda: descend(short))
+        least = lanes
+    body = region.narrowed(axis, at, wide, rest)
+    _when(b, E.compare("lt", E.const(least), E.const(rest)), lambda: descend(body))
 
 
 def _halves(
