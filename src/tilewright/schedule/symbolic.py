@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from tilewright.ir.extent import assuming, is_symbolic
+from tilewright.ir.extent import Extent, assuming, is_symbolic
 from tilewright.ir.kernel import Kernel
+from tilewright.ir.ranges import interval
 from tilewright.schedule.matrices import ROWS
 from tilewright.schedule.roles import StageRoles, stage_roles
 from tilewright.schedule.schedule import Schedule, Value
 
 __all__ = ["for_range"]
+
+_SHORTEST = 32  # positions of a tile that is never cut: two vectors of the widest registers
 
 
 def for_range(kernel: Kernel, schedule: Schedule) -> Schedule:
@@ -32,6 +35,7 @@ def for_range(kernel: Kernel, schedule: Schedule) -> Schedule:
         for k in range(len(kernel.stages)):
             roles, name = stage_roles(kernel, k), f"s{k}.pack.a"
             changed.update(_in_vectors(roles, changed, f"s{k}."))
+            changed.update(_short(roles, changed, f"s{k}."))
             if f"s{k}.nt" in changed and _may_be_large(kernel, k):
                 changed[f"s{k}.nt"] = 1
             if name not in changed or roles.a is None:
@@ -40,6 +44,21 @@ def for_range(kernel: Kernel, schedule: Schedule) -> Schedule:
             if any(s is not None and is_symbolic(s) for s in strides):
                 changed[name] = "block"
     return Schedule.of(changed)
+
+
+def _short(roles: StageRoles, items: Mapping[str, Value], p: str) -> dict[str, Value]:
+    """A reduced lane axis in tiles that the least size of the range fills: all vectors of its last
+    tile are computed, however few positions are left.
+    """
+    lane = roles.axis_of.get(str(items.get(f"{p}lane", "")))
+    n = roles.extents.get(lane or "")
+    if lane not in roles.reduce or not isinstance(n, Extent):
+        return {}
+    name = f"{p}reg.{roles.names[lane]}"
+    least, width = interval(n.expr, {})[0] or 0, int(items.get(name, 1))
+    while width > max(least, _SHORTEST):
+        width //= 2
+    return {name: width}
 
 
 def _may_be_large(kernel: Kernel, k: int) -> bool:

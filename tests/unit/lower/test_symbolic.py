@@ -379,3 +379,15 @@ program tiles(x: f32[H, 8]):
     first, second = made.latest.plan.kernels
     assert "halo 1:9,0:0" in str(first) and "halo 1:9,0:0" in str(second)
     assert "where" not in str(made.latest.build.built.lowered[1].nest)
+
+
+@pytest.mark.parametrize(("n", "widest"), [(100, 32), (1000, 256)])
+def test_the_least_size_of_a_range_fills_the_tiles_of_a_reduced_row(n: int, widest: int) -> None:
+    target = Target.named("x86-avx512")
+    p = parse_program(PROGRAMS["soft"])
+    scope = scope_of_sizes(p, {"B": n, "N": n}, {"B", "N"})
+    (kernel,) = plan_program(scope.program(p), target)[0].kernels
+    hints = {d.name: hint_of(d) for d in kernel.program.dims}
+    schedule = for_range(kernel, space_of(kernel.bind(hints), target).default())
+    tiles = [int(v) for k, v in schedule.items if k.endswith("reg.k0")]
+    assert len(tiles) == 2 and all(32 <= t <= widest for t in tiles)
