@@ -18,7 +18,7 @@ from tilewright.errors import Rejected
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import I64
 from tilewright.ir.expr import Expr
-from tilewright.ir.extent import assuming, is_symbolic
+from tilewright.ir.extent import assuming, ceil_div, is_symbolic
 from tilewright.ir.kernel import Kernel, int_extent
 from tilewright.ir.layout import Layout, ordered
 from tilewright.ir.nest import Buffer, For, LoopNest, Phase
@@ -178,7 +178,8 @@ class _Lowering(Packing):
         width = max(1, least(width, roles.extents[spec.lane]))
         name = f"f{k}"
         monoid = d.scan[0] if d.scan is not None else d.reduction.monoid if d.reduction else ""
-        size = width * prod(least(x.block, roles.extents[a]) for a, x in others.items())
+        whole = ceil_div(width, inner[0].block) * inner[0].block  # panels (lower/strips.py)
+        size = whole * prod(least(x.block, roles.extents[a]) for a, x in others.items())
         dtype = working_type(monoid, d.dtype)
         if monoid.startswith("arg"):
             dtype = d.body.dtype

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.extent import is_symbolic
-from tilewright.ir.layout import dense
+from tilewright.ir.layout import Layout, dense, panels
 from tilewright.ir.nest import For, If, TileType
-from tilewright.ir.program import MONOIDS, Definition, identity_of
+from tilewright.ir.program import MONOIDS, Axis, Definition, identity_of
 from tilewright.lower import symbolic
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.loops import emit_levels
@@ -59,7 +60,7 @@ def emit_strip(
     monoid = d.scan[0] if d.scan is not None else d.reduction.monoid if d.reduction else ""
     work = working_type(monoid, d.dtype)
     axes = tuple(a for a in d.axes if d.scan is None or a.name != d.scan[1])
-    layout = dense(tuple(r.lengths[a.name] for a in axes))
+    layout = _side_by_side(axes, levels, spec.lane or "", r)
     place = Place(spec.strip, layout, work, tuple(r.starts[a.name] for a in axes))
     subscripts = [a.index for a in axes]
 
@@ -118,6 +119,18 @@ def emit_strip(
             define(scope, spec, m, scope.value(m.body))
 
     walk(r, finish)
+
+
+def _side_by_side(
+    axes: tuple[Axis, ...], levels: tuple[Level, ...], lane: str, r: Region
+) -> Layout:
+    """Accumulators as a tile takes them: a strip apart, its rows would share a set of the cache."""
+    shape = tuple(r.lengths[a.name] for a in axes)
+    at = [a.name for a in axes].index(lane)
+    others = [k for k in range(len(axes)) if k != at]
+    if any(map(is_symbolic, shape)) or prod(shape[k] for k in others) == 1:
+        return dense(shape)
+    return panels(shape, at, levels[-1].block, others)
 
 
 def _scan_rows(
