@@ -39,7 +39,7 @@ from tilewright.schedule.schedule import Schedule
 
 __all__ = ["Lowered", "lower"]
 
-_CUT_POINTS = 1 << 14  # points below which conditions cost less than code
+CUT_POINTS = 1 << 14  # points below which conditions cost less than code
 _MOST_PARTS = 16
 
 
@@ -291,7 +291,7 @@ class _Lowering(Packing):
         """
         points = prod(extents.values())
         plain = spec.anchor.reduction is None and spec.anchor.scan is None and not spec.staging
-        if not plain or is_symbolic(points) or points < _CUT_POINTS:
+        if not plain or is_symbolic(points) or points < CUT_POINTS:
             return [region]
         # A halo holds what a read outside gives.
         shapes = {n: x.shape for n, x in self.kernel.layout_of.items() if not x.halo}

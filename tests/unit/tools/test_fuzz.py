@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import signal
 import threading
@@ -23,10 +24,11 @@ from tilewright import program as tw_program
 from tilewright.errors import TilewrightError, UserError
 from tilewright.frontend.onnx import import_onnx
 from tilewright.group.plan import plan_program
+from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
 from tilewright.runtime.wire import WorkerDied
 from tilewright.schedule.kernel_space import space_of
-from tilewright.tools.fuzz import campaign, models
+from tilewright.tools.fuzz import campaign, models, nests
 from tilewright.tools.fuzz.corpus import Corpus, FailedCase
 from tilewright.tools.fuzz.kinds import KINDS, derived
 from tilewright.tools.fuzz.models import (
@@ -271,6 +273,26 @@ def test_nests_of_a_case_are_mutations_that_run() -> None:
         kinds |= answer.drawn
     assert {"random nest", "scheduled kernel", "symbolic kernel"} <= kinds
     assert fuzzer.tried.total() == 0  # only `check` learns what is promising
+
+
+def test_what_no_small_kernel_asks_for_is_forced_now_and_then() -> None:
+    """Loops taken apart at conditions, and sums in blocks: cases reach both, and run."""
+    fuzzer, texts = NestFuzzer(), []
+    rng = random.Random(5)
+    plain = {"target": "x86-avx2", "opt": 2, "passes": 0, "at_start": True, "at_once": 1}
+    for _ in range(40):
+        kind = rng.choice(("movement", "contraction"))
+        case = {**fuzzer._new_kernel(rng, kind, plain), "symbolic": False}
+        kernels = nests._kernels_of(case)
+        if not case["forced"] or not kernels:
+            continue
+        assert fuzzer.run(case, careful=False).found is None
+        kernel = kernels[case["kernel"] % len(kernels)]
+        with nests._conditions_cut(bool(case["forced"] & nests._CUTS)):
+            made = lower(kernel, fuzzer.schedule_of(case, kernel), Target.named("x86-avx2"))
+        assert isinstance(made, Lowered)
+        texts.append(str(made.nest))
+    assert any("scratch f0" in t for t in texts) and any(t.count("parallel for") > 1 for t in texts)
 
 
 def test_reducing_a_program_keeps_its_failure() -> None:

@@ -233,3 +233,29 @@ def test_a_self_test_that_is_none(damage: Any, tmp_path: Path) -> None:
     shown = check(path)
     assert shown.exit_code == 3
     assert "R011" in shown.stderr
+
+
+@pytest.mark.parametrize("text", [MATMUL, SOFTMAX, PREFIX])
+def test_zeros_are_noticed(text: str) -> None:
+    """They satisfy every linear relation, and move with every axis."""
+    program, test = learned(text)
+    run = meaning(program)
+    outcomes = run_self_test(lambda arrays: [np.zeros_like(y) for y in run(arrays)], test)
+    failed = {o.relation for o in outcomes if not o.ok}
+    assert "result 0 is not the same everywhere" in failed
+    assert all(o.ok for o in run_self_test(run, test))
+
+
+def test_weights_that_sum_to_one_give_a_relation_with_a_constant() -> None:
+    """Softmax times v: v + 1 gives one more."""
+    text = """program p(x: f32[7, 13], v: f32[13, 5]):
+  m: f32[i<7] = max(j<13) x[i, j]
+  e: f32[i<7, j<13] = exp(x[i, j] - m[i])
+  s: f32[i<7] = sum(j<13) e[i, j]
+  w: f32[i<7, j<13] = e[i, j] / s[i]
+  y: f32[i<7, k<5] = sum(j<13) w[i, j] * v[j, k]
+  return y
+"""
+    _, test = learned(text)
+    assert "result 0, input 1: - F(x) - 1 + F(x+1) = 0" in {str(s) for s in test.sums}
+    assert SelfTest.from_json(json.loads(json.dumps(test.to_json()))) == test

@@ -13,7 +13,8 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -31,6 +32,7 @@ from tilewright.ir.nest_interpreter import run_nest
 from tilewright.ir.nest_verifier import verify_nest
 from tilewright.ir.plan import KernelCall
 from tilewright.ir.program import Program
+from tilewright.lower import kernel as lower_kernel
 from tilewright.lower.kernel import lower
 from tilewright.machine.target import Target
 from tilewright.runtime.build import BuildOptions
@@ -63,6 +65,9 @@ _NARROW = {
 
 OTHERS = ("aarch64", *_NARROW)
 _NEST = "random nest"
+# What no schedule of a small kernel asks for, as bits: loops taken apart where conditions change,
+# and sums that wait between blocks of a reduced axis.
+_CUTS, _BLOCKS = 1, 2
 _TRIES = 6  # to draw a Program that has a kernel
 _SOURCES = {_NEST: 8.0, **dict.fromkeys(KINDS, 1.0)}  # what new cases are made of, with weights
 
@@ -101,6 +106,28 @@ def _runs_here(name: str) -> bool:
     except TargetError:
         return False
     return True
+
+
+@contextmanager
+def _conditions_cut(always: bool) -> Iterator[None]:
+    """Loops are taken apart where conditions change, in small kernels too."""
+    before = lower_kernel.CUT_POINTS
+    lower_kernel.CUT_POINTS = 0 if always else before
+    try:
+        yield
+    finally:
+        lower_kernel.CUT_POINTS = before
+
+
+def _in_blocks(schedule: Schedule, number: int) -> Schedule:
+    """A reduced axis of every stage in blocks, around or between the other loops."""
+    rng, items = random.Random(number), dict(schedule.items)
+    for name in [n for n in items if n.endswith(".order")]:
+        stage, loops = name.removesuffix(".order"), str(items[name]).split(",")
+        if f"{stage}.reg.k0" in items and "k0:L2" not in loops:
+            loops.insert(rng.randint(0, len(loops) - 1), "k0:L2")
+            items |= {name: ",".join(loops), f"{stage}.tile.k0": rng.choice((1, 16, 33, 64))}
+    return Schedule.of(items)
 
 
 class NestFuzzer:
@@ -148,6 +175,7 @@ class NestFuzzer:
     def _new_kernel(self, rng: random.Random, kind: str, passes: Case) -> Case:
         case = {
             "rows": rng.randrange(1 << 31), "threads": rng.choice((1, 2, 4)), "moves": [], **passes,
+            "forced": rng.choice((0, 0, _CUTS, _BLOCKS)),
         }  # fmt: skip
         symbolic = rng.random() < 0.25
         for number in itertools.count():
@@ -187,6 +215,8 @@ class NestFuzzer:
                 k = group % len(rows)
                 rows[k] = row % len(space.groups[k].rows)
                 schedule = space.at(tuple(rows))
+        if case.get("forced", 0) & _BLOCKS:
+            schedule = _in_blocks(schedule, case["rows"])
         return for_range(kernel, schedule)
 
     # ---- running ----
@@ -259,16 +289,17 @@ class NestFuzzer:
         kernel = kernels[case["kernel"] % len(kernels)]
         if kernel.program.dims:
             return self._emit_for_a_range(kernel, case)
-        finding = replay(
-            kernel,
-            self.schedule_of(case, kernel),
-            _target(case["target"]),
-            case["rows"],
-            native=native,
-            interpret=False,
-            isolate=careful,
-            options=build,
-        )
+        with _conditions_cut(bool(case.get("forced", 0) & _CUTS)):
+            finding = replay(
+                kernel,
+                self.schedule_of(case, kernel),
+                _target(case["target"]),
+                case["rows"],
+                native=native,
+                interpret=False,
+                isolate=careful,
+                options=build,
+            )
         if finding is None:
             return None
         crash = "killed by" in finding.message or "no answer" in finding.message

@@ -4,10 +4,11 @@ In: something that runs (a compiled or loaded model), what its inputs look like,
 its Program. Out: a `SelfTest`, which prints as JSON, lives in a saved model, and runs anywhere.
 
 What is learned: linear relations with rational coefficients between results at x, r, x+r, x-r, -x,
-2x, 0, x+1 and the coordinates x, r, for single inputs and for all together; between neighbours
+2x, 0, x+1, the coordinates x, r and the constant 1, for single inputs and for all together; between neighbours
 along the axes of a result (the view `local`), between its sums along an axis (`total`);
-permutations of axes. A relation is `proved` where the structure of the Program implies it; the rest
-held at fresh points, within a tolerance that is kept with it. Whole numbers as inputs make what is
+permutations of axes; and which results are not the same everywhere, as zeros satisfy every linear
+relation. A relation is `proved` where the structure of the Program implies it; the rest held at
+fresh points, within a tolerance that is kept with it. Whole numbers as inputs make what is
 polynomial exact, and its relations are found by exact elimination modulo a prime.
 """
 
@@ -33,7 +34,7 @@ __all__ += ["same_bits"]
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[Sequence[Array]], Sequence[Array]]
 
-QUERIES = ("F(x)", "F(r)", "F(x+r)", "F(x-r)", "F(-x)", "F(2x)", "F(0)", "F(x+1)", "x", "r")
+QUERIES = ("F(x)", "F(r)", "F(x+r)", "F(x-r)", "F(-x)", "F(2x)", "F(0)", "1", "F(x+1)", "x", "r")
 # In the view `local`, `[k]` is the neighbour before along axis k; in `total k`, all are sums.
 LOCAL = ("F(x)", "F(x)[0]", "F(x)[1]", "F(x)[2]", "x", "x[0]", "x[1]", "x[2]")
 TOTAL = ("1", "F(x)", "x")
@@ -99,6 +100,7 @@ class SelfTest:
     inputs: tuple[InputSpec, ...]
     sums: tuple[Sum, ...] = ()
     permutations: tuple[Permutation, ...] = ()
+    varied: tuple[int, ...] = ()  # results whose elements differ from each other
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -142,7 +144,7 @@ class SelfTest:
             )
             for n, axis in moves[-1].inputs:
                 inputs[n].shape[axis]  # an IndexError is for the caller
-        return SelfTest(inputs, tuple(sums), tuple(moves))
+        return SelfTest(inputs, tuple(sums), tuple(moves), tuple(map(int, data.get("varied", ()))))
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,20 @@ def learn_model(run: Run, program: Program, sizes: Mapping[str, int] | None = No
             p = Permutation(c.inputs, c.results, 0.0)
             shares = [_permuted(run, specs, p, seed)[0] for seed in range(2)]
             moves.append(Permutation(c.inputs, c.results, max(8 * max(shares), 64 * _EPS)))
-    return SelfTest(specs, tuple(sums), tuple(moves))
+    drawn = [_results(run, specs, seed) for seed in range(4)]
+    varied = [k for k in range(len(drawn[0])) if all(_varies(results[k]) for results in drawn)]
+    return SelfTest(specs, tuple(sums), tuple(moves), tuple(varied))
+
+
+def _results(run: Run, specs: Sequence[InputSpec], seed: int) -> list[Array]:
+    rng = np.random.default_rng(seed)
+    return [np.array(y, copy=True) for y in run([_draw(s, rng, False) for s in specs])]
+
+
+def _varies(y: Array) -> bool:
+    """Has it numbers that differ?"""
+    values = np.ravel(y)
+    return bool((values[1:] != values[:1]).any()) and not bool(np.isnan(values).all())
 
 
 def _learn_sums(
@@ -434,6 +449,11 @@ def run_self_test(run: Run, test: SelfTest, seeds: int = 2, first_seed: int = 10
         run(second)
         same = bits == _bits(run(first))
         out.append(Outcome("the same inputs give the same bits", same, 0.0 if same else np.inf))
+        results = _results(run, test.inputs, seed)
+        for k in test.varied:
+            ok = k < len(results) and _varies(results[k])
+            relation = f"result {k} is not the same everywhere"
+            out.append(Outcome(relation, ok, 0.0 if ok else np.inf))
         points: dict[tuple[tuple[int, ...], bool], _Points] = {}
         for s in test.sums:
             for whole in (True, False):
