@@ -4,8 +4,8 @@ In: something that runs (a compiled or loaded model), what its inputs look like,
 its Program. Out: a `SelfTest`, which prints as JSON, lives in a saved model, and runs anywhere.
 
 What is learned: linear relations with rational coefficients between results at x, r, x+r, x-r, -x,
-2x, 0, x+1, the coordinates x, r and the constant 1, for single inputs and for all together; between neighbours
-along the axes of a result (the view `local`), between its sums along an axis (`total`);
+2x, 0, x+1, the coordinates x, r and the constant 1, for single inputs and for all together; between
+neighbours along the axes of a result (the view `local`), between its sums along an axis (`total`);
 permutations of axes; and which results are not the same everywhere, as zeros satisfy every linear
 relation. A relation is `proved` where the structure of the Program implies it; the rest held at
 fresh points, within a tolerance that is kept with it. Whole numbers as inputs make what is
