@@ -30,6 +30,7 @@ from tilewright.group.groups import (
 )
 from tilewright.group.normalize import (
     axis_ranges,
+    inline_choices,
     inline_reads,
     is_plain_read,
     tidy,
@@ -44,6 +45,7 @@ __all__ = ["group_program"]
 
 # The most that an expression may cost which is computed again at every read.
 CHEAP = 4
+_SHORT = 8  # weight of what is computed inside a part of a concatenation
 
 
 # ---- streams -------------------------------------------------------------------------------------
@@ -223,6 +225,8 @@ def _inline_prologues(st: Grouping) -> None:
         for r in readers:
             e = st.definitions[r]
             body = inline_reads(e.body, d, ())
+            if body is None and _is_choice(e, name):
+                body = inline_choices(e.body, d, axis_ranges(e.all_axes), st.shapes)
             reduction, guard = e.reduction, None
             if reduction is not None and reduction.guard is not None:
                 guard = inline_reads(reduction.guard, d, ())
@@ -246,6 +250,15 @@ def _inline_prologues(st: Grouping) -> None:
                 )
 
 
+def _is_choice(e: Definition, name: str) -> bool:
+    """Is it a concatenation, say, that reads the tensor once, at the positions of one part? Its
+    loops are taken apart there (lower/cuts.py), so that no other part asks.
+    """
+    if e.reduction is not None or e.scan is not None or e.body.op != "select":
+        return False
+    return sum(1 for x in e.body.reads() if x.attr[0] == name) == 1
+
+
 def _refusal(st: Grouping, d: Definition, readers: list[str], weight: int) -> str:
     """Why a pointwise definition should be stored; empty where it should be inlined."""
     if not readers:
@@ -263,7 +276,8 @@ def _refusal(st: Grouping, d: Definition, readers: list[str], weight: int) -> st
             return "it is written into its place row by row"
         if e.reduction is not None and (is_contraction(e) or points > 2 * size) and weight > 0:
             return "a reduction reads each element many times"
-        if any(x.attr[0] == d.name and x.attr[1] for x in e.reads()):
+        padded = any(x.attr[0] == d.name and x.attr[1] for x in e.reads())
+        if padded and not (_is_choice(e, d.name) and len(readers) == 1 and weight <= _SHORT):
             return "it is read with padding"
         if points > 2 * size and weight > CHEAP:
             return "it is read at more points than it has elements"

@@ -31,7 +31,10 @@ from tilewright.ir.program import (
 )
 from tilewright.ir.ranges import Ranges, interval, is_inside, simplify
 
-__all__ = ["axis_ranges", "inline_reads", "is_plain_read", "normalize", "statement_reads", "tidy"]
+__all__ = [
+    "axis_ranges", "inline_choices", "inline_reads", "is_plain_read", "normalize",
+    "statement_reads", "tidy",
+]  # fmt: skip
 
 
 def axis_ranges(axes: Iterable[Axis]) -> dict[str, tuple[int, int]]:
@@ -176,6 +179,29 @@ def inline_reads(e: Expr, d: Definition, shape: tuple[int, ...]) -> Expr | None:
     # so repeat.
     out = E.substitute(e, swap)
     return out if not any(r.attr[0] == d.name for r in out.reads()) else inline_reads(out, d, shape)
+
+
+def inline_choices(
+    e: Expr, d: Definition, ranges: Ranges, shapes: dict[str, tuple[int, ...]]
+) -> Expr:
+    """`e`, which chooses among operands by position, with every read of pointwise `d` replaced by
+    d's body, or by what stands for it outside of d.
+    """
+    swap: dict[Expr, Expr] = {}
+    for r in e.reads():
+        if r.attr[0] != d.name:
+            continue
+        subs = r.args[:-1] if r.attr[1] else r.args
+        body = E.substitute(d.body, {a.index: s for a, s in zip(d.axes, subs, strict=True)})
+        for s, a in zip(subs, d.axes, strict=True):
+            n = int_extent(a.extent)
+            if r.attr[1] and not is_inside(s, 0, n, ranges):
+                inside = E.logical(
+                    "and", E.compare("le", E.const(0), s), E.compare("lt", s, E.const(n))
+                )
+                body = E.select(inside, body, r.args[-1])
+        swap[r] = body
+    return _protect(E.substitute(e, swap), False, ranges, shapes)
 
 
 def _is_movement(d: Definition) -> bool:

@@ -230,7 +230,7 @@ class TileScope:
         flat = local
         if any([s.has_reads for s in local]):
             known = [self.flat(s) for s in local]
-            if orelse is not None or None in known:
+            if None in known:
                 return self._gather(place, local, orelse, e.dtype)
             flat = tuple(s for s in known if s is not None)
         split = self.split(place.layout, flat)
