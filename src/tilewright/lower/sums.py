@@ -53,8 +53,8 @@ def with_scratch(lowering: _Lowering, spec: StageSpec) -> StageSpec:
     d = spec.anchor
     assert d.reduction is not None
     at = next(i for i, x in enumerate(spec.levels) if x.tail == "sums")
-    tile = {x.axis: x.block for x in spec.levels}
     names = [a.name for a in d.axes]
+    tile = dict.fromkeys(names, 1) | {x.axis: x.block for x in spec.levels}
     shape = []
     for name in names:
         mine = [x.block for x in spec.levels[:at] if x.axis == name]

@@ -17,6 +17,7 @@ from math import prod
 
 import numpy as np
 
+from tilewright.group.groups import cost
 from tilewright.ir import expr as E
 from tilewright.ir.dtypes import BF16
 from tilewright.ir.expr import Expr
@@ -87,6 +88,7 @@ class StageRoles:
     a: Access | None = None
     b: Access | None = None
     follows: tuple[Access, ...] = ()  # what members after the anchor read from outside
+    after: int = 0  # weight of what members after the anchor compute for a point
 
     @property
     def is_contraction(self) -> bool:
@@ -260,8 +262,9 @@ def _stage_roles(kernel: Kernel, k: int) -> StageRoles:
         names[axis] = f"k{counts['k']}"
         counts["k"] += 1
     return StageRoles(
-        d, extents, out, reduced, names, tuple(accesses), tuple(writes), a, b, tuple(follows)
-    )
+        d, extents, out, reduced, names, tuple(accesses), tuple(writes), a, b, tuple(follows),
+        sum(cost(kernel.definitions[m].body) for m in stage.members[at + 1 :]),
+    )  # fmt: skip
 
 
 def _operands(r: StageRoles) -> tuple[Access | None, Access | None]:

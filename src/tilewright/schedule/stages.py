@@ -34,6 +34,8 @@ _LATENCY = 400  # cycles that memory takes to answer, roughly
 MOST_THIN = 64  # rows for which an operand that comes from memory sets the pace
 AHEAD_BYTES = 8192  # how far ahead of its use memory is asked for what is read once
 TURNED_CYCLES = 40.0  # a vector of results that is turned and stored in pieces
+_TURNED = 4  # vectors from which on they are turned in registers
+_HIDDEN = 4  # weight of what follows a sum that goes beside its loads
 MEMORY_CYCLES = 0.17  # of a byte that comes from memory
 _EXTREME_CYCLES = 10.0  # until a maximum that lets NaN through is known
 HEAVY_BODY = 24  # a body of more operations than this is not worth interleaving widely
@@ -124,13 +126,29 @@ class StageSpace:
             out.append((score, axis))
         out.sort(key=lambda x: -x[0])
         best = [x for x in out if x[0] > 0][:3]
+        best += [x for x in out[3:] if x[0] > 0 and self._fills(x[1])]
         return best or [(0.0, None)]
+
+    @_once_a_lane
+    def _fills(self, lane: str | None) -> bool:
+        """The axis of rows whose results lie closest together, if it fills vectors, and all columns
+        together do not.
+        """
+        r = self.r
+        columns = prod(r.extents[a] for a in r.roles("n"))
+        if lane is None or not r.is_contraction or not r.names[lane].startswith("m"):
+            return False
+        if not 1 < columns <= self.lanes // 2 or r.extents[lane] < self.lanes:
+            return False
+        apart = [(w.strides.get(a) or 0, a) for w in r.writes for a in r.roles("m")]
+        return min(apart, default=(0, lane))[1] == lane
 
     # -- register tiles
     def tiles(self) -> list[tuple[float, dict[str, Value]]]:
         """(estimate, values) of every legal register tile."""
         out: list[tuple[float, dict[str, Value]]] = []
         for rank, (_, lane) in enumerate(self.lanes_of()):
+            rank = 0 if self._fills(lane) else rank
             for sizes in self._sizes(lane):
                 out.append(
                     (self._estimate(lane, sizes) * (1 + 0.5 * rank), self._values(lane, sizes))
@@ -178,6 +196,8 @@ class StageSpace:
                     k = r.reduce[-1]
                     window = self._window(k)
                     unrolls = [1, 2, 4, *([r.extents[k]] if window and r.extents[k] <= 11 else [])]
+                    if self._lies_across(lane):  # so many vectors are turned in registers
+                        unrolls = [u for u in (1, 4, 8, 16) if u * v + live < self.registers]
                     if k in self.guarded:  # a loop of single steps can end early, or skip a step
                         unrolls = [1]
                     if self._own_vectors(lane) and live * 2 > self.registers:
@@ -214,7 +234,14 @@ class StageSpace:
         r = self.r
         if r.a is None or r.b is None or lane is None or lane in r.reduce:
             return False
-        return r.a.uses(lane)
+        return r.a.uses(lane) and not self._fills(lane)
+
+    def _lies_across(self, lane: str | None) -> bool:
+        """Whether operand A holds the lane axis, but has the last reduced one contiguous."""
+        a = self.r.a
+        if a is None or lane is None or not self._fills(lane) or not a.uses(lane):
+            return False
+        return a.strides.get(lane) != 1 and a.strides.get(self.r.reduce[-1]) == 1
 
     def _window(self, k: str) -> str | None:
         """The output axis that slides along reduce axis `k` in some operand, or None."""
@@ -334,6 +361,9 @@ class StageSpace:
                 streams = 0.5 * v + 0.2 * rows
             if lane in r.reduce:
                 streams += 4.0 * live * self._strided(lane)
+                # At its end each sum is one number, and what follows is scalar.
+                steps = max(1.0, prod(r.extents[k] for k in r.reduce) / self.lanes)
+                streams += live * max(0, r.after - _HIDDEN) / steps
                 # A factor whose address is not linear in the lanes is gathered for every product.
                 gathered = [x for x in (r.a, r.b) if x and x.strides.get(lane or "", 0) is None]
                 streams += self.lanes * live * len(gathered)
@@ -385,8 +415,11 @@ class StageSpace:
         """
         across, gathered = self._turned(lane)
         cycles = across * live
+        turned = self._lies_across(lane) and sizes.get(self.r.reduce[-1], 1) >= _TURNED
         for axes in gathered:
-            cycles += prod([n for a, n in sizes.items() if a in axes])
+            points = prod([n for a, n in sizes.items() if a in axes])
+            each = 4.0 / self.lanes + 0.5 / sizes.get(self.r.reduce[-1], 1) if turned else 1.0
+            cycles += each * points
         return cycles
 
     @_once_a_lane
