@@ -46,6 +46,7 @@ __all__ = ["group_program"]
 # The most that an expression may cost which is computed again at every read.
 CHEAP = 4
 _SHORT = 8  # weight of what is computed inside a part of a concatenation
+_MOST_PARTS = 64  # fewer have loops of their own (lower/cuts.py)
 
 
 # ---- streams -------------------------------------------------------------------------------------
@@ -255,6 +256,11 @@ def _is_choice(e: Definition, name: str) -> bool:
     loops are taken apart there (lower/cuts.py), so that no other part asks.
     """
     if e.reduction is not None or e.scan is not None or e.body.op != "select":
+        return False
+    parts, rest = 1, e.body
+    while rest.op == "select":
+        parts, rest = parts + 1, rest.args[2]
+    if parts >= _MOST_PARTS:
         return False
     return sum(1 for x in e.body.reads() if x.attr[0] == name) == 1
 

@@ -68,3 +68,19 @@ def test_a_concatenation_of_rows_reads_them_where_they_lie(target: str) -> None:
     given["ids"] = rng.integers(-60, 60, (40, 2))
     (want,) = run_program(program, given)
     np.testing.assert_allclose(model.run(given)[0], want, rtol=1e-6)
+
+
+def test_more_parts_than_have_loops_of_their_own_stay_apart() -> None:
+    """A body with a hundred choices would ask all of them for each element."""
+    count = 70
+    inputs = ", ".join(f"x{k}: f32[8]" for k in range(count))
+    body = f"(y{count - 1}[i - {8 * (count - 1)}] else 0.0)"
+    for k in reversed(range(count - 1)):
+        body = f"where(i < {8 * (k + 1)}, (y{k}[i - {8 * k}] else 0.0), {body})"
+    parts = "\n".join(f"  y{k}: f32[i<8] = x{k}[i] + {k}.0" for k in range(count))
+    text = f"program p({inputs}):\n{parts}\n  z: f32[i<{8 * count}] = {body}\n  return z\n"
+    program = parse_program(text)
+    model = tw.compile(program, threads=1)
+    assert len(model.latest.plan.kernels) == count + 1
+    given = {f"x{k}": np.full(8, k, np.float32) for k in range(count)}
+    np.testing.assert_array_equal(model.run(given)[0], np.repeat(2 * np.arange(count), 8))
