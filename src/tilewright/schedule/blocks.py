@@ -23,6 +23,7 @@ _FEW = 4  # register tiles: fewer rows than these for a block of B are not worth
 _SUM_BYTES = 4
 _GAIN = 0.95  # more blocks are more code
 _SMALLER = 0.02  # of the time, to halve a block
+_BALANCED = 64  # blocks of a thread: with more of them all threads end together
 
 
 def equal_blocks(n: int, guess: int, height: int, threads: int) -> int:
@@ -31,7 +32,8 @@ def equal_blocks(n: int, guess: int, height: int, threads: int) -> int:
     """
     blocks = max(1, ceil(ceil(n / guess) / threads) * threads)
     most = ceil(ceil(n / blocks) / height)
-    if threads > 1 and n:  # a smaller block reads the other operand more often
+    if threads > 1 and n and blocks <= _BALANCED * threads:
+        # A smaller block reads the other operand more often.
         some = range(most, most // 2, -1)
         most = max(some, key=lambda k: _balance(n, k * height, threads) + _SMALLER * k / most)
     return min(n, most * height)

@@ -146,6 +146,7 @@ def test_blocks_are_equal_and_whole() -> None:
     assert equal_blocks(20, 64, 32, 1) == 20
     assert equal_blocks(512, 56, 14, 2) == 42  # five blocks of 56 rows, and four and a bit
     assert equal_blocks(0, 56, 14, 2) == 0
+    assert equal_blocks(2**63 - 1, 56, 14, 2) == 56  # a model may say so: nothing walks its blocks
 
 
 def test_a_block_leaves_half_of_the_caches() -> None:
