@@ -176,3 +176,15 @@ def test_blocks_are_offered_where_they_are_not_the_default() -> None:
     tall = summed_block(stage_roles(kernel, 0), AMX, 32, 1)
     assert tall is not None
     assert space.contains(Schedule.of({**values, "s0.tile.m0": tall.tall}))
+
+
+def test_sums_in_blocks_beside_an_axis_of_one_position() -> None:
+    """Such an axis has no loop; its place in scratch is one all the same."""
+    text = """program k(a: f32[1, 64, 16], b: f32[64, 1, 2]):
+  t: f32[i<2, g<1, j<16] = sum(k<64) a[g, k, j] * b[k, g, i]
+  c: f32[i<2, g<1, j<16] = min(t[i, g, j], 1.5)
+  return c
+"""
+    for order in ("m0:L2,k0:L2,n0,m0", "k0:L2,n0,m0"):
+        made = check(text, {"s0.lane": "m0", "s0.order": order, "s0.tile.k0": 16}, Target.native())
+        assert "scratch f0" in str(made.nest)
