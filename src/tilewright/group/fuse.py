@@ -226,7 +226,7 @@ def _inline_prologues(st: Grouping) -> None:
         for r in readers:
             e = st.definitions[r]
             body = inline_reads(e.body, d, ())
-            if body is None and _is_choice(e, name):
+            if body is None:  # padded, so a choice among parts: see `_refusal`
                 body = inline_choices(e.body, d, axis_ranges(e.all_axes), st.shapes)
             reduction, guard = e.reduction, None
             if reduction is not None and reduction.guard is not None:
@@ -234,8 +234,6 @@ def _inline_prologues(st: Grouping) -> None:
                 if guard is None:
                     break
                 reduction = replace(reduction, guard=guard)
-            if body is None:
-                break
             new[r] = replace(
                 e, body=tidy(body, axis_ranges(e.all_axes), st.shapes), reduction=reduction
             )

@@ -152,6 +152,12 @@ def is_plain_read(r: Expr, extents: dict[str, int], shape: tuple[int, ...]) -> b
     return True
 
 
+def _body_at(d: Definition, r: Expr) -> tuple[tuple[Expr, ...], Expr]:
+    """The subscripts of a read of `d`, and d's body there."""
+    subs = r.args[:-1] if r.attr[1] else r.args
+    return subs, E.substitute(d.body, {a.index: s for a, s in zip(d.axes, subs, strict=True)})
+
+
 def inline_reads(e: Expr, d: Definition, shape: tuple[int, ...]) -> Expr | None:
     """`e` with every read of pointwise `d` replaced by d's body; None where an `else` stands in the
     way.
@@ -160,8 +166,7 @@ def inline_reads(e: Expr, d: Definition, shape: tuple[int, ...]) -> Expr | None:
     for r in e.reads():
         if r.attr[0] != d.name:
             continue
-        subs = r.args[:-1] if r.attr[1] else r.args
-        body = E.substitute(d.body, {a.index: s for a, s in zip(d.axes, subs, strict=True)})
+        subs, body = _body_at(d, r)
         if r.attr[1]:
             inner = d.body
             extents = {a.name: int_extent(a.extent) for a in d.axes}
@@ -191,8 +196,7 @@ def inline_choices(
     for r in e.reads():
         if r.attr[0] != d.name:
             continue
-        subs = r.args[:-1] if r.attr[1] else r.args
-        body = E.substitute(d.body, {a.index: s for a, s in zip(d.axes, subs, strict=True)})
+        subs, body = _body_at(d, r)
         for s, a in zip(subs, d.axes, strict=True):
             n = int_extent(a.extent)
             if r.attr[1] and not is_inside(s, 0, n, ranges):

@@ -239,7 +239,7 @@ class StageSpace:
     def _lies_across(self, lane: str | None) -> bool:
         """Whether operand A holds the lane axis, but has the last reduced one contiguous."""
         a = self.r.a
-        if a is None or lane is None or not self._fills(lane) or not a.uses(lane):
+        if a is None or lane is None or not self._fills(lane):
             return False
         return a.strides.get(lane) != 1 and a.strides.get(self.r.reduce[-1]) == 1
 

@@ -484,16 +484,15 @@ class _Shake:
     def drifted(self, x: Array, monoid: str, folded: int) -> Array:
         """The values, moved so that their fold is off by up to what `_drift` says."""
         flat = x.reshape(*x.shape[: x.ndim - folded], -1)
-        way = self.way
         first = np.arange(flat.shape[-1]) == 0
         if monoid == "sum":
-            moved = np.where(first, flat + way * _drift(flat, np.add), flat)
+            moved = np.where(first, flat + self.way * _drift(flat, np.add), flat)
         elif monoid == "prod":
-            moved = np.where(first, flat * (1 + way * _relative(flat, np.multiply)), flat)
+            moved = np.where(first, flat * (1 + self.way * _relative(flat, np.multiply)), flat)
         elif monoid == "logsumexp":
             top = flat.max(-1, keepdims=True)
             terms = np.exp(flat - np.where(np.isfinite(top), top, np.zeros_like(top)))
-            moved = flat + way * _relative(terms, np.add)
+            moved = flat + self.way * _relative(terms, np.add)
         else:
             return x
         return np.asarray(moved).astype(x.dtype).reshape(x.shape)

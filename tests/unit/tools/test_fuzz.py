@@ -151,6 +151,13 @@ def test_a_child_that_dies_is_a_finding(tmp_path: Path) -> None:
         children.close()
 
 
+def test_a_finding_names_files_without_their_folders() -> None:
+    """What a campaign keeps is shown in docs; where this machine has its files is no part of it."""
+    text = 'File "/tmp/tree/src/a.py", line 3, in f\n  y = x / 2  # /home/me/b.c:7 and http://a.b/c'
+    expected = 'File "a.py", line 3, in f\n  y = x / 2  # b.c:7 and http://a.b/c'
+    assert campaign._without_folders(text) == expected
+
+
 def test_a_child_builds_into_a_cache_of_its_own(folder: Path, tmp_path: Path) -> None:
     """What was generated displaces nothing in the user's cache, and a twin builds for itself."""
     mine = tmp_path / "mine"

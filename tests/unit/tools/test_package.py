@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,14 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_generated_pages_are_current() -> None:
     for path, text in docs.pages(ROOT / "docs").items():
         assert path.read_text(encoding="utf-8") == text, "run: python -m tilewright.tools.docs"
+
+
+def test_no_page_or_figure_names_a_folder_of_a_machine() -> None:
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    files += [p for d in ("docs", "examples") for p in (ROOT / d).rglob("*") if p.suffix in {".md", ".json", ".toml", ".py", ".svg"}]
+    assert len(files) > 40
+    found = {p.name: m.group() for p in files if (m := re.search(r"(?<![\w.])/(?:tmp|work|root|home|var)/\w[^\s]*", p.read_text(encoding="utf-8")))}
+    assert not found
 
 
 def test_every_code_has_a_page_with_two_examples() -> None:

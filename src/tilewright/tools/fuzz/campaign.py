@@ -8,6 +8,7 @@ finding, and the next case has a new child; an interrupt keeps what was counted.
 from __future__ import annotations
 
 import itertools
+import re
 import select
 import shutil
 import statistics
@@ -430,8 +431,13 @@ def _again(children: Children, header: Header, died: WorkerDied) -> tuple[Header
         answer["found"] = None
     if answer["found"] is None:
         kind = "hang" if died.timed_out else "crash"
-        answer["found"] = [kind, f"the child died: {died.detail}"]
+        answer["found"] = [kind, f"the child died: {_without_folders(died.detail)}"]
     return answer, data
+
+
+def _without_folders(text: str) -> str:
+    """The text of a traceback, whose files are named without the folders of this machine."""
+    return re.sub(r"(?<![\w.:/])(?:/[^\s/\"':]+)+/(?=[^\s/])", "", text)
 
 
 def _ask_third(state: _Run, children: Children, header: Header) -> None:

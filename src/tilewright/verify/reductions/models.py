@@ -279,7 +279,12 @@ def learn_model(run: Run, program: Program, sizes: Mapping[str, int] | None = No
 
 def _results(run: Run, specs: Sequence[InputSpec], seed: int) -> list[Array]:
     rng = np.random.default_rng(seed)
-    return [np.array(y, copy=True) for y in run([_draw(s, rng, False) for s in specs])]
+    return _copied(run([_draw(s, rng, False) for s in specs]))
+
+
+def _copied(results: Sequence[Array]) -> list[Array]:
+    """The results, which the next run may write over."""
+    return [np.array(y, copy=True) for y in results]
 
 
 def _varies(y: Array) -> bool:
@@ -445,11 +450,10 @@ def run_self_test(run: Run, test: SelfTest, seeds: int = 2, first_seed: int = 10
         rng = np.random.default_rng(seed)
         first = [_draw(s, rng, False) for s in test.inputs]
         second = [_draw(s, rng, False) for s in test.inputs]
-        bits = _bits(run(first))
+        results = _copied(run(first))
         run(second)
-        same = bits == _bits(run(first))
+        same = _bits(results) == _bits(run(first))
         out.append(Outcome("the same inputs give the same bits", same, 0.0 if same else np.inf))
-        results = _results(run, test.inputs, seed)
         for k in test.varied:
             ok = k < len(results) and _varies(results[k])
             relation = f"result {k} is not the same everywhere"
