@@ -166,7 +166,7 @@ def inline_reads(e: Expr, d: Definition, shape: tuple[int, ...]) -> Expr | None:
     for r in e.reads():
         if r.attr[0] != d.name:
             continue
-        subs, body = _body_at(d, r)
+        _, body = _body_at(d, r)
         if r.attr[1]:
             inner = d.body
             extents = {a.name: int_extent(a.extent) for a in d.axes}
