@@ -192,6 +192,26 @@ def table() -> list[Fit]:
         "(2^r - 1) / r on |r| <= 1/2 where less will do",
     )
     add(
+        "EXP_ROOT",
+        2,
+        0,
+        lambda r: (mp.exp(r) - 1 - r) / r**2,
+        lambda r: r**2 / mp.exp(r),
+        -half_ln2 / 16,
+        half_ln2 / 16,
+        "(exp(r) - 1 - r) / r^2 on |r| <= ln(2)/32",
+    )
+    add(
+        "EXP2_ROOT",
+        3,
+        0,
+        lambda r: (power(r) - 1) / r,
+        lambda r: r / power(r),
+        -half / 16,
+        half / 16,
+        "(2^r - 1) / r on |r| <= 1/32",
+    )
+    add(
         "LOG",
         8,
         19,
@@ -270,6 +290,58 @@ def table() -> list[Fit]:
     return fits
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """An odd function of f32 by `PIECES` polynomials: the i-th in x - i * width, |that| <= width / 2.
+
+    count: coefficients of each. The first polynomial has no constant, and the last ends at 1.
+    """
+
+    name: str
+    count: int
+    function: Real
+    width: mpf
+    note: str
+
+
+PIECES = 16
+
+
+def piecewise() -> list[Pieces]:
+    """Functions that the permutation of a table of 16 numbers makes cheap."""
+    return [
+        Pieces("ERF_PIECES", 6, mp.erf, mpf("0.25"), "erf(x) by x - i/4, |x| < 3.875"),
+        Pieces("TANH_PIECES", 8, mp.tanh, mpf(75) / 128, "tanh(x) by x - 75/128 i, |x| < 9.08"),
+    ]
+
+
+def fit_pieces(entry: Pieces) -> tuple[list[list[float]], float]:
+    """The coefficients, by power and then by piece, and the largest relative error."""
+    radius = entry.width / 2 * mpf("1.0001")
+    end = entry.function(PIECES * entry.width - entry.width / 2)
+    columns: list[list[float]] = []
+    errors: list[float] = []
+    for i in range(PIECES):
+        centre = i * entry.width
+
+        def target(t: mpf, i: int = i, centre: mpf = centre) -> mpf:
+            y = entry.function(centre + t)
+            if i == PIECES - 1:  # what is lacking to 1 at the end, added in proportion
+                y += (1 - end) * ((t + radius) / (2 * radius)) ** 2
+            return y / t if i == 0 else y
+
+        def weight(t: mpf, i: int = i, centre: mpf = centre) -> mpf:
+            return (t if i == 0 else mpf(1)) / entry.function(centre + t)
+
+        low = mpf(0) if i == 0 else -radius
+        count = entry.count - (i == 0)
+        one = Fit(entry.name, {"f32": count}, target, weight, low, {"f32": radius}, entry.note)
+        numbers, error = fit(one, "f32")
+        columns.append([0.0] * (i == 0) + numbers)
+        errors.append(error)
+    return [list(row) for row in zip(*columns, strict=True)], max(errors)
+
+
 def parts(value: mpf, *bits: int) -> list[float]:
     """`value` as an unevaluated sum: each part has at most that many significant bits."""
     result = []
@@ -328,6 +400,17 @@ def main(names: list[str]) -> None:
         print(f"{entry.name:12} {', '.join(errors)}", flush=True)
         comments = [entry.note, "Error: " + ", ".join(errors)]
         block(entry.name, comments, {dtype: numbers for dtype, (numbers, _) in found.items()})
+    for pieces in piecewise():
+        if names and pieces.name not in names:
+            continue
+        rows, error = fit_pieces(pieces)
+        print(f"{pieces.name:12} 2^{float(mp.log(error, 2)):.1f}", flush=True)
+        exported.append(pieces.name)
+        lines = [f"# {pieces.note}; by power, then by i", f"# Error: 2^{float(mp.log(error, 2)):.1f}"]
+        lines.append(f"{pieces.name}: tuple[tuple[float, ...], ...] = (")
+        for row in rows:
+            lines += ["    (", *(f"        {c!r}," for c in row), "    ),"]
+        blocks.append("\n".join([*lines, ")"]))
     if names:
         print("\n\n".join(blocks))
         return

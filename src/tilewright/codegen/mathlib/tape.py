@@ -147,13 +147,18 @@ class Tape:
     def const(self, elem: str, value: float) -> Value:
         """A constant in every lane, rounded to the element type."""
         if elem in _FLOATS:
-            number = struct.unpack("<f", struct.pack("<f", value))[0] if elem == "float" else value
-            text = f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
+            text = self._hexadecimal(elem, value)
         else:
             width = _BITS[elem]
             whole = int(value) & ((1 << width) - 1)
             text = str(whole - (1 << width) if whole >> (width - 1) else whole)
         return Value(self, text if self.lanes == 1 else f"splat ({elem} {text})", elem)
+
+    @staticmethod
+    def _hexadecimal(elem: str, value: float) -> str:
+        """A float, rounded to the element type, as LLVM writes it."""
+        number = struct.unpack("<f", struct.pack("<f", value))[0] if elem == "float" else value
+        return f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
 
     def real_const(self, value: float) -> Value:
         """A constant of the tape's dtype."""
@@ -320,6 +325,33 @@ class Tape:
     def has_avx512(self, elem: str) -> bool:
         """Whether the AVX-512 forms below exist for this element type and the tape's lane count."""
         return self.isa.avx512 and self.lanes * _BITS[elem] in (128, 256, 512)
+
+    def has_table(self) -> bool:
+        """Whether one instruction looks up sixteen numbers, one a lane."""
+        return self.isa.avx512 and self.dtype == "f32" and self.lanes <= 16
+
+    def look_up(self, table: tuple[float, ...], index: Value) -> Value:
+        """The number of `table`, which holds sixteen, at the low four bits of each lane's index."""
+        numbers = ", ".join(f"float {self._hexadecimal('float', x)}" for x in table)
+        known = self.write(f"bitcast <16 x float> <{numbers}> to <16 x float>", "float").text
+        words, kind = index.text, self.type("i32")
+        if self.lanes == 1:
+            words = self.write(f"insertelement <16 x i32> poison, i32 {words}, i32 0", "i32").text
+        elif self.lanes < 16:
+            words = self._shuffled(kind, words, 16, "i32").text
+        permute = "call <16 x float> @llvm.x86.avx512.permvar.sf.512"
+        found = self.write(f"{permute}(<16 x float> {known}, <16 x i32> {words})", "float")
+        if self.lanes == 1:
+            return self.write(f"extractelement <16 x float> {found.text}, i32 0", "float")
+        if self.lanes == 16:
+            return found
+        return self._shuffled("<16 x float>", found.text, self.lanes, "float")
+
+    def _shuffled(self, kind: str, text: str, lanes: int, elem: str) -> Value:
+        """The first lanes of a vector, or it with more that hold anything."""
+        order = ", ".join(f"i32 {k}" if k < self.lanes else "i32 poison" for k in range(lanes))
+        operands = f"{kind} {text}, {kind} poison"
+        return self.write(f"shufflevector {operands}, <{lanes} x i32> <{order}>", elem)
 
     def avx512(self, name: str, elem: str, *args: tuple[str, str]) -> Value:
         """`llvm.x86.avx512.mask.NAME` without masking; `args` are (type, text) before the mask."""
