@@ -19,7 +19,7 @@ from tilewright.ir.ranges import simplify
 from tilewright.lower import strips
 from tilewright.lower.builder import Builder, Tile
 from tilewright.lower.loops import emit_levels
-from tilewright.lower.prefetch import fetch_tile
+from tilewright.lower.prefetch import fetch_ahead, fetch_tile
 from tilewright.lower.reductions import emit_arg, emit_arg_lanes, emit_reduction, working_type
 from tilewright.lower.region import Fold, Region, StageSpec, converted, define, scope_of
 from tilewright.lower.tiles import TileScope
@@ -70,7 +70,10 @@ def _emit_tile(b: Builder, spec: StageSpec, r: Region, lanes: int) -> None:
     sizes = {a.name: r.lengths[a.name] for a in d.axes}
     scope = scope_of(b, spec, r, sizes)
     if d.reduction is None:
-        for m in (*spec.before, d, *spec.after):
+        members = (*spec.before, d, *spec.after)
+        if spec.prefetch:
+            fetch_ahead(b, scope, (x for m in members for x in m.reads()), spec.prefetch)
+        for m in members:
             define(scope, spec, m, scope.value(m.body))
         return
     if spec.fetches:

@@ -20,6 +20,7 @@ from tilewright.schedule.stages import stage_groups
 
 __all__ = ["space_of"]
 
+ROWS_BYTES = 16 << 10  # of rows that are asked for before they are read
 _ENOUGH = 32  # blocks a thread, so that they are shared out evenly
 
 
@@ -36,7 +37,7 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
     if kernel.stream:
         groups += _stream(kernel, target)
         guesses[kernel.stream] = int(groups[0].rows[0][0])
-    fetching = _fetching_stage(kernel)
+    ahead = _rows_ahead(kernel, target)
     for k in range(len(kernel.stages)):
         roles = stage_roles(kernel, k)
         extents = {a: min(n, guesses.get(a, n)) for a, n in roles.extents.items()}
@@ -45,7 +46,7 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
         if kernel.stream in roles.reduce:  # a tile that is moved back would be absorbed twice
             fixed = shared | set(roles.out)
         groups += stage_groups(
-            cut, target, k, fixed, threads, k == fetching, roles.extents, bool(kernel.sequence)
+            cut, target, k, fixed, threads, ahead.get(k, 0), roles.extents, bool(kernel.sequence)
         )
     if kernel.shared:
         groups += blocks
@@ -102,20 +103,37 @@ def _outer_trips(roles: StageRoles, groups: list[Group]) -> int:
     return ceil(roles.extents[roles.axis_of[name]] / max(1, int(size)))
 
 
-def _fetching_stage(kernel: Kernel) -> int:
-    """The stage that computes most among those that read a row from outside: the next row is
-    fetched under it.
+def _rows_ahead(kernel: Kernel, target: Target) -> dict[int, int]:
+    """By stage, how many rows ahead it should ask for what it reads from outside.
+
+    The stage that computes most while it sums asks for the next row, which arrives beside it. The
+    one that writes results past the caches asks for some more, where rows are short: its writes
+    leave the CPU nothing to look ahead with.
     """
+    out: dict[int, int] = {}
     best, weight = -1, 0
-    if not kernel.shared:
-        return best
-    for k, stage in enumerate(kernel.stages):
+    for k, stage in enumerate(kernel.stages if kernel.shared else ()):
         bodies = [kernel.definitions[m].body for m in stage.members]
         outside = any(r.attr[0] in kernel.layout_of for e in bodies for r in e.reads())
         w = sum(cost(e) for e in bodies)
-        if outside and w > weight and kernel.definitions[stage.anchor].reduction is not None:
+        if not outside:
+            continue
+        if kernel.definitions[stage.anchor].reduction is None:
+            out[k] = _rows_of_bytes(stage_roles(kernel, k), kernel, target)
+        elif w > weight:
             best, weight = k, w
-    return best
+    return {**out, best: 1}
+
+
+def _rows_of_bytes(roles: StageRoles, kernel: Kernel, target: Target) -> int:
+    """How many rows make `ROWS_BYTES`, of what is written past the caches as it is read."""
+    if any(is_symbolic(n) for n in roles.extents.values()):
+        return 0
+    inner = prod(n for a, n in roles.extents.items() if a not in kernel.shared)
+    size = inner * prod(roles.extents[a] for a in kernel.shared)
+    if roles.anchor.dtype.bytes * size <= target.kept_bytes:
+        return 0
+    return ROWS_BYTES // (roles.anchor.dtype.bytes * inner)
 
 
 def _blocks(kernel: Kernel, target: Target, threads: int) -> list[Group]:

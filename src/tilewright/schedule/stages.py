@@ -76,7 +76,7 @@ class StageSpace:
         number: int,
         shared: set[str],
         threads: int,
-        prefetches: bool,
+        ahead: int,
         full: dict[str, int],
         sequence: bool = False,
     ) -> None:
@@ -84,7 +84,7 @@ class StageSpace:
         self.r, self.target, self.p = roles, target, f"s{number}."
         self.shared = shared
         self.threads = threads
-        self.prefetches = prefetches
+        self.ahead = ahead  # rows that are asked for before they are read
         self.full = full  # extents before the shared axes were cut into blocks
         self.first: dict[str, Value] = {}
         self.known: dict[tuple[str, str | None], object] = {}
@@ -572,10 +572,8 @@ class StageSpace:
         return [Group((f"{p}rows", f"{p}strip"), ("tile", "tile"), tuple(rows))]
 
     def _prefetch(self) -> tuple[tuple[Value, ...], ...]:
-        """Ahead in shared points: worth it in the stage that computes most on a row that memory
-        delivers.
-        """
-        return ((1,), (0,), (2,)) if self.prefetches else ((0,), (1,))
+        """Ahead in shared points."""
+        return ((self.ahead,), (0,), (2 * self.ahead,)) if self.ahead else ((0,), (1,))
 
     @_once_a_lane
     def _streamed(self, lane: str | None) -> Access | None:
@@ -809,13 +807,13 @@ def stage_groups(
     number: int,
     shared: set[str],
     threads: int,
-    prefetches: bool = False,
+    ahead: int = 0,
     full: dict[str, int] | None = None,
     sequence: bool = False,
 ) -> list[Group]:
-    """All groups of stage `number`; `prefetches` marks the stage that should fetch the next row by
-    default; `sequence` one that runs in every step of a recurrence.
+    """All groups of stage `number`; `ahead` is how many rows ahead it asks for what it reads by
+    default; `sequence` marks one that runs in every step of a recurrence.
     """
     return StageSpace(
-        roles, target, number, shared, threads, prefetches, full or roles.extents, sequence
+        roles, target, number, shared, threads, ahead, full or roles.extents, sequence
     ).groups()
