@@ -107,8 +107,8 @@ def _rows_ahead(kernel: Kernel, target: Target) -> dict[int, int]:
     """By stage, how many rows ahead it should ask for what it reads from outside.
 
     The stage that computes most while it sums asks for the next row, which arrives beside it. The
-    one that writes results past the caches asks for some more, where rows are short: its writes
-    leave the CPU nothing to look ahead with.
+    one that writes results past the caches asks for some more, where rows are short: beside such
+    writes the CPU looks ahead too little.
     """
     out: dict[int, int] = {}
     best, weight = -1, 0
@@ -126,14 +126,17 @@ def _rows_ahead(kernel: Kernel, target: Target) -> dict[int, int]:
 
 
 def _rows_of_bytes(roles: StageRoles, kernel: Kernel, target: Target) -> int:
-    """How many rows make `ROWS_BYTES`, of what is written past the caches as it is read."""
+    """How many rows make `ROWS_BYTES`, one at least, of what is written past the caches as it is
+    read; none where a row would not stay in cache.
+    """
     if any(is_symbolic(n) for n in roles.extents.values()):
         return 0
     inner = prod(n for a, n in roles.extents.items() if a not in kernel.shared)
     size = inner * prod(roles.extents[a] for a in kernel.shared)
     if roles.anchor.dtype.bytes * size <= target.kept_bytes:
         return 0
-    return ROWS_BYTES // (roles.anchor.dtype.bytes * inner)
+    row = roles.anchor.dtype.bytes * inner
+    return max(1, ROWS_BYTES // row) if 4 * row <= target.l2_bytes else 0
 
 
 def _blocks(kernel: Kernel, target: Target, threads: int) -> list[Group]:
