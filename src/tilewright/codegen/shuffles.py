@@ -135,6 +135,8 @@ class Shuffles:
         ops, dtype, width = self.operations, value.type.dtype, value.width
         e, t = ops.element(dtype), ops.type(dtype, width)
         neutral = ops.literal(identity(monoid, dtype), dtype, width)
+        if monoid == "add" and dtype.is_float:  # zeros of this sign leave every sum as it is
+            neutral = ops.literal(-0.0, dtype, width)
         out: list[str] = []
         carry = ""
         for v in chunks:
