@@ -27,17 +27,19 @@ from tilewright.lower.region import Level, Region, StageSpec
 from tilewright.lower.stage import emit_stage
 from tilewright.lower.tiles import Place, TileScope
 from tilewright.schedule.roles import scatter_lane
+from tilewright.schedule.shares import share_of, shared_out
 
 if TYPE_CHECKING:
     from tilewright.lower.kernel import _Lowering
 
 __all__ = ["lower_scatter", "lower_sequence"]
 
+_PART = "part"  # the axis of a recurrence whose blocks run apart, whatever a stage calls it
 _PIECE = 1 << 14  # elements that are set at a time by one thread
 
 
 def lower_sequence(lowering: _Lowering) -> None:
-    """for t: stage; stage; ... in one serial phase.
+    """for t: stage; stage; ... in one phase: serial, or parts that never meet, each with all steps.
 
     States of 16-bit floats are kept, and computed with, in f32; what leaves is rounded once.
     """
@@ -58,27 +60,51 @@ def lower_sequence(lowering: _Lowering) -> None:
     steps = kernel.extents[kernel.sequence]
     first = 0 if is_symbolic(steps) else min(steps, _steps_before(kernel))
 
-    def step(at: Expr, ranges: dict[str, tuple[int, int]]) -> None:
+    parts = lowering.schedule.integer("par")
+    axes = shared_out(kernel, parts)
+
+    def step(at: Expr, ranges: dict[str, tuple[int, int]], part: Region) -> None:
         for spec in specs:
             b.enter(is_root=True)
             b.written = {lowering.places[m].buffer for s in kernel.stages for m in s.members}
             extents = {a.name: int_extent(a.extent) for a in spec.anchor.axes}
-            region = Region({a: E.const(0) for a in extents}, extents, {}, ranges)
+            starts = {a: E.const(0) for a in extents}
+            region = Region(starts, extents, {}, {**part.ranges, **ranges})
             levels = tuple(x for x in spec.levels if x.axis != kernel.sequence)
             region = region.narrowed(kernel.sequence, at, 1)
+            if axes:
+                own = axes[spec.anchor.name]
+                region = region.narrowed(own, part.starts[_PART], part.lengths[_PART])
             emit_stage(b, replace(spec, levels=levels, prefetch=()), region, lowering.lanes, [])
             for node in b.leave():
                 b.effect(node)
 
+    def every_step(part: Region) -> None:
+        for at in range(first):
+            step(E.const(at), {}, part)
+        if steps > first or not first:
+            var = b.counter()
+            b.enter(var, is_root=True)
+            step(E.index(var), {var: (first, max(first, steps - 1))}, part)
+            nodes = b.leave()
+            b.effect(For(var, E.const(first), E.const(steps), 1, nodes))
+
     b.enter(is_root=True)
-    for at in range(first):
-        step(E.const(at), {})
-    if steps > first or not first:
-        var = b.counter()
-        b.enter(var, is_root=True)
-        step(E.index(var), {var: (first, max(first, steps - 1))})
+    if not axes:
+        every_step(Region({}, {}, {}, {}))
+    else:
+        name, axis = next(iter(axes.items()))
+        extents = {a.name: int_extent(a.extent) for a in kernel.definitions[name].axes}
+        n = extents[axis]
+        block = share_of(n, parts)
+        number = b.counter()
+        count = -(-n // block)
+        b.enter(number, is_root=True)
+        whole = Region({_PART: E.const(0)}, {_PART: n}, {}, {}).with_range(number, count)
+        level = (Level(_PART, block, "peel"),)
+        emit_levels(b, level, whole, lowering.lanes, [E.index(number)], every_step)
         nodes = b.leave()
-        b.effect(For(var, E.const(first), E.const(steps), 1, nodes))
+        b.effect(For(number, E.const(0), E.const(count), 1, nodes, parallel=True))
     lowering.phases.append(Phase(b.leave()))
     lowering.kernel = given
     for d in narrow:

@@ -15,6 +15,7 @@ from tilewright.ir.kernel import Kernel
 from tilewright.machine.target import Target
 from tilewright.schedule.roles import StageRoles, scatter_lane, stage_roles
 from tilewright.schedule.schedule import Value
+from tilewright.schedule.shares import share_of, shared_out
 from tilewright.schedule.space import Group, Space
 from tilewright.schedule.stages import stage_groups
 
@@ -38,9 +39,13 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
         groups += _stream(kernel, target)
         guesses[kernel.stream] = int(groups[0].rows[0][0])
     ahead = _rows_ahead(kernel, target)
+    apart = shared_out(kernel, threads)
     for k in range(len(kernel.stages)):
         roles = stage_roles(kernel, k)
         extents = {a: min(n, guesses.get(a, n)) for a, n in roles.extents.items()}
+        if apart:
+            own = apart[kernel.stages[k].anchor]
+            extents[own] = share_of(extents[own], threads)
         cut = replace(roles, extents=extents)
         fixed = shared
         if kernel.stream in roles.reduce:  # a tile that is moved back would be absorbed twice
@@ -53,6 +58,8 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
         depth = len(kernel.shared)
         groups.append(Group(("par",), ("choice",), ((depth,), (1,)) if depth > 1 else ((1,),)))
         groups.append(Group(("chunk",), ("choice",), ((1,), (2,), (4,), (8,))))
+    elif apart:
+        groups.append(Group(("par",), ("choice",), ((threads,), (0,))))
     elif not kernel.sequence:
         roles = stage_roles(kernel, 0)
         points = prod(roles.extents.values())
