@@ -33,8 +33,10 @@ MAX_BODY = 512  # vector operations in an innermost body
 _LATENCY = 400  # cycles that memory takes to answer, roughly
 MOST_THIN = 64  # rows for which an operand that comes from memory sets the pace
 AHEAD_BYTES = 8192  # how far ahead of its use memory is asked for what is read once
-TURNED_CYCLES = 40.0  # a vector of results that is turned and stored in pieces
+TURNED_CYCLES = 40.0  # a vector of results that is turned and stored element by element
+_RUN = 6  # elements side by side from which on the turning itself sets the pace, not the stores
 _TURNED = 4  # vectors from which on they are turned in registers
+_SHORT_SUM = 8  # products of a sum that is dearer to store than to compute
 _HIDDEN = 4  # weight of what follows a sum that goes beside its loads
 MEMORY_CYCLES = 0.17  # of a byte that comes from memory
 _EXTREME_CYCLES = 10.0  # until a maximum that lets NaN through is known
@@ -415,6 +417,10 @@ class StageSpace:
         """
         across, gathered = self._turned(lane)
         cycles = across * live
+        if prod(self.r.extents[k] for k in self.r.reduce) <= _SHORT_SUM:
+            # Long sums wait for such stores; here they go beside the next vectors' products.
+            beside = [a for w in self.r.writes for a, s in w.strides.items() if s == 1]
+            cycles /= min(_RUN, max([sizes.get(a, 1) for a in beside], default=1))
         turned = self._lies_across(lane) and sizes.get(self.r.reduce[-1], 1) >= _TURNED
         for axes in gathered:
             points = prod([n for a, n in sizes.items() if a in axes])
@@ -658,12 +664,22 @@ class StageSpace:
         if in_matrices and at and not r.split[0]:
             # Rows of A stay close, panels of B come one after the other.
             orders.insert(0, [*batch, *m, *columns])
+        along = [a for a in r.out if a != lane]
+        along.sort(key=lambda a: -max([w.strides.get(a) or 0 for w in r.writes] or [0]))
+        if at and depth <= _SHORT_SUM and along and self._is_scattered(lane, along[-1]):
+            # A line of results is written by one thread, and at once.
+            orders.insert(0, [*at, *(name[a] for a in along)])
         near = 2 * self._b_bytes() <= self.target.l1_bytes
         near |= depth <= 8 * self.lanes and 16 * self._b_bytes() <= self.target.l2_bytes
         if at and near and width > 2 * self.lanes:
             # All of B stays close: rows are written whole, which memory likes better than columns.
             orders.insert(0, [*batch, *m, *columns])
         return list(dict.fromkeys(",".join(o) for o in orders))
+
+    def _is_scattered(self, lane: str | None, axis: str) -> bool:
+        """Whether lanes of results lie apart, and positions of another axis side by side."""
+        strides = [w.strides for w in self.r.writes]
+        return any((x.get(lane or "") or 0) > 1 and x.get(axis) == 1 for x in strides)
 
     def _reduce_orders(self) -> list[str]:
         """The axis along which operand A is contiguous goes innermost."""
