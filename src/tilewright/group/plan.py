@@ -21,6 +21,7 @@ from tilewright.group.layouts import choose_layouts
 from tilewright.group.merge import merge_axes, split_axes
 from tilewright.group.normalize import normalize
 from tilewright.group.padding import pad_inputs
+from tilewright.group.rings import ring
 from tilewright.ir import expr as E
 from tilewright.ir.expr import Expr
 from tilewright.ir.extent import assuming
@@ -64,6 +65,11 @@ def _planned(program: Program, target: Target) -> tuple[Plan, list[Decision]]:
     p = prepare(program, target)
     p, groups, definitions, decisions = group_program(p, target)
     layouts, alias = choose_layouts(p, groups, definitions)
+    for g in groups:
+        if isinstance(g.statement, Recurrence):
+            leaving = {n for n in g.names() if n in alias or _leaves(n, g, p, definitions)}
+            rings = {n: ring(g.statement, n, layouts[n], leaving) for n in g.names()}
+            layouts |= {n: x for n, x in rings.items() if x is not None}
     groups = [
         g
         for g in groups
@@ -179,9 +185,10 @@ def _kernel(
                     reads.setdefault(r.attr[0])
     inputs = tuple(p.tensors[n] for n in reads if n not in constants)
     consts = tuple((p.tensors[n], constants[n]) for n in reads if n in constants)
-    results = tuple(n for s in body for n in _defined(s) if n in crossing)
+    kept = [n for s in body for n in _defined(s) if n in crossing]
+    results = tuple(n for n in kept if not layouts[n].is_ring)
     program = Program("k", inputs, tuple(body), results, p.dims, consts)
-    border = [t.name for t in inputs] + [t.name for t, _ in consts] + list(results)
+    border = [t.name for t in inputs] + [t.name for t, _ in consts] + kept
     border_layouts = tuple((n, layouts[n]) for n in border)
     kernel = Kernel(program, stages, border_layouts, g.shared, sequence, g.stream)
     if g.statement is None:
@@ -198,7 +205,8 @@ def _leaves(name: str, g: Group, p: Program, definitions: dict[str, Definition])
         if n not in own and name in d.read_names:
             return True
 
-    return any(not isinstance(s, Definition) and name in statement_reads(s) for s in p.body)
+    others = (s for s in p.body if s is not g.statement and not isinstance(s, Definition))
+    return any(name in statement_reads(s) for s in others)
 
 
 def _defined(s: Statement) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 In: logical shapes. Out: `Layout`, its address expressions, packing of NumPy arrays, text. Numbers
 may be symbolic extents (ir/extent.py), printed in brackets; arrays need a layout without them.
-Invariants: a layout is an injection over the tensor's index box widened by its halo; the addresses
-lie in 0 .. size-1.
+Invariants: a layout is an injection over the tensor's index box widened by its halo, unless it is a
+ring; the addresses lie in 0 .. size-1.
 """
 
 from __future__ import annotations
@@ -116,6 +116,13 @@ class Layout:
             return self
         terms = [t for t in self.terms if t.axis not in cut or t.divisor == 1]
         return replace(self, terms=tuple(replace(t, modulus=0) for t in terms))
+
+    @cached_property
+    def is_ring(self) -> bool:
+        """Do positions of the first axis go round in it, so that it keeps the last ones only?"""
+        mine = [t for t in self.terms if t.axis == 0]
+        modulus = mine[0].modulus if len(mine) == 1 else 0
+        return modulus > 0 and mine[0].divisor == 1 and self.shape[0] > modulus
 
     @cached_property
     def is_row_major(self) -> bool:

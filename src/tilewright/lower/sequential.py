@@ -49,7 +49,7 @@ def lower_sequence(lowering: _Lowering) -> None:
     final: dict[str, Place] = {}
     for d in narrow:
         final[d.name] = old = lowering.places[d.name]
-        layout = dense(old.layout.shape)
+        layout = old.layout if old.layout.is_ring else dense(old.layout.shape)
         buffer = Buffer(f"w{len(lowering.workspace)}", F32, E.const(layout.size), "arena")
         lowering.workspace.append(buffer)
         lowering.places[d.name] = Place(buffer.name, layout, F32)
@@ -108,6 +108,8 @@ def lower_sequence(lowering: _Lowering) -> None:
     lowering.phases.append(Phase(b.leave()))
     lowering.kernel = given
     for d in narrow:
+        if final[d.name].layout.is_ring:
+            continue  # nothing outside reads it
         wide = {"wide": lowering.places[d.name]}
         read = E.read("wide", [a.index for a in d.axes], F32)
         _elementwise(lowering, d.name, d.axes, final[d.name], E.cast(read, d.dtype), wide)

@@ -308,13 +308,14 @@ def _run_kernel(p: Printed) -> Runnable:
     """One kernel, as a plan of its own."""
     number, kernel = next(iter(p.kernels.items()))
     constants = {t.name: key for t, key in kernel.program.constants}
-    results = set(kernel.program.results)
+    places = dict.fromkeys(kernel.definitions, "arena") | dict.fromkeys(constants, "const")
+    places |= dict.fromkeys(kernel.program.results, "output")
     buffers = tuple(
         PlanBuffer(
             name,
             kernel.program.tensors[name].dtype,
             layout,
-            "const" if name in constants else "output" if name in results else "input",
+            places.get(name, "input"),
             constants.get(name, ""),
         )
         for name, layout in kernel.layouts
