@@ -22,6 +22,7 @@ from tilewright.schedule.stages import stage_groups
 __all__ = ["space_of"]
 
 ROWS_BYTES = 16 << 10  # of rows that are asked for before they are read
+_SERIAL = 16_384  # points: a few microseconds, which do not pay for waking a second thread
 _ENOUGH = 32  # blocks a thread, so that they are shared out evenly
 
 
@@ -39,6 +40,7 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
         groups += _stream(kernel, target)
         guesses[kernel.stream] = int(groups[0].rows[0][0])
     ahead = _rows_ahead(kernel, target)
+    rows: list[tuple[Value, ...]]
     apart = shared_out(kernel, threads)
     for k in range(len(kernel.stages)):
         roles = stage_roles(kernel, k)
@@ -59,20 +61,23 @@ def space_of(kernel: Kernel, target: Target, threads: int = 1) -> Space:
         groups.append(Group(("par",), ("choice",), ((depth,), (1,)) if depth > 1 else ((1,),)))
         groups.append(Group(("chunk",), ("choice",), ((1,), (2,), (4,), (8,))))
     elif apart:
-        groups.append(Group(("par",), ("choice",), ((threads,), (0,))))
+        every = (stage_roles(kernel, k).extents.values() for k in range(len(kernel.stages)))
+        points = sum(map(prod, every))
+        serial = not is_symbolic(points) and points < _SERIAL
+        rows = [(0,), (threads,)] if serial else [(threads,), (0,)]
+        groups.append(Group(("par",), ("choice",), tuple(rows)))
     elif not kernel.sequence:
         roles = stage_roles(kernel, 0)
         points = prod(roles.extents.values())
         outer = len(roles.out)
-        # Work below a few microseconds does not pay for waking a second thread.
-        serial = points < 16_384
+        serial = points < _SERIAL
         # Loops of a fused counter divide for each block, so one does where it is long enough.
         long = outer > 1 and _outer_trips(roles, groups) >= _ENOUGH * threads
         alone = long and not roles.is_contraction
         depths: list[int] = [x for x in ((1, 2, 3) if alone else (2, 1, 3)) if x <= max(1, outer)]
         if outer > 2 and roles.is_contraction:
             depths = [x for x in (3, 2, 1) if x <= outer]
-        rows: list[tuple[Value, ...]] = [(x,) for x in depths]
+        rows = [(x,) for x in depths]
         rows = [(0,), *rows] if serial else [*rows, (0,)]
         groups.append(Group(("par",), ("choice",), tuple(rows)))
         groups.append(Group(("chunk",), ("choice",), ((1,), (2,), (4,), (8,), (16,))))
@@ -129,18 +134,18 @@ def _rows_ahead(kernel: Kernel, target: Target) -> dict[int, int]:
             out[k] = _rows_of_bytes(stage_roles(kernel, k), kernel, target)
         elif w > weight:
             best, weight = k, w
-    return {**out, best: 1}
+    return {**out, best: 1} if best >= 0 else out
 
 
 def _rows_of_bytes(roles: StageRoles, kernel: Kernel, target: Target) -> int:
     """How many rows make `ROWS_BYTES`, one at least, of what is written past the caches as it is
     read; none where a row would not stay in cache.
     """
-    if any(is_symbolic(n) for n in roles.extents.values()):
-        return 0
     inner = prod(n for a, n in roles.extents.items() if a not in kernel.shared)
-    size = inner * prod(roles.extents[a] for a in kernel.shared)
-    if roles.anchor.dtype.bytes * size <= target.kept_bytes:
+    rows = prod(roles.extents.get(a, 1) for a in kernel.shared)
+    if is_symbolic(inner) or not inner:
+        return 0
+    if not is_symbolic(rows) and roles.anchor.dtype.bytes * inner * rows <= target.kept_bytes:
         return 0
     row = roles.anchor.dtype.bytes * inner
     return max(1, ROWS_BYTES // row) if 4 * row <= target.l2_bytes else 0

@@ -98,3 +98,9 @@ def test_the_loop_over_parts_is_outside_of_the_steps(batch: int, parts: int) -> 
     assert loop is not None and int(loop.hi.attr) == -(-batch // -(-batch // parts))
     serial = lower_kernel(kernel, space_of(kernel, target, 1).default(), target).nest
     assert all(p.parallel is None for p in serial.phases[-1:])
+
+
+def test_little_work_stays_on_one_thread() -> None:
+    for width, first in ((8, 0), (64, 2)):
+        (kernel,) = kernels(RNN, T=4, B=8, H=width)
+        assert dict(space_of(kernel, Target.native(), 2).default().items)["par"] == first
