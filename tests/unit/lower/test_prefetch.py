@@ -13,6 +13,7 @@ from tilewright.ir.kernel import Kernel
 from tilewright.ir.nest import For, If, Load, LoopNest, Prefetch
 from tilewright.ir.program import Program, array_key
 from tilewright.ir.program_parser import parse_program
+from tilewright.ir.ranges import simplify
 from tilewright.lower.kernel import Lowered, lower
 from tilewright.machine.target import Target
 from tilewright.schedule.kernel_space import space_of
@@ -113,3 +114,29 @@ def test_a_long_rest_of_a_short_axis_is_a_tile_of_its_own(rows: int, tail: str) 
     height = space.default().integer("s0.reg.m0")
     assert rows % height
     assert tails[0] == (tail,)
+
+
+NORM = """program p(x: f32[{m}, {n}]):
+  s: f32[i<{m}] = sum(j<{n}) x[i, j] * x[i, j]
+  y: f32[i<{m}, j<{n}] = x[i, j] / sqrt(s[i])
+  return y
+"""
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "rows"), [(1 << 20, 256, 16), (1 << 18, 1024, 4), (1 << 16, 8192, 1), (64, 1024, 0)]
+)
+def test_rows_are_asked_for_by_the_stage_that_writes(m: int, n: int, rows: int) -> None:
+    """16 KB ahead, one row at least, where results do not stay in cache."""
+    plan, _ = plan_program(parse_program(NORM.format(m=m, n=n)), TARGET)
+    (kernel,) = plan.kernels
+    default = space_of(kernel, TARGET).default()
+    assert default.integer("s0.prefetch") == 1 and default.integer("s1.prefetch") == rows
+    nest = nest_of(kernel, **{"s0.prefetch": 0})
+    found = 0
+    for loop in (x for phase in nest.phases for x in loops(phase.body)):
+        for p in (n for n in loop.body if isinstance(n, Prefetch)):
+            (base,) = (n.base for n in loop.body if isinstance(n, Load) and n.buffer == p.buffer)
+            assert simplify(p.base - base, {}) == E.const(rows * n)
+            found += 1
+    assert found == (rows > 0)
