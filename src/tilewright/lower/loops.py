@@ -124,12 +124,32 @@ def emit_levels(
     if full == 1:
         body_at(E.const(0))()
     else:
-        var = b.counter()
-        r = region.with_range(var, full)
-        at = start + E.index(var) * level.block
-        _loop(b, var, full, lambda: descend(r.narrowed(level.axis, at, level.block)))
+        _blocks(b, level, region, full, descend)
     if rest:
         tail()
+
+
+def _blocks(
+    b: Builder, level: Level, region: Region, count: int, descend: Callable[[Region], None]
+) -> None:
+    """A loop over whole blocks; where the level says so, from its end."""
+
+    def loop(from_end: bool) -> None:
+        var = b.counter()
+        i: Expr = E.index(var)
+        at = region.starts[level.axis] + (count - 1 - i if from_end else i) * level.block
+        one = region.with_range(var, count).narrowed(level.axis, at, level.block)
+        _loop(b, var, count, lambda: descend(one))
+
+    if level.turn is None:
+        loop(False)
+        return
+    ways = []
+    for from_end in (False, True):
+        b.enter()
+        loop(from_end)
+        ways.append(b.leave())
+    b.effect(If(E.compare("eq", level.turn, E.const(0)), ways[0], ways[1]))
 
 
 def _blocks_of_sums(

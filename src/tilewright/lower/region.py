@@ -44,12 +44,14 @@ class Level:
     counted: one code for all blocks, whose valid positions are counted at run time; or sized: where
     the length is known at run time only, one tile of what is left; or block: what is inside counts
     the positions of the last block itself. A reduced axis may have a level of "sums": what is
-    inside absorbs a block of it, and sums wait in scratch from block to block.
+    inside absorbs a block of it, and sums wait in scratch from block to block. Where `turn` is not
+    0 the loop runs from its end.
     """
 
     axis: str
     block: int
     tail: str = "peel"
+    turn: Expr | None = None
 
 
 @dataclass(frozen=True)

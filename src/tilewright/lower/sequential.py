@@ -54,9 +54,13 @@ def lower_sequence(lowering: _Lowering) -> None:
         lowering.workspace.append(buffer)
         lowering.places[d.name] = Place(buffer.name, layout, F32)
     specs = []
+    turning: list[bool] = []  # stages whose panels are passed there and back again
     for k in range(len(kernel.stages)):
         spec, roles = lowering.spec(k, {kernel.sequence})
         specs.append(lowering.pack_lanes(k, roles, spec))
+        outer = [x.axis for x in spec.levels if x.axis != kernel.sequence][:1]
+        turns = lowering.schedule.integer(f"s{k}.turn") and roles.b is not None
+        turning.append(bool(turns) and roles.b is not None and any(map(roles.b.uses, outer)))
     steps = kernel.extents[kernel.sequence]
     first = 0 if is_symbolic(steps) else min(steps, _steps_before(kernel))
 
@@ -64,13 +68,15 @@ def lower_sequence(lowering: _Lowering) -> None:
     axes = shared_out(kernel, parts)
 
     def step(at: Expr, ranges: dict[str, tuple[int, int]], part: Region) -> None:
-        for spec in specs:
+        for spec, turns in zip(specs, turning, strict=True):
             b.enter(is_root=True)
             b.written = {lowering.places[m].buffer for s in kernel.stages for m in s.members}
             extents = {a.name: int_extent(a.extent) for a in spec.anchor.axes}
             starts = {a: E.const(0) for a in extents}
             region = Region(starts, extents, {}, {**part.ranges, **ranges})
             levels = tuple(x for x in spec.levels if x.axis != kernel.sequence)
+            if turns and at.op != "const":
+                levels = (replace(levels[0], turn=at % 2), *levels[1:])
             region = region.narrowed(kernel.sequence, at, 1)
             if axes:
                 own = axes[spec.anchor.name]
