@@ -51,7 +51,7 @@ class Fill:
 class Buffer:
     """Memory of one argument. "input" is read only; "output" may be verified; "scratch" is the
     kernel's own (an arena part). `align` is honoured when guard pages decide where it lies. A
-    `cold` input is put out of the caches before each timed run."""
+    `cold` one is put out of the caches before each timed run."""
 
     size_bytes: int
     role: Literal["input", "output", "scratch"]

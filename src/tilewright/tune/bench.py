@@ -96,7 +96,7 @@ def _low(samples: Sequence[float]) -> float:
 
 class Job:
     """One kernel to measure: its arrays by tensor name (inputs and constants, logical). `cold`:
-    those of them that a run finds in memory, not in a cache.
+    tensors that a run finds in memory, not in a cache.
     """
 
     def __init__(
@@ -151,14 +151,15 @@ class Job:
         layout = self.kernel.layout_of.get(b.name)
         if layout is None:
             return C.Buffer(size, "scratch")
+        is_cold = b.name in self.cold
         if b.name in self._arrays:
             layout = low.layouts.get(b.name, layout)
-            is_cold = b.name in self.cold
             return C.Buffer(size, "input", self._packed(b.name, layout), cold=is_cold)
         if layout.halo:  # the plan fills what lies around the tensor, once
             around = np.full(layout.size, layout.fill, b.dtype.np)
-            return C.Buffer(size, "output", C.Fill("values", values=around.tobytes()))
-        return C.Buffer(size, "output")
+            fill = C.Fill("values", values=around.tobytes())
+            return C.Buffer(size, "output", fill, cold=is_cold)
+        return C.Buffer(size, "output", cold=is_cold)
 
     def candidate(self, built: Built) -> C.Candidate:
         """A candidate as the measuring process wants it."""

@@ -191,8 +191,9 @@ def tune_plan(
 
 
 def _cold(plan: Plan, target: Target) -> dict[int, frozenset[str]]:
-    """By kernel, the large constants of a model that is larger than the caches: from one run to the
-    next all of it passes through them, so each kernel finds its weights in memory.
+    """By kernel, what it finds in memory and not in a cache: the weights of a model that is larger
+    than the caches, as from one run to the next all of it passes through them; and tensors that
+    alone fill half of the largest, of which a cycle over the same memory would find a part there.
     """
     buffers = {b.name: b for b in plan.buffers}
     if sum(b.bytes for b in plan.buffers) <= target.l3_bytes:
@@ -202,9 +203,11 @@ def _cold(plan: Plan, target: Target) -> dict[int, frozenset[str]]:
         if isinstance(step, KernelCall) and step.kernel not in out:
             names = (n for n, _ in plan.kernels[step.kernel].layouts)
             held = zip(names, (buffers[b] for b in step.buffers), strict=True)
+            least = {"const": _COLD_BYTES}
             out[step.kernel] = frozenset(
                 n for n, b in held
-                if b.place == "const" and _COLD_BYTES <= b.bytes <= _COLD_TIMES * target.l3_bytes
+                if least.get(b.place, target.l3_bytes // 2) <= b.bytes
+                and b.bytes <= _COLD_TIMES * target.l3_bytes
             )  # fmt: skip
     return out
 

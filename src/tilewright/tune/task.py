@@ -90,7 +90,7 @@ class Candidate:
 
 class Task:
     """A kernel to tune. `calls`: how often the plan runs it, and kernels equal to it. `cold`:
-    operands that it finds in memory, as the rest of the model drives them out of the caches.
+    tensors that it finds in memory, as they or the rest of the model do not stay in a cache.
     """
 
     def __init__(

@@ -358,6 +358,27 @@ def test_a_kernel_that_the_budget_did_not_reach_waits_for_a_larger_one(
     assert tuned(plan, path, budget_s=2.5).kernels_tuned == 0
 
 
+def test_tensors_that_do_not_stay_in_cache_are_cold() -> None:
+    """A cycle over one buffer would find a part of it in the last cache, which no caller's data is."""
+    text = """program p(x: f32[512, 1024], s: f32[1024]):
+  y: f32[i<512, j<1024] = x[i, j] * s[j]
+  z: f32[i<512] = sum(j<1024) y[i, j]
+  return y, z
+"""
+    plan = plan_program(parse_program(text), TARGET)[0]
+    for l3_bytes, count in ((64 << 20, 0), (4 << 20, 2), (1 << 18, 0)):
+        cold = _cold(plan, replace(TARGET, l3_bytes=l3_bytes))
+        sizes = [x.size for k, names in cold.items() for n, x in plan.kernels[k].layouts if n in names]
+        assert sizes == [512 * 1024] * count
+    (task,) = _tasks(plan, replace(TARGET, l3_bytes=4 << 20), 1)
+    built = task.default_candidate()
+    assert not isinstance(built, Rejected)
+    built.data = b""
+    job = Job(task.kernel, 1, task.arrays({}), built.built, task.cold)
+    marked = [b.role for b in job.candidate(built.built).buffers if b.cold]
+    assert marked == ["input", "output"]
+
+
 def test_weights_of_a_model_beyond_the_caches_are_cold() -> None:
     """Only large constants, and only where all of the model does not stay in the last cache."""
     text = """program p(x: f32[8, 512], w: f32[512, 1024], v: f32[1024, 8]):
