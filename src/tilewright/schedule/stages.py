@@ -479,7 +479,7 @@ class StageSpace:
         if self.sequence and r.is_contraction and r.b is not None and r.b.constant:
             # Panels that pass through L2 in every step: what the last ones left is met first.
             passes = self.target.l2_bytes < 2 * self._b_bytes() < 16 * self.target.l2_bytes
-            out.append(Group((f"{p}turn",), ("flag",), ((1,), (0,)) if passes else ((0,),)))
+            out.append(Group((f"{p}turn",), ("flag",), ((1,), (0,)) if passes else ((0,), (1,))))
         out += self._strips(lane)
         for a in r.out:
             if a != lane and int(first.get(f"{p}reg.{r.names[a]}", 1)) > 1:

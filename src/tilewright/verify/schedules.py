@@ -152,7 +152,7 @@ def schedules_of(space: Space, rng: np.random.Generator, count: int) -> Iterator
 # Every kind of parameter that a Space may have.
 _PARAMETERS = """
     ahead block blocks border chunk fetch lane nt order pack par parts prefetch reduce reg rows
-    stream strip tail tile
+    stream strip tail tile turn
 """
 PARAMETERS = frozenset(_PARAMETERS.split())
 
